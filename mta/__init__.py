@@ -1,0 +1,1 @@
+"""The message transfer agent that knows where it lives."""

@@ -1,0 +1,1 @@
+"""Control and submission sockets, logs, metrics, HTTP."""

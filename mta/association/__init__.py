@@ -1,0 +1,1 @@
+"""Thin Twisted adapters over the wire machines, and the two doors."""

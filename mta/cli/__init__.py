@@ -1,0 +1,1 @@
+"""The mta, mailq and sendmail commands; imports no Twisted."""

@@ -1,0 +1,1 @@
+"""The ownership machine, the tenure, and the built-in cluster resources."""

@@ -1,0 +1,1 @@
+"""Text to one frozen Config, or every error with line and column."""

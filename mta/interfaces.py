@@ -1,0 +1,632 @@
+"""Every contract of the house, and nothing else. A plugin author starts here.
+
+Conventions that hold for all of them:
+
+- `Deferred[X]` is awaited by whoever called; nobody is called upstream. Cancelling is normal.
+- `X | Deferred[X]` ("at once or later") is answered at once wherever that is possible: the hot path
+  pays for a Deferred only when something really waits.
+- Times: `monotonic` is seconds of CLOCK_BOOTTIME (it counts while the machine sleeps), `wall` is
+  seconds since 1970. Sizes are octets.
+- A contract grows by an add-on interface found with `providedBy`, never by an optional argument.
+- Each contract has a conformance suite in `mta.testing` that every implementation passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol
+from zope.interface import Attribute, Interface
+
+from mta.model import (
+    Address,
+    AddressInstance,
+    Claim,
+    Connector,
+    Doubt,
+    DueWork,
+    Envelope,
+    EpochRecord,
+    FourTuple,
+    Grant,
+    Guarantees,
+    Health,
+    Intent,
+    IPAddress,
+    MailHost,
+    MessageState,
+    NextHop,
+    Outcome,
+    PeerInfo,
+    QueueAct,
+    QueueEntry,
+    QueueFilter,
+    Recovery,
+    Reply,
+    Result,
+    Route,
+    SpoolStats,
+    Unroutable,
+    VirtualAddress,
+    VirtualServer,
+)
+from mta.telemetry import Telemetry
+
+# --- time, disk, threads ----------------------------------------------------------------------
+
+
+class ITimer(Interface):
+    """A call that lies ahead."""
+
+    def cancel() -> None:
+        """Forget it. Harmless when it has run or was cancelled."""
+
+
+class IClock(Interface):
+    """The only source of time. The reactor's in the product, a virtual one in tests."""
+
+    def call_later(seconds: float, call: Callable[..., object], *arguments: object) -> ITimer:
+        """Run `call(*arguments)` on the reactor thread after `seconds` of CLOCK_BOOTTIME."""
+
+    def monotonic() -> float:
+        """CLOCK_BOOTTIME, seconds."""
+
+    def wall() -> float:
+        """CLOCK_REALTIME, seconds since 1970. Orders nothing and fences nothing."""
+
+
+class IExecutor(Interface):
+    """Hands work to threads. In tests every step is under the test's control."""
+
+    def submit(call: Callable[..., Any], *arguments: object) -> Deferred[Any]:
+        """Run `call(*arguments)` on a worker thread; its result or failure arrives on the
+        reactor thread. A call that has begun cannot be cancelled: cancelling only forgets it.
+        """
+
+    def loop(step: Callable[[], Callable[[], None] | None], name: str) -> ILoop:
+        """A thread of its own which calls `step` whenever it was woken.
+
+        `step` does one unit of blocking work and answers a callable to run on the reactor thread
+        (or None), and is called again until it answers None with nothing to do.
+        """
+
+    def stop() -> None:
+        """Let running calls end; accept no more."""
+
+
+class ILoop(Interface):
+    """One dedicated thread: the spool's committer."""
+
+    def wake() -> None:
+        """There is work. Cheap, from any thread, any number of times."""
+
+    def stop() -> None:
+        """End after the present step and wait for it."""
+
+
+class IDisk(Interface):
+    """Every file call of the spool and of Maildir. In tests: a disk that forgets what was not
+    synced, tears the last write, and fails on demand. Blocking; called on worker threads.
+
+    Paths are absolute `str`. Errors are OSError with the kernel's errno, nothing else.
+    """
+
+    def open(path: str, flags: int, mode: int = 0o600) -> int:
+        """os.open with O_CLOEXEC added."""
+
+    def close(fd: int) -> None: ...
+
+    def pread(fd: int, octets: int, offset: int) -> bytes:
+        """Up to `octets`; fewer only at the end of the file."""
+
+    def pwritev(fd: int, pieces: Sequence[bytes], offset: int) -> None:
+        """Write all `pieces` behind one another from `offset`; short writes are continued."""
+
+    def fdatasync(fd: int) -> None: ...
+
+    def fsync(fd: int) -> None: ...
+
+    def sync_directory(path: str) -> None:
+        """fsync the directory, so that names made or removed in it are durable."""
+
+    def link(source: str, target: str) -> None:
+        """link(2); FileExistsError when `target` exists."""
+
+    def unlink(path: str) -> None: ...
+
+    def mkdir(path: str, mode: int = 0o700) -> None: ...
+
+    def listdir(path: str) -> list[str]: ...
+
+    def exists(path: str) -> bool: ...
+
+    def size(fd: int) -> int: ...
+
+    def truncate(fd: int, octets: int) -> None: ...
+
+    def free_octets(path: str) -> int:
+        """What an unprivileged writer can still use on that file system."""
+
+    def filesystem(path: str) -> str:
+        """The type's name as /proc/mounts has it: ext4, xfs, tmpfs, nfs4 ..."""
+
+
+# --- tenure, doors ----------------------------------------------------------------------------
+
+
+class IRevocable(Interface):
+    """Something that must not outlive a tenure: a listening port, an association."""
+
+    def revoke() -> None:
+        """Close the descriptor now (abortively), before returning. Never raises."""
+
+
+class ITenure(Interface):
+    """The capability to act as the virtual server. Minted in mta.cluster.tenure only."""
+
+    epoch: int = Attribute("The published epoch.")
+    network_name: str = Attribute("EHLO name, Received by, Reporting-MTA, TLS name.")
+    addresses: tuple[VirtualAddress, ...] = Attribute("The usable addresses, never empty.")
+    is_live: bool = Attribute("False for ever once revoked.")
+
+    def adopt(revocable: IRevocable) -> None:
+        """It will be revoked with this tenure. @raise TenureRevoked: too late."""
+
+    def disown(revocable: IRevocable) -> None:
+        """It has closed by itself. Harmless when unknown."""
+
+    def check() -> None:
+        """Re-read the epoch (under 1 us). @raise Fenced: a newer one exists.
+        @raise TenureRevoked: this tenure has ended.
+        """
+
+    def address_for(family: int) -> VirtualAddress:
+        """The first usable address of AF_INET or AF_INET6.
+        @raise TransientFailure: none; the kernel's choice is never taken instead.
+        """
+
+
+class IDoors(Interface):
+    """The two doors of law 1. Everything that reaches the network goes through one of them."""
+
+    def connect(
+        tenure: ITenure, host: str, port: int, protocol: IProtocol, timeout: float
+    ) -> Deferred[IProtocol]:
+        """Open an association to an IP address, bound to the tenure's address of its family.
+
+        The transport is adopted by the tenure; getsockname() was verified before it fires.
+        @raise TransientFailure: not reachable, or no address of that family.
+        @raise WrongSourceAddress: the kernel bound another address; it was aborted.
+        """
+
+    def listen(
+        tenure: ITenure,
+        address: VirtualAddress,
+        port: int,
+        build: Callable[[PeerInfo], IProtocol | None],
+        *,
+        name: str,
+        backlog: int,
+    ) -> IRevocable:
+        """Accept associations on one virtual address. `build` answers None to refuse at once.
+        @raise StartRefused: busy (names the holder), or not permitted.
+        """
+
+    def service_connect(purpose: str, endpoint: str, protocol: IProtocol) -> Deferred[IProtocol]:
+        """Connect for something that carries no mail. `purpose` is one of authority, resolver,
+        filter, auth, policy-fetch, store, admin, probe. `endpoint` is `tcp:HOST:PORT` or
+        `unix:PATH`. @raise MTAError: the purpose was not granted to the caller.
+        """
+
+    def service_listen(
+        purpose: str, endpoint: str, factory: object, mode: int = 0o600
+    ) -> IRevocable:
+        """Listen for something that carries no mail (control, submission and HTTP sockets)."""
+
+    def service_datagram(purpose: str, protocol: object, *, ipv6: bool = False) -> IRevocable:
+        """A UDP socket for something that carries no mail (the resolver)."""
+
+    def try_bind(address: VirtualAddress) -> None:
+        """A real bind() of (address, 0), closed at once (law 2d). @raise OSError."""
+
+
+class ISurroundings(Interface):
+    """All that a plugin gets of the process: never the reactor, never another room."""
+
+    clock: IClock = Attribute("")
+    doors: IDoors = Attribute("Grants only the purposes that the plugin's factory names.")
+    telemetry: Telemetry = Attribute("")
+    disk: IDisk = Attribute("")
+    executor: IExecutor = Attribute("")
+    resolver: IResolver = Attribute("")
+    node: str = Attribute("This node's name.")
+    state_directory: str = Attribute("Node-local; survives restarts.")
+    virtual_server: VirtualServer = Attribute("As configured.")
+
+
+# --- the cluster ------------------------------------------------------------------------------
+
+
+class IResourceListener(Interface):
+    """Who hears a cluster resource. Events come in order, on the reactor thread."""
+
+    def addressesChanged(instances: tuple[AddressInstance, ...]) -> None:
+        """The usable configured addresses are now exactly these."""
+
+    def losing(deadline: float) -> None:
+        """Polite: drain until that monotonic time."""
+
+    def lost(reason: str) -> None:
+        """Final: the authority is gone. When this returns nothing of the tenure is open."""
+
+    def health(health: Health) -> None: ...
+
+
+class IClusterResource(Interface):
+    """Who says that this node owns the virtual server, and which addresses are usable here."""
+
+    fencing = Attribute("Fencing: what stops a former owner from writing.")
+
+    def prepare(server: VirtualServer) -> None:
+        """Look at everything that can be refused without waiting. No side effect.
+        @raise StartRefused, ConfigurationError: nonsense; said before the fork.
+        """
+
+    def start() -> None:
+        """Begin to watch (netlink, FIFO, lease). Called once, before `acquire`."""
+
+    def acquire() -> Deferred[Grant]:
+        """Fires only when the authority says that we own it; waits as long as it takes.
+        Cancellable; never fires with None.
+        """
+
+    def confirm(grant: Grant) -> Deferred[Grant]:
+        """Ask the authority again, by a round trip sent after this call.
+        @raise GrantLost: no longer ours.
+        """
+
+    def release(grant: Grant, reason: str) -> Deferred[None]:
+        """Give it back; idempotent."""
+
+    def probe(level: int) -> Deferred[Health]:
+        """0: looks alive (no I/O, 5 ms at most); 1: is alive (bind, lease); 2: deep."""
+
+    def subscribe(listener: IResourceListener) -> None: ...
+
+    def stop() -> Deferred[None]:
+        """End watching; nothing is called afterwards."""
+
+    def explain() -> str:
+        """Why there is no grant yet, or what is held: one line for `mta status`."""
+
+
+class ITenant(Interface):
+    """What lives only while a tenure does: listeners, scheduler, agents. `service` builds one for
+    the ownership driver, which knows nothing of mail.
+    """
+
+    def start(tenure: ITenure) -> Deferred[None]:
+        """ONLINE: listen, then let the queue move. @raise MTAError: cannot; the tenure ends."""
+
+    def suspend(reason: str) -> None:
+        """The address went, the epoch is still ours: every association is gone already."""
+
+    def drain(deadline: float) -> Deferred[None]:
+        """Accept nothing new, finish what is open; fires when idle or at the deadline."""
+
+    def stop(reason: str) -> None:
+        """The tenure has ended (its sockets are closed): cancel everything. Never raises."""
+
+
+# --- the spool --------------------------------------------------------------------------------
+
+
+class IContent(Interface):
+    """A stored content as the wire form to send: prepend block, headers, body.
+
+    DOT_STUFFED contents end in CRLF and lack the final dot line.
+    """
+
+    size_octets: int = Attribute("")
+    resident: tuple[bytes, ...] | None = Attribute("All of it, when it lies in memory.")
+
+    def read() -> Deferred[bytes]:
+        """The next piece (256 KiB at most), b"" at the end. @raise Corrupt, Unavailable."""
+
+    def close() -> None:
+        """Give the descriptor back. Harmless when done before."""
+
+
+class IStaging(Interface):
+    """A message being received: nothing of it is promised until `commit` fires."""
+
+    queue_id: str = Attribute("Made when staging began; unique for ever.")
+    size_octets: int = Attribute("What was written so far.")
+
+    def write(chunk: bytes) -> Deferred[None] | None:
+        """Take a chunk. A Deferred asks the caller to pause until it fires (back-pressure).
+        Errors (no room, bad disk) are kept for `commit`.
+        """
+
+    def commit(
+        envelope: Envelope, state: MessageState, prepend: bytes, intent: Intent | None
+    ) -> Deferred[None]:
+        """Make it durable in a group, re-read the epoch, then fire: the only durability point.
+
+        The message counts as taken (see ISpool.due) by whoever commits it. `prepend` goes before
+        all that was written. @raise Unavailable, Full, Fenced, Unknown.
+        """
+
+    def abort() -> None:
+        """Forget it. Harmless after commit."""
+
+
+class ISpool(Interface):
+    """The durable store of messages, under one epoch at a time. Law: justify durably, re-read the
+    epoch, then act; publish, then read.
+    """
+
+    guarantees: Guarantees = Attribute("")
+    epoch: int = Attribute("The published epoch, 0 before.")
+
+    # life of a tenure
+    def inspect() -> Deferred[tuple[EpochRecord, ...]]:
+        """Everything that can refuse, without a trace; answers the epochs known, oldest first.
+        @raise Unavailable, Full, Corrupt, StartRefused.
+        """
+
+    def publish(claim: Claim, above: int) -> Deferred[int]:
+        """Publish exactly `above + 1` (spool.md section 3). @raise Fenced: it exists already."""
+
+    def recover() -> Deferred[Recovery]:
+        """Read the predecessor (spool.md section 5)."""
+
+    def seal() -> Deferred[None]:
+        """Own checkpoint durable, epoch re-read: from here on it may act. @raise Fenced."""
+
+    def check() -> None:
+        """Re-read the epoch. @raise Fenced. Under 1 us."""
+
+    def heartbeat() -> None:
+        """Bump the counter in the epoch file; never blocks for long, never raises."""
+
+    def release(reason: str) -> Deferred[None]:
+        """Finish the last commit, checkpoint, mark the epoch released, close."""
+
+    def abandon() -> None:
+        """Lost: accept and act no more; open commits fail with Fenced. Returns at once."""
+
+    def stuck_seconds() -> float:
+        """How long the committer has been in its present disk call; 0 when idle."""
+
+    # accept
+    def stage(association: str) -> IStaging:
+        """Begin to receive. @raise Full, Unavailable, Fenced."""
+
+    def open_association(slot: str, ends: FourTuple, inbound: bool) -> None:
+        """Journal it (not synced by itself)."""
+
+    def close_association(slot: str) -> None: ...
+
+    # send
+    def journal(results: Sequence[Result], intents: Sequence[Intent]) -> Deferred[None]:
+        """RESULTs (with their reports) and INTENTs in one batch: durable, epoch re-read, fired.
+        @raise Unavailable, Fenced, Unknown.
+        """
+
+    def in_doubt() -> tuple[Doubt, ...]: ...
+
+    def load(
+        queue_id: str,
+    ) -> tuple[Envelope, MessageState] | Deferred[tuple[Envelope, MessageState]]:
+        """@raise KeyError: not queued. @raise Corrupt: set aside and reported."""
+
+    def content(queue_id: str) -> IContent | Deferred[IContent]: ...
+
+    # due work: what is due is taken by asking, and comes back by journal or give_back
+    def due(now: float, limit: int, avoid: Collection[bytes]) -> list[DueWork]:
+        """Take up to `limit` messages that are due at wall time `now`, oldest due first and fair
+        over domains, none whose domain is in `avoid`. Bounded work, no scan of the queue.
+        """
+
+    def next_due(avoid: Collection[bytes]) -> float | None:
+        """Wall time of the earliest message not taken; None when there is none."""
+
+    def give_back(queue_id: str, due: float | None) -> None:
+        """Not attempted after all; due again at `due` or as before."""
+
+    # remember (RFC 1845)
+    def remember(
+        client: str, transaction: str, queue_id: str, expires: float
+    ) -> Deferred[None]: ...
+
+    def recall(client: str, transaction: str) -> str | None: ...
+
+    # operators
+    def scan(chosen: QueueFilter, after: str, limit: int) -> Deferred[list[QueueEntry]]:
+        """Entries in order of queue id, those behind `after`. Never blocks the hot path."""
+
+    def act(queue_ids: Sequence[str], act: QueueAct, now: float) -> Deferred[list[str]]:
+        """Durable before it fires; answers the ids that it applied to."""
+
+    def stats() -> SpoolStats: ...
+
+
+# --- inbound: association kind -> transfer ----------------------------------------------------
+
+
+class IReception(Interface):
+    """One inbound association as the inner house sees it. The adapter awaits every answer in
+    order. Built by IReceptionHost; kind-independent: offer, then acknowledge.
+
+    A positive reply to `end` is given only after the message is durable and the epoch re-read.
+    `None` as answer: this method has no objection, the adapter gives the protocol's usual reply.
+    """
+
+    def connected() -> Reply | None | Deferred[Reply | None]:
+        """A negative reply ends the association (421 or 554 greeting)."""
+
+    def helo(name: bytes, protocol: str) -> Reply | None | Deferred[Reply | None]: ...
+
+    def mail(
+        sender: Address, parameters: dict[bytes, bytes | None]
+    ) -> Reply | None | Deferred[Reply | None]:
+        """Parameters are syntactically checked; keys in upper case (SIZE, BODY)."""
+
+    def rcpt(
+        recipient: Address, parameters: dict[bytes, bytes | None]
+    ) -> Reply | None | Deferred[Reply | None]: ...
+
+    def data() -> Reply | None | Deferred[Reply | None]:
+        """DATA was said with at least one accepted recipient; None: go ahead (354)."""
+
+    def chunk(chunk: bytes) -> Deferred[None] | None:
+        """Wire form. A Deferred asks for a pause."""
+
+    def end(fault: Reply | None) -> Deferred[Reply]:
+        """End of data. `fault`: the machine saw something that must refuse the message (bare LF,
+        line too long, too big); it is discarded and that reply given.
+        """
+
+    def acknowledged() -> None:
+        """The reply to `end` was handed to the kernel."""
+
+    def reset() -> None:
+        """RSET, EHLO again: forget the transaction."""
+
+    def closed(stage: str, commands: str) -> None:
+        """The association ended. `stage` is "" for an orderly QUIT, else where it was lost."""
+
+
+class IReceptionHost(Interface):
+    """Gives every inbound association its reception."""
+
+    def reception(tenure: ITenure, peer: PeerInfo) -> IReception: ...
+
+
+class IListenerKind(Interface):
+    """An association kind in the responder's role: what a `listeners:` block is."""
+
+    def listen(tenure: ITenure, host: IReceptionHost) -> Sequence[IRevocable]:
+        """Open the ports on every usable address of the tenure."""
+
+
+# --- outbound: transfer -> association kind ---------------------------------------------------
+
+
+class ISender(Interface):
+    """An open association that may send. One transfer at a time up to its commit point.
+
+    The agent, not the kind, journals INTENT before `commit` and RESULT after it.
+    """
+
+    slot: str = Attribute("Names this association in INTENT and RESULT; unique in the epoch.")
+    source: str = Attribute("The local address that the peer sees, from getsockname().")
+    relay: str = Attribute("name[address]:port for the log.")
+    is_open: bool = Attribute("False once it ended; then ask for another.")
+    can_overlap: bool = Attribute("`prepare` may be called while `commit` of the last is pending.")
+
+    def prepare(
+        queue_id: str, envelope: Envelope, recipients: tuple[int, ...], size_octets: int
+    ) -> Deferred[tuple[Outcome, ...]]:
+        """Everything before the commit point (MAIL, RCPT, DATA). Fires with the outcomes of the
+        recipients that are settled already; when some are left, `commit` is next.
+        @raise TransientFailure: the association ended; nothing was sent of this message.
+        """
+
+    def commit(content: IContent) -> Deferred[tuple[Outcome, ...]]:
+        """Content and commit point. Fires with the outcomes of the remaining recipients. A reply
+        that did not come is OutcomeKind.UNKNOWN, never an exception.
+        """
+
+    def withdraw() -> Deferred[None]:
+        """Do not commit what was prepared: RSET or an end; the association may be used again."""
+
+    def close() -> Deferred[None]:
+        """Orderly (QUIT)."""
+
+
+class IAssociationKind(Interface):
+    """How one kind of association is opened towards a far end, and where its commit point is."""
+
+    name: str = Attribute("smtp, lmtp, maildir, discard ...")
+    commit_point: str = Attribute("Its name: final dot, link(2), S-ACTIVITY-END.")
+    may_send: bool = Attribute("")
+    may_receive: bool = Attribute("")
+
+    def open(tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
+        """@raise TransientFailure: not now (unreachable, 421/4yz greeting): try the next hop.
+        @raise PermanentFailure: this hop refuses us for good (5yz greeting): try the next hop.
+        """
+
+
+# --- routing, resolving -----------------------------------------------------------------------
+
+
+class IRouting(Interface):
+    """Pure and deterministic: the same on every node, with the reason in words."""
+
+    def route(recipient: Address, envelope: Envelope | None) -> Route | Unroutable: ...
+
+    def accepts_anyone(recipient: Address) -> bool:
+        """The most specific address space for it says `accept: anyone`."""
+
+    def connector_up(name: str) -> None: ...
+
+    def connector_down(name: str) -> None: ...
+
+
+class IRoutingBuilder(Interface):
+    """What a routing plugin's factory creates: it is told the connectors once they are known."""
+
+    def build(connectors: tuple[Connector, ...]) -> IRouting: ...
+
+
+class IResolver(Interface):
+    """DNS as mail needs it. Answers are never guessed: a failure is transient and named."""
+
+    def addresses(name: str) -> Deferred[tuple[IPAddress, ...]]:
+        """A and AAAA. @raise TransientFailure, PermanentFailure (no such name)."""
+
+    def mail_hosts(domain: bytes) -> Deferred[tuple[MailHost, ...]]:
+        """MX targets sorted by preference, shuffled within; implicit A/AAAA when no MX exists.
+        @raise PermanentFailure: null MX (5.1.10), no such domain (5.1.2), or nothing usable.
+        @raise TransientFailure: no answer.
+        """
+
+
+# --- policy -----------------------------------------------------------------------------------
+
+# What a policy hook may answer, at once or as a Deferred: None to go on, a Reply to refuse (or,
+# when positive, to accept without asking later policies), or one of mta.policy's changes.
+
+
+class IPolicy(Interface):
+    """Checks and changes on the way in. A policy pays only for the hooks it names in `hooks`.
+
+    Hooks may run twice and on a superseded node: side effects must be idempotent by queue id.
+    Each takes the transaction so far (mta.policy.transaction.Transaction) and may answer a Reply.
+    """
+
+    hooks: frozenset[str] = Attribute("Of connect, helo, mail, rcpt, data, headers, end, queued.")
+
+    def on(hook: str, transaction: Any) -> Reply | None | Deferred[Reply | None]:
+        """Called for each hook in `hooks`. None: go on."""
+
+
+# --- plugins ----------------------------------------------------------------------------------
+
+
+class IPluginFactory(Interface):
+    """One dropin of `mta.plugins`: small, cheap to import, verified when found."""
+
+    name: str = Attribute("As the configuration names it.")
+    provides: type[Interface] = Attribute("The contract of what `create` answers.")
+    version: int = Attribute("The contract's version it was written for; 1 today.")
+    purposes: frozenset[str] = Attribute("Service-door purposes it needs; usually empty.")
+    schema: type[Any] = Attribute("A pydantic model of the plugin's own configuration block.")
+
+    def create(configuration: Any, surroundings: ISurroundings) -> Any:
+        """Build it. `configuration` is an instance of `schema`. Synchronous, no I/O."""

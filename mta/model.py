@@ -1,0 +1,673 @@
+"""The frozen values that every room shares: addresses, envelopes, routes, grants.
+
+Law: values only. Nothing here does I/O, keeps state or knows a protocol's grammar. Wire text is
+`bytes`; `str` is for names that people gave (connectors, nodes, network names) and for queue ids.
+
+Both worlds, SMTP and X.400, live in these types from the first day: addresses, address spaces and
+contents carry their kind, and an envelope says what it is (message, report or probe).
+"""
+
+from __future__ import annotations
+
+import enum
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+IPAddress = IPv4Address | IPv6Address
+
+# --- addresses ------------------------------------------------------------------------------
+
+
+class AddressKind(enum.Enum):
+    """The world an address belongs to."""
+
+    SMTP = "smtp"
+    X400 = "x400"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One originator or recipient address.
+
+    For SMTP `text` is the mailbox without angle brackets and without a source route, as it came
+    (the local part keeps its case); b"" is the null reverse-path. `domain` is in lower case,
+    A-label form, without a trailing dot; an address literal keeps its brackets. For X.400 `text`
+    is the encoded O/R address and `domain` is empty.
+    """
+
+    text: bytes
+    domain: bytes = b""
+    kind: AddressKind = AddressKind.SMTP
+
+    @property
+    def local(self) -> bytes:
+        """The local part as written, quotes included."""
+        return self.text.rpartition(b"@")[0] if b"@" in self.text else self.text
+
+    @property
+    def is_null(self) -> bool:
+        return not self.text
+
+    def __str__(self) -> str:
+        return self.text.decode("utf-8", "backslashreplace")
+
+
+NULL_ADDRESS = Address(b"")
+
+# --- replies --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply to a command (RFC 5321 4.2). `enhanced` is "x.y.z" (RFC 3463) or "" for none.
+
+    `lines` never hold CR or LF; whoever builds a Reply from foreign text neutralises it first.
+    """
+
+    code: int
+    enhanced: str
+    lines: tuple[bytes, ...] = (b"",)
+
+    @property
+    def is_positive(self) -> bool:
+        return 200 <= self.code < 400
+
+    @property
+    def is_transient(self) -> bool:
+        return 400 <= self.code < 500
+
+    @property
+    def is_permanent(self) -> bool:
+        return self.code >= 500
+
+    @property
+    def text(self) -> str:
+        """One line for people and logs: code, enhanced code, lines joined by blanks."""
+        words = b" ".join(self.lines).decode("utf-8", "backslashreplace")
+        return " ".join(part for part in (str(self.code), self.enhanced, words) if part)
+
+
+# --- recipients, envelopes, message state -----------------------------------------------------
+
+
+class Notify(enum.IntFlag):
+    """RFC 3461 NOTIFY. UNSET means the sender did not say: failure (and delay) are reported."""
+
+    UNSET = 0
+    NEVER = 1
+    SUCCESS = 2
+    FAILURE = 4
+    DELAY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One envelope recipient. `original` is RFC 3461 ORCPT ("rfc822;..."), b"" if not given."""
+
+    address: Address
+    notify: Notify = Notify.UNSET
+    original: bytes = b""
+
+
+class EnvelopeKind(enum.Enum):
+    MESSAGE = "message"
+    REPORT = "report"
+    PROBE = "probe"
+
+
+class BodyType(enum.Enum):
+    SEVEN_BIT = "7BIT"
+    EIGHT_BIT_MIME = "8BITMIME"
+    BINARY_MIME = "BINARYMIME"
+
+
+class ContentForm(enum.Enum):
+    """How the content lies in the spool.
+
+    DOT_STUFFED: SMTP wire form as it crossed DATA, ends in CRLF, without the final dot line.
+    OPAQUE: octets as they are (BDAT, X.400 P2/P22).
+    """
+
+    DOT_STUFFED = "dot-stuffed"
+    OPAQUE = "opaque"
+
+
+class Priority(enum.IntEnum):
+    """X.400's three grades; lower sorts first."""
+
+    URGENT = 0
+    NORMAL = 1
+    NON_URGENT = 2
+
+
+class Requires(enum.IntFlag):
+    """Transport properties without which the message must not travel."""
+
+    NOTHING = 0
+    TLS = 1
+    EIGHT_BIT = 2
+    UTF8 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """All that travels beside the content. Never changes after it was accepted.
+
+    Times are wall-clock seconds since 1970. `association` names the association it came by
+    (`smtp/in/17`), `ordinal` counts the messages of that association from 1 (in-doubt list).
+    """
+
+    sender: Address
+    recipients: tuple[Recipient, ...]
+    kind: EnvelopeKind = EnvelopeKind.MESSAGE
+    body_type: BodyType = BodyType.SEVEN_BIT
+    content_form: ContentForm = ContentForm.DOT_STUFFED
+    envelope_id: bytes = b""
+    ret_full: bool | None = None
+    priority: Priority = Priority.NORMAL
+    requires: Requires = Requires.NOTHING
+    received_at: float = 0.0
+    deferred_until: float | None = None
+    deliver_by: float | None = None
+    trace_hops: int = 0
+    association: str = ""
+    ordinal: int = 0
+    client: str = ""
+    message_id: bytes = b""
+
+
+class RecipientStatus(enum.IntEnum):
+    """Pending may become any of the others; the others are final."""
+
+    PENDING = 0
+    DELIVERED = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientState:
+    """What became of one recipient so far; `reply` is the last remote (or local) reply text."""
+
+    status: RecipientStatus = RecipientStatus.PENDING
+    reply: str = ""
+    enhanced: str = ""
+    remote: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageState:
+    """The newest state of a queued message; `recipients` is parallel to the envelope's.
+
+    `due` is wall-clock seconds; `held` messages are never due. `delay_warned` is set in the batch
+    that commits the delay notice, so that it is sent once.
+    """
+
+    recipients: tuple[RecipientState, ...]
+    attempts: int = 0
+    due: float = 0.0
+    held: bool = False
+    delay_warned: bool = False
+    last_attempt: float = 0.0
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Indexes of the recipients that still need an attempt."""
+        return tuple(
+            i for i, r in enumerate(self.recipients) if r.status is RecipientStatus.PENDING
+        )
+
+
+def fresh_state(envelope: Envelope) -> MessageState:
+    """The state of a message that was just accepted: all pending, due at once (or when asked)."""
+    return MessageState(
+        recipients=(RecipientState(),) * len(envelope.recipients),
+        due=envelope.deferred_until or envelope.received_at,
+    )
+
+
+# --- queue ids --------------------------------------------------------------------------------
+
+SERIAL_BITS = 40
+"""Messages an epoch can make: 2**40, 34 years at 1000 a second."""
+
+
+def queue_id(epoch: int, serial: int) -> str:
+    """The queue id of the `serial`-th message of `epoch`: upper-case hexadecimal.
+
+    Unique for ever over nodes and epochs, because an epoch has one owner. Postfix's short ids
+    have the same alphabet, so that log parsers take it.
+    """
+    return f"{epoch << SERIAL_BITS | serial:014X}"
+
+
+def derived_queue_id(origin: str, kind: str, recipients: tuple[int, ...]) -> str:
+    """The id of a report about `recipients` (indexes) of `origin`; the same facts, the same id.
+
+    So a report whose batch is written twice is one report. `kind` is "failed", "delayed", ...
+    """
+    facts = f"{origin}/{kind}/{','.join(map(str, recipients))}".encode()
+    return f"{origin[:16]}{zlib.crc32(facts):08X}"
+
+
+# --- routing ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSpace:
+    """A pattern that a connector advertises, and at what cost (1 to 100, lower wins).
+
+    `pattern` is one of `user@example.com` (b"@" inside), `example.com`, `*.example.com`, `*`;
+    domains as A-labels in lower case. `accept_anyone`: every client may send to it.
+    """
+
+    pattern: bytes
+    cost: int = 10
+    accept_anyone: bool = False
+    kind: AddressKind = AddressKind.SMTP
+
+
+@dataclass(frozen=True, slots=True)
+class Bridgehead:
+    """A server that ends a connector. `host` is an IP address or a name; lower preference first."""
+
+    host: str
+    port: int = 25
+    preference: int = 10
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class InDoubt(enum.Enum):
+    RESEND = "resend"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """A configured path to a site. `kind` names the association kind that speaks over it.
+
+    Exactly one of: `bridgeheads` not empty, `by_mx`, or neither (kinds that have no far end
+    address, such as maildir and discard). `concurrency` counts associations a destination.
+    """
+
+    name: str
+    kind: str
+    address_spaces: tuple[AddressSpace, ...]
+    bridgeheads: tuple[Bridgehead, ...] = ()
+    by_mx: bool = False
+    concurrency: int = 20
+    in_doubt: InDoubt = InDoubt.RESEND
+    port: int = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One connector that was looked at for an address: why it won, or why it lost."""
+
+    connector: str
+    pattern: bytes
+    cost: int
+    is_up: bool
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a recipient goes. `destination` is the key by which the scheduler groups work.
+
+    `destination` is the connector's name for bridgeheads, or `name/domain` with MX delivery.
+    `bridgeheads` are in the order of trying; empty with MX delivery (`mx_domain` is then set).
+    `alternatives` are the routes to take when every bridgehead of this one is unreachable.
+    """
+
+    connector: str
+    destination: str
+    bridgeheads: tuple[Bridgehead, ...]
+    cost: int
+    why: str
+    mx_domain: bytes = b""
+    candidates: tuple[Candidate, ...] = ()
+    alternatives: tuple[Route, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unroutable:
+    """No connector takes the address. `enhanced` is what the peer is told (5.1.2, 4.4.4 ...)."""
+
+    why: str
+    code: int = 550
+    enhanced: str = "5.1.2"
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """One server to try for one transfer: what an association kind opens an association to.
+
+    `host` is always an IP address for kinds that connect; `name` is the name it was found by (TLS,
+    logs). Kinds without a far end (maildir, discard) get the connector's name and port 0.
+    """
+
+    connector: str
+    destination: str
+    host: str
+    port: int
+    name: str = ""
+
+    @property
+    def relay(self) -> str:
+        """Postfix's `relay=` field: name[address]:port, or the connector's name."""
+        return f"{self.name or self.host}[{self.host}]:{self.port}" if self.port else self.host
+
+
+class OutcomeKind(enum.Enum):
+    DELIVERED = "delivered"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    """The final dot went, the reply did not come (RFC 1047): in doubt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one transfer brought for one recipient (index into the envelope's recipients).
+
+    `next_transfer`: a refusal that says nothing about the recipient (452 too many recipients):
+    it goes into the next transaction at once and counts as no attempt.
+    """
+
+    recipient: int
+    kind: OutcomeKind
+    reply: Reply
+    next_transfer: bool = False
+
+
+# --- the cluster ------------------------------------------------------------------------------
+
+
+class Scope(enum.Enum):
+    LOCAL = "local"
+    MAPPED = "mapped"
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualAddress:
+    """An address of the virtual server: what peers see and what we bind (MAPPED: they differ)."""
+
+    external: IPAddress
+    bind: IPAddress
+    required: bool = True
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.LOCAL if self.external == self.bind else Scope.MAPPED
+
+    def __str__(self) -> str:
+        if self.scope is Scope.LOCAL:
+            return str(self.bind)
+        return f"{self.external} (bound as {self.bind})"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressInstance:
+    """One life of an address on an interface: unchanged by `ip addr replace`, new after del+add.
+
+    `cstamp` is IFA_CACHEINFO's creation stamp in 1/100 s of uptime (measured, v4 and v6).
+    """
+
+    boot_id: str
+    ifindex: int
+    address: IPAddress
+    cstamp: int
+
+
+class Fencing(enum.Enum):
+    """What keeps a stopped or cut-off former owner from writing."""
+
+    NONE = "none"
+    EXTERNAL = "external"
+    STORAGE = "storage"
+    SELF = "self"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """An authority's word that this node owns the virtual server.
+
+    `token` is the authority's number, or 0; the spool never orders by it. `valid_until` is
+    CLOCK_BOOTTIME seconds, or None for an authority that takes back by an event only.
+    """
+
+    token: int
+    network_name: str
+    addresses: tuple[VirtualAddress, ...]
+    fencing: Fencing
+    valid_until: float | None = None
+    instances: tuple[AddressInstance, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.addresses:
+            raise ValueError("a grant without an address cannot exist")
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualServer:
+    """What the configuration says the virtual server is."""
+
+    network_name: str
+    addresses: tuple[VirtualAddress, ...]
+
+
+# --- the spool --------------------------------------------------------------------------------
+
+
+class Sharing(enum.Enum):
+    NONE = "none"
+    SAME_KERNEL = "same-kernel"
+    CLUSTER_FS = "cluster-fs"
+    NFS = "nfs"
+    FAILOVER_MOUNT = "failover-mount"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantees:
+    """What a store promises. A configuration that needs more is refused at start."""
+
+    durable: str
+    """"fsync", "quorum" or "process"."""
+    shared: bool
+    fenced_in_store: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a node writes into the epoch file when it publishes (spool.md section 3)."""
+
+    node: str
+    boot_id: str
+    process_started: float
+    version: str
+    configuration_digest: str
+    grant: Grant
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch file as it reads now. `heartbeat` is a counter, not a time."""
+
+    epoch: int
+    node: str
+    boot_id: str
+    superseded: bool
+    released: bool
+    heartbeat: int
+    instances: tuple[AddressInstance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What was found when older epochs were read."""
+
+    predecessor: int
+    messages: int
+    in_doubt: int
+    set_aside: tuple[str, ...] = ()
+    clock_suspect: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DueWork:
+    """A queued message that wants an attempt. `domain` is that of its first pending recipient."""
+
+    queue_id: str
+    domain: bytes
+    priority: int
+    due: float
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """Journalled before a commit point (spool.md section 6). `slot` names one open association."""
+
+    queue_id: str
+    slot: str
+    recipients: tuple[int, ...]
+    peer: str
+    transaction: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report to commit in the same batch as the outcome that made it (RFC 3464 message)."""
+
+    queue_id: str
+    envelope: Envelope
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a slot's transfer brought; durable before the next commit point on that slot.
+
+    `state` is the message's new state; None means it is settled for every recipient and leaves.
+    `unknown` keeps the message on the in-doubt list. `slot` is "" for a change without a transfer
+    (expiry, an operator's act).
+    """
+
+    queue_id: str
+    slot: str
+    state: MessageState | None
+    reports: tuple[Report, ...] = ()
+    unknown: bool = False
+    not_sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """One entry of the in-doubt list (spool.md section 6)."""
+
+    side: str
+    """"outbound" or "inbound"."""
+    queue_id: str
+    slot: str
+    peer: str
+    recipients: tuple[int, ...]
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class FourTuple:
+    """The two ends of an open association; IP addresses as text."""
+
+    local_host: str
+    local_port: int
+    peer_host: str
+    peer_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """One queued message for an operator's eyes."""
+
+    queue_id: str
+    size_octets: int
+    envelope: Envelope
+    state: MessageState
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFilter:
+    """Which messages an operator means; empty fields do not restrict; exact or `*.x` patterns."""
+
+    queue_ids: tuple[str, ...] = ()
+    sender: str = ""
+    recipient: str = ""
+    domain: str = ""
+    held: bool | None = None
+
+
+class QueueAct(enum.Enum):
+    HOLD = "hold"
+    RELEASE = "release"
+    RETRY = "retry"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStats:
+    messages: int
+    held: int
+    octets: int
+    oldest_received_at: float | None
+    free_octets: int
+    reserve_octets: int
+    by_domain: Mapping[bytes, int] = field(default_factory=dict)
+
+
+# --- inbound ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """Who is at the far end of an inbound association, and where it arrived."""
+
+    association: str
+    host: str
+    port: int
+    local_host: str
+    local_port: int
+    listener: str
+    protocol: str = "SMTP"
+    """RFC 3848 `with` keyword so far: SMTP, ESMTP, ESMTPS, LMTP ..."""
+    tls: str = ""
+    uid: int | None = None
+    """Set for local submission by the UNIX socket."""
+
+
+class HealthLevel(enum.Enum):
+    OK = "ok"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    level: HealthLevel
+    text: str
+
+
+# --- resolving --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MailHost:
+    """One MX target with the addresses it resolved to."""
+
+    name: str
+    preference: int
+    addresses: tuple[IPAddress, ...]

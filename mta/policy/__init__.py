@@ -1,0 +1,1 @@
+"""Checks and changes on the way in."""

@@ -1,0 +1,1 @@
+"""DNS as mail needs it."""

@@ -1,0 +1,1 @@
+"""Address spaces to connectors by least cost."""

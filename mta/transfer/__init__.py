@@ -1,0 +1,1 @@
+"""Intake, schedule, agent, report: what happens to a message inside."""

@@ -1,0 +1,1 @@
+"""SMTP and LMTP: grammar, replies, the server machine and the client machine."""

@@ -1,0 +1,1 @@
+"""The trial suite: no root, no network, no sleeping."""
