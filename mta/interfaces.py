@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocol
+from twisted.internet.interfaces import IProtocol, IReadDescriptor
 from zope.interface import Attribute, Interface
 
 from mta.model import (
@@ -230,6 +230,15 @@ class IDoors(Interface):
 
     def try_bind(address: VirtualAddress) -> None:
         """A real bind() of (address, 0), closed at once (law 2d). @raise OSError."""
+
+
+class IDescriptorDoor(Interface):
+    """Add-on of IDoors: watch a descriptor that is neither TCP, UDP nor UNIX (netlink, a FIFO)."""
+
+    def watch_descriptor(purpose: str, descriptor: IReadDescriptor) -> IRevocable:
+        """Call `descriptor.doRead` whenever it is readable; whoever opened it also closes it.
+        Revoking only ends the watching. @raise MTAError: the purpose was not granted.
+        """
 
 
 class ISurroundings(Interface):
