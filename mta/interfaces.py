@@ -43,6 +43,7 @@ from mta.model import (
     QueueAct,
     QueueEntry,
     QueueFilter,
+    Recipient,
     Recovery,
     Reply,
     Result,
@@ -52,7 +53,7 @@ from mta.model import (
     VirtualAddress,
     VirtualServer,
 )
-from mta.telemetry import Telemetry
+from mta.telemetry import Telemetry, Transferred
 
 # --- time, disk, threads ----------------------------------------------------------------------
 
@@ -463,6 +464,15 @@ class ISpool(Interface):
     def stats() -> SpoolStats: ...
 
 
+class IRoom(Interface):
+    """Add-on of ISpool: says before a message is received whether there is room for it."""
+
+    def check_room(octets: int) -> None:
+        """`octets` is what the client declared, 0 when it did not. Under 2 us: no system call.
+        @raise Full, Unavailable.
+        """
+
+
 # --- inbound: association kind -> transfer ----------------------------------------------------
 
 
@@ -608,21 +618,75 @@ class IResolver(Interface):
 
 # --- policy -----------------------------------------------------------------------------------
 
-# What a policy hook may answer, at once or as a Deferred: None to go on, a Reply to refuse (or,
-# when positive, to accept without asking later policies), or one of mta.policy's changes.
+
+class ITransaction(Interface):
+    """One message on its way in, as the policies see it. Lives from MAIL to the reply to the
+    content (for connect, helo and disconnect: as long as the association, without a sender).
+
+    What is changed here is what is stored and sent on; nothing else of a policy's is.
+    """
+
+    peer: PeerInfo = Attribute("Who offers it, and where it arrived.")
+    helo: bytes = Attribute("What the peer called itself; untrusted. b'' before HELO.")
+    protocol: str = Attribute("RFC 3848 keyword: SMTP, ESMTP, LMTP ...")
+    admitted: bool = Attribute("The peer may send to any routable recipient (relay-from).")
+    sender: Address = Attribute("The reverse-path; NULL_ADDRESS for reports, and before MAIL.")
+    parameters: dict[bytes, bytes | None] = Attribute("Of MAIL; keys in upper case.")
+    recipients: tuple[Recipient, ...] = Attribute("Those accepted so far.")
+    recipient: Recipient | None = Attribute("In the rcpt hook: the one that is asked about.")
+    queue_id: str = Attribute("From the data hook on; '' before.")
+    headers: bytes = Attribute(
+        "From the headers hook on: the header block, each line with its CRLF, dot-stuffed as it"
+        " came, without the empty line behind it; at most header-limit octets."
+    )
+    chunk: bytes = Attribute("In the body hook: the next piece of the body, in wire form.")
+    size_octets: int = Attribute("Content received so far.")
+    notes: dict[str, Any] = Attribute("A policy's own remarks; gone with the transaction.")
+    association_notes: dict[str, Any] = Attribute("The same, kept as long as the association.")
+
+    def add_header(name: bytes, value: bytes) -> None:
+        """Put a header field before all others (behind our Received). A value over several lines
+        is folded; control bytes become "?". @raise ValueError: no field name.
+        """
+
+    def replace_sender(sender: Address) -> None: ...
+
+    def replace_recipient(recipient: Address) -> None:
+        """In the rcpt hook: it goes there instead; the original is kept for reports."""
+
+    def set_recipients(recipients: Sequence[Recipient]) -> None:
+        """In the end hook: these and no others. @raise ValueError: none (use `discard`)."""
+
+    def hold(reason: str) -> None:
+        """Accept it, and keep it in the queue until an operator releases it."""
+
+    def discard(reason: str) -> None:
+        """Answer as if it was accepted, and drop it. Logged with the reason."""
 
 
 class IPolicy(Interface):
     """Checks and changes on the way in. A policy pays only for the hooks it names in `hooks`.
 
     Hooks may run twice and on a superseded node: side effects must be idempotent by queue id.
-    Each takes the transaction so far (mta.policy.transaction.Transaction) and may answer a Reply.
+    In order: connect, helo, mail, rcpt (once a recipient, after the relay rule had no objection),
+    data, headers, body (once a piece), end. These may refuse. Told only, the answer is ignored:
+    queued (durable and answered), abort (a transaction that came to nothing), disconnect.
     """
 
-    hooks: frozenset[str] = Attribute("Of connect, helo, mail, rcpt, data, headers, end, queued.")
+    hooks: frozenset[str] = Attribute("Of those above.")
 
-    def on(hook: str, transaction: Any) -> Reply | None | Deferred[Reply | None]:
-        """Called for each hook in `hooks`. None: go on."""
+    def on(hook: str, transaction: ITransaction) -> Reply | None | Deferred[Reply | None]:
+        """Called for each hook in `hooks`. None: go on, the next policy is asked. A negative Reply
+        refuses the command (headers, body: the message, at its end); 421 ends the association. A
+        positive Reply: go on, and ask no later policy. What it raises is answered 451 4.3.0.
+        """
+
+
+class IDeliveryPolicy(IPolicy):
+    """Add-on of IPolicy: wants to hear what became of messages."""
+
+    def delivered(event: Transferred) -> None:
+        """One recipient's outcome of one transfer. Must be quick; what it raises is logged."""
 
 
 # --- plugins ----------------------------------------------------------------------------------
