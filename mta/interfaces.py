@@ -1,5 +1,7 @@
 """Every contract of the house, and nothing else. A plugin author starts here.
 
+Long because a plugin author finds every contract in one place.
+
 Conventions that hold for all of them:
 
 - `Deferred[X]` is awaited by whoever called; nobody is called upstream. Cancelling is normal.
@@ -703,3 +705,15 @@ class IPluginFactory(Interface):
 
     def create(configuration: Any, surroundings: ISurroundings) -> Any:
         """Build it. `configuration` is an instance of `schema`. Synchronous, no I/O."""
+
+
+class IConnectorFactory(IPluginFactory):
+    """Add-on for a factory of association kinds: how a connector of this kind names its far end.
+
+    Without it a connector may have `bridgeheads:` or `delivery: mx` or neither.
+    """
+
+    far_end_keys: tuple[str, ...] = Attribute(
+        "Keys of the connector's block of which exactly one is given: bridgeheads, delivery (mx),"
+        " or a key of the kind's own schema; () for a kind that has no far end address."
+    )

@@ -2,6 +2,7 @@
 
 Law: values only. Nothing here does I/O, keeps state or knows a protocol's grammar. Wire text is
 `bytes`; `str` is for names that people gave (connectors, nodes, network names) and for queue ids.
+Long because the values refer to each other and are read together.
 
 Both worlds, SMTP and X.400, live in these types from the first day: addresses, address spaces and
 contents carry their kind, and an envelope says what it is (message, report or probe).

@@ -1,0 +1,56 @@
+# make run     start the MTA on an embedded default configuration (PORT=2525, DIRECTORY=var)
+# make test    the trial suite: no root, no network
+# make check   static checks: style, types, packaging, examples, documents
+# make rig     real processes and real peers in network namespaces (root; installs nothing)
+# make bench   relay and queue benchmarks beside Postfix (root)
+
+PYTHON    ?= python3
+PORT      ?= 2525
+DIRECTORY ?= var
+SCENARIOS ?=
+BENCH     ?=
+
+BIN     := .venv/bin
+RUNTIME := .venv/.runtime-installed
+DEV     := .venv/.dev-installed
+PIP     := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
+
+.PHONY: run test check rig bench clean
+.DEFAULT_GOAL := run
+
+# The stamps are newer than pyproject.toml when nothing has to be installed: a second `make run`
+# asks no network.
+$(RUNTIME): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "mta: needs Python 3.11 or newer; choose one with: make run PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "mta: Python cannot make a virtual environment here; install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "mta: making .venv (once)"; $(PYTHON) -m venv .venv; }
+	@echo "mta: installing into .venv (once)"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo "mta: installing the development tools into .venv (once)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+run: $(RUNTIME)
+	@exec $(BIN)/twistd -n --pidfile= mta --port $(PORT) --directory $(DIRECTORY)
+
+test: $(DEV)
+	@$(BIN)/python -m twisted.trial tests
+
+check: $(DEV)
+	@$(BIN)/python -m tests.check
+
+rig: $(RUNTIME)
+	@$(BIN)/python tests/rig/run.py $(SCENARIOS)
+
+bench: $(RUNTIME)
+	@$(BIN)/python benchmarks/relay.py $(BENCH)
+	@$(BIN)/python benchmarks/queue.py
+
+clean:
+	rm -rf .venv .rig build dist _trial_temp* .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
