@@ -1,0 +1,72 @@
+"""What is in work: a message taken from the spool, and its jobs, one for each destination.
+
+Law: plain records of this process, never on disk; dispatch makes them, the ledger ends them.
+"""
+
+from __future__ import annotations
+
+from mta.model import Envelope, MessageState, Route
+from mta.transfer.schedule import Lane
+
+
+class Message:
+    """A message that was taken: the spool hands it to nobody else until it comes back."""
+
+    __slots__ = (
+        "attempts",
+        "envelope",
+        "is_gone",
+        "is_journalled",
+        "is_retaken",
+        "jobs",
+        "postponed",
+        "queue_id",
+        "state",
+        "taken_at",
+        "waited",
+    )
+
+    def __init__(
+        self, queue_id: str, envelope: Envelope, state: MessageState, now: float, wall: float
+    ) -> None:
+        self.queue_id = queue_id
+        self.envelope = envelope
+        self.state = state
+        self.attempts = state.attempts + 1
+        self.taken_at = now
+        self.waited = max(0.0, wall - envelope.received_at)
+        """Seconds between its acceptance and now: Postfix's first delay."""
+        self.jobs = 0
+        """How many of its jobs are not concluded."""
+        self.is_gone = False
+        """An operator held or deleted it: its jobs are not begun any more."""
+        self.is_journalled = False
+        """A result of this round was handed to the spool, which may give it out again."""
+        self.is_retaken = False
+        """And it did: it must be given back once more."""
+        self.postponed: float | None = None
+        """Wall time for jobs that were not attempted."""
+
+
+class Job:
+    """One message's recipients for one destination: what one transfer carries."""
+
+    __slots__ = ("grade", "lane", "message", "prefer", "recipients", "route", "taken_at")
+
+    def __init__(
+        self,
+        message: Message,
+        recipients: tuple[int, ...],
+        route: Route,
+        lane: Lane[Job],
+        grade: int,
+        prefer: str = "",
+    ) -> None:
+        self.message = message
+        self.recipients = recipients
+        self.route = route
+        self.lane = lane
+        self.grade = grade
+        self.prefer = prefer
+        """The peer (`host:port`) that may have it already: it is asked first."""
+        self.taken_at = 0.0
