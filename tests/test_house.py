@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "routing": COMMON | {"interfaces"},
     "policy": COMMON | {"interfaces"},
     "transfer": COMMON | {"interfaces", "wire.dsn"},
-    "config": COMMON | {"interfaces", "plugins"},
+    "config": COMMON
+    | {"interfaces", "plugins", "admin.settings", "resolver.settings", "transfer.settings"},
     "admin": COMMON | {"interfaces"},
     "cli": set(),
     "plugins": COMMON | {"interfaces"},
@@ -73,7 +74,7 @@ DOOR_FILES = {
     "mta/association/endpoints.py",
     "mta/association/transport.py",
     "mta/cluster/netlink.py",
-    "mta/admin/sdnotify.py",
+    "mta/admin/unixgram.py",
 }
 LONGEST = 600
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")

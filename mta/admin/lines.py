@@ -1,0 +1,297 @@
+"""Turns telemetry events into log lines: Postfix's shape, or JSON.
+
+Law: one event gives a known number of lines whatever a peer wrote into it, and fields of ours stand
+where the parsers of Postfix's lines have stopped reading (behind the status text).
+
+The shapes follow Postfix's smtpd, cleanup, qmgr, smtp and bounce daemons, because pflogsumm,
+fail2ban and the exporters key on them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mta.admin.text import LINE_LIMIT, mailbox, neutral
+from mta.telemetry import (
+    Accepted,
+    Command,
+    Connected,
+    Disconnected,
+    Notice,
+    Rejected,
+    Removed,
+    Reported,
+    Transferred,
+    Transition,
+)
+
+DEBUG, INFO, WARNING, ERROR, CRITICAL = 7, 6, 4, 3, 2
+"""syslog severities (RFC 5424 6.2.1)."""
+SEVERITIES = {
+    "debug": DEBUG,
+    "info": INFO,
+    "warning": WARNING,
+    "error": ERROR,
+    "critical": CRITICAL,
+}
+FACILITY_MAIL = 2 << 3
+"""RFC 5424 6.2.1: mail system."""
+HELO_LIMIT = 255
+LINES_LIMIT = 4 * LINE_LIMIT
+"""Characters of a whole line whose fields from our side were not what they should be."""
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MARKS = {WARNING: "warning: ", ERROR: "error: ", CRITICAL: "fatal: "}
+_REPORTS = {
+    "failed": "sender non-delivery notification",
+    "delayed": "sender delay notification",
+    "delivered": "sender delivery status notification",
+    "relayed": "sender delivery status notification",
+    "double-bounce": "postmaster non-delivery notification",
+}
+
+
+class Formatter(Protocol):
+    """What a LogObserver asks of a shape."""
+
+    def lines(self, wall: float, epoch: int, event: Any) -> list[str]:
+        """The lines of one event, without line ends."""
+        ...
+
+
+class PostfixLines:
+    """`Nov 23 08:00:00 host NAME/smtp[pid]: QID: to=<...>, ...`.
+
+    With `syslog` each line begins with the priority, and without the host, as /dev/log wants it.
+    """
+
+    def __init__(
+        self, name: str, host: str, pid: int, *, least: int = INFO, syslog: bool = False
+    ) -> None:
+        self._name = name
+        self._host = host
+        self._pid = pid
+        self._least = least
+        self._syslog = syslog
+        self._second = -1
+        self._stamp = ""
+        self._heads: dict[tuple[str, int], str] = {}
+        self._shapes: dict[type, Callable[[int, Any], list[tuple[str, int, str]]]] = {
+            Connected: self._connected,
+            Disconnected: self._disconnected,
+            Accepted: self._accepted,
+            Rejected: self._rejected,
+            Transferred: self._transferred,
+            Reported: self._reported,
+            Removed: self._removed,
+            Transition: self._transition,
+            Command: self._command,
+            Notice: self._notice,
+        }
+
+    def lines(self, wall: float, epoch: int, event: Any) -> list[str]:
+        second = int(wall)
+        if second != self._second:
+            self._second = second
+            self._stamp = syslog_stamp(wall)
+            self._heads.clear()
+        shape = self._shapes.get(type(event), self._other)
+        heads = self._heads
+        made = []
+        for program, severity, text in shape(epoch, event):
+            head = heads.get((program, severity))
+            if head is None:
+                head = heads[program, severity] = self._head(program, severity)
+            made.append(head + (text if text.isprintable() else neutral(text, LINES_LIMIT)))
+        return made
+
+    def _head(self, program: str, severity: int) -> str:
+        tag = f"{self._name}/{program}[{self._pid}]: "
+        if self._syslog:
+            return f"<{FACILITY_MAIL | severity}>{self._stamp} {tag}"
+        return f"{self._stamp} {self._host} {tag}"
+
+    # one method an event; each answers (program, severity, text)
+    def _connected(self, epoch: int, e: Connected) -> list[tuple[str, int, str]]:
+        return [
+            (
+                "smtpd",
+                INFO,
+                f"connect from {_client(e.peer_host)} vip={e.local_host} epoch={epoch}"
+                f" assoc={e.association}",
+            )
+        ]
+
+    def _disconnected(self, epoch: int, e: Disconnected) -> list[tuple[str, int, str]]:
+        client = _client(e.peer_host)
+        end = ("smtpd", INFO, f"disconnect from {client} {neutral(e.commands)}".rstrip())
+        if e.lost_after:
+            lost = f"lost connection after {neutral(e.lost_after, 40)} from {client}"
+            return [("smtpd", INFO, lost), end]
+        return [end]
+
+    def _accepted(self, epoch: int, e: Accepted) -> list[tuple[str, int, str]]:
+        sender = mailbox(e.sender)
+        came = f"{e.queue_id}: client={_client(e.client)}, vip={e.vip}, epoch={epoch}"
+        came += f", assoc={e.association}, proto={e.protocol}, helo=<{mailbox(e.helo, HELO_LIMIT)}>"
+        where = "smtpd"
+        if e.client.startswith("uid="):
+            where, came = "pickup", f"{e.queue_id}: {neutral(e.client)} from=<{sender}>"
+        return [
+            (where, INFO, came),
+            ("cleanup", INFO, f"{e.queue_id}: message-id={_message_id(e.message_id)}"),
+            (
+                "qmgr",
+                INFO,
+                f"{e.queue_id}: from=<{sender}>, size={e.size_octets}, "
+                f"nrcpt={e.recipients} (queue active)",
+            ),
+        ]
+
+    def _rejected(self, epoch: int, e: Rejected) -> list[tuple[str, int, str]]:
+        stage = neutral(e.stage, 40)
+        text = f"{e.queue_id or 'NOQUEUE'}: reject: {stage} from {_client(e.client)}: "
+        text += f"{neutral(e.reply)};"
+        if stage not in _BEFORE_MAIL:
+            text += f" from=<{mailbox(e.sender)}>"
+            if e.recipient:
+                text += f" to=<{mailbox(e.recipient)}>"
+        text += f" proto={neutral(e.protocol, 16)}"
+        if e.helo:
+            text += f" helo=<{mailbox(e.helo, HELO_LIMIT)}>"
+        return [("smtpd", INFO, f"{text} epoch={epoch} assoc={e.association}")]
+
+    def _transferred(self, epoch: int, e: Transferred) -> list[tuple[str, int, str]]:
+        text = f"{e.queue_id}: to=<{mailbox(e.recipient)}>"
+        if e.original and e.original != e.recipient:
+            text += f", orig_to=<{mailbox(e.original)}>"
+        a, b, c, d = e.delays
+        text += (
+            f", relay={neutral(e.relay, 300) or 'none'}, delay={_delay(e.delay)}"
+            f", delays={_delay(a)}/{_delay(b)}/{_delay(c)}/{_delay(d)}"
+            f", dsn={neutral(e.enhanced, 16)}, status={e.status} ({neutral(e.reply)})"
+            f" connector={e.connector} vip={e.vip} source={e.source} epoch={epoch}"
+        )
+        if e.retry_in_seconds is not None:
+            text += f" retry_in={e.retry_in_seconds:.0f}"
+        return [(e.kind, INFO, text)]
+
+    def _reported(self, epoch: int, e: Reported) -> list[tuple[str, int, str]]:
+        what = _REPORTS.get(e.kind) or f"sender {neutral(e.kind, 40)} notification"
+        return [("bounce", INFO, f"{e.queue_id}: {what}: {e.report_id}")]
+
+    def _removed(self, epoch: int, e: Removed) -> list[tuple[str, int, str]]:
+        return [("qmgr", INFO, f"{e.queue_id}: removed")]
+
+    def _transition(self, epoch: int, e: Transition) -> list[tuple[str, int, str]]:
+        text = f"{e.machine}: {e.before} -> {e.after} on {e.input}: {e.reason} epoch={epoch}"
+        return [("cluster", INFO, neutral(text))]
+
+    def _command(self, epoch: int, e: Command) -> list[tuple[str, int, str]]:
+        text = f"command from uid={e.uid} gid={e.gid} pid={e.pid}: {neutral(e.command, 40)}"
+        return [("control", INFO, f"{text} {neutral(e.arguments)}".rstrip())]
+
+    def _notice(self, epoch: int, e: Notice) -> list[tuple[str, int, str]]:
+        severity = SEVERITIES.get(e.level, WARNING)
+        if severity > self._least:
+            return []
+        text = f"{e.queue_id}: " if e.queue_id else ""
+        return [(e.room, severity, f"{_MARKS.get(severity, '')}{text}{neutral(e.text)}")]
+
+    def _other(self, epoch: int, event: Any) -> list[tuple[str, int, str]]:
+        """An event of a plugin: its name and its fields."""
+        facts = " ".join(f"{key}={value}" for key, value in _fields(event).items())
+        return [("event", INFO, neutral(f"{type(event).__name__}: {facts}"))]
+
+
+class JSONLines:
+    """One object a line: time (RFC 3339, UTC), host, name, pid, epoch, event and its fields.
+
+    `json` writes everything beyond ASCII as an escape, so no octet of a peer reaches a terminal.
+    """
+
+    def __init__(
+        self, name: str, host: str, pid: int, *, least: int = INFO, syslog: bool = False
+    ) -> None:
+        self._common = {"host": host, "name": name, "pid": pid}
+        self._least = least
+        self._head = f"{name}[{pid}]: " if syslog else ""
+        self._encode = json.JSONEncoder(separators=(",", ":")).encode
+
+    def lines(self, wall: float, epoch: int, event: Any) -> list[str]:
+        severity = INFO
+        if type(event) is Notice:
+            severity = SEVERITIES.get(event.level, WARNING)
+            if severity > self._least:
+                return []
+        fact = {"time": rfc3339(wall), **self._common, "epoch": epoch}
+        fact["event"] = type(event).__name__.lower()
+        fact.update(_fields(event))
+        text = self._encode(fact)
+        if self._head:
+            return [f"<{FACILITY_MAIL | severity}>{syslog_stamp(wall)} {self._head}{text}"]
+        return [text]
+
+
+def syslog_stamp(wall: float) -> str:
+    """`Nov  3 08:00:00` in local time, in English whatever the locale (RFC 3164 4.1.2)."""
+    t = time.localtime(wall)
+    month = _MONTHS[t.tm_mon - 1]
+    return f"{month} {t.tm_mday:2d} {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d}"
+
+
+def rfc3339(wall: float) -> str:
+    """`2026-11-23T08:00:00.123Z`."""
+    milliseconds = int(wall * 1000)
+    t = time.gmtime(milliseconds // 1000)
+    return (
+        f"{t.tm_year:04d}-{t.tm_mon:02d}-{t.tm_mday:02d}T"
+        f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d}.{milliseconds % 1000:03d}Z"
+    )
+
+
+_BEFORE_MAIL = frozenset(("CONNECT", "HELO", "EHLO", "LHLO", "STARTTLS", "AUTH"))
+
+
+def _client(client: str) -> str:
+    """`unknown[192.0.2.1]`: Postfix's name[address] for a peer whose name was not looked up."""
+    text = neutral(client, 300)
+    return text if "[" in text or text.startswith("uid=") else f"unknown[{text}]"
+
+
+def _message_id(message_id: bytes) -> str:
+    inner = mailbox(message_id.strip().removeprefix(b"<").removesuffix(b">"))
+    return f"<{inner}>"
+
+
+def _delay(seconds: float) -> str:
+    """Two significant digits, at least hundredths: 0.05, 1.2, 34, 86400, as Postfix logs them."""
+    if seconds < 0.005:
+        return "0"
+    if seconds >= 9.95:
+        return f"{seconds:.0f}"
+    text = f"{seconds:.2f}" if seconds < 0.995 else f"{seconds:.1f}"
+    return text.rstrip("0").rstrip(".")
+
+
+def _fields(event: Any) -> dict[str, Any]:
+    try:
+        given = event._asdict()
+    except AttributeError:
+        given = {"text": repr(event)}
+    return {key: _plain(value) for key, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value[: 4 * LINE_LIMIT].decode("utf-8", "backslashreplace")
+    if isinstance(value, str):
+        return value[: 4 * LINE_LIMIT]
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, int | float):
+        return value
+    return repr(value)
