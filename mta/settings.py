@@ -11,7 +11,10 @@ into values and say what was expected where it cannot be one.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any
 
@@ -172,6 +175,40 @@ BridgeheadSetting = Annotated[Any, BeforeValidator(parse_bridgehead)]
 """model.Bridgehead."""
 Count = Annotated[int, Field(ge=1)]
 """A whole number from 1."""
+
+
+def parse_secret_file(value: Any) -> SecretFile:
+    """The path of a file with a secret in it: absolute, there, and closed to others."""
+    if isinstance(value, SecretFile):
+        return value
+    path = str(value)
+    if not os.path.isabs(path):
+        raise ValueError(f"{path!r} is not an absolute path")
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise ValueError(f"{path!r}: {error.strerror}") from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError(f"{path!r} is not a file")
+    if facts.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ValueError(f"{path!r} can be read or written by others: chmod o-rw it")
+    return SecretFile(path)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFile:
+    """Where a secret lies. The secret itself is never in the configuration, nor in its `repr`."""
+
+    path: str
+
+    def read(self) -> bytes:
+        """The secret without the newline at its end. Blocking. @raise OSError."""
+        with open(self.path, "rb") as file:
+            return file.read().rstrip(b"\r\n")
+
+
+SecretFileSetting = Annotated[Any, BeforeValidator(parse_secret_file)]
+"""SecretFile. The field's name ends in `_file`: secrets are given by no other keys."""
 
 
 def _key(field_name: str) -> str:

@@ -1,1 +1,1 @@
-"""Text to one frozen Config, or every error with line and column."""
+"""Configuration: text -> one frozen Config, or every mistake with its line and column."""

@@ -1,0 +1,106 @@
+"""The rules over more than one value: doubled names and ports, far ends, sharing, the postmaster.
+
+Law: each rule looks at values that are right by themselves, and reports at the later of two that
+clash, naming the earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mta.config.names import covers
+from mta.config.schema import ConnectorBlock, PluginBlock
+from mta.config.validate import keys_of
+from mta.config.walker import Tree
+from mta.interfaces import IConnectorFactory, IPluginFactory
+from mta.model import Address, Sharing
+from mta.plugins.find import nearest
+
+STANDALONE = "standalone"
+"""The cluster resource with a single node, under which nothing is shared."""
+
+
+def distinct_connectors(tree: Tree) -> None:
+    """Connector names are unique."""
+    entries = tree.root.get("connectors")
+    written: dict[int, str] = {}
+    for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        if isinstance(name, str) and name:
+            written[index] = name
+    _distinct(tree, "connectors", "name", "a connector of this name", written)
+
+
+def distinct_listeners(tree: Tree, names: Mapping[int, str], ports: Mapping[int, str]) -> None:
+    """Listener names and ports are unique: every listener is on every virtual address.
+
+    `names` and `ports` by position in the list, with the defaults of those that were not written.
+    """
+    numbers = {i: str(int(p)) for i, p in ports.items() if p.isascii() and p.isdigit()}
+    clashing = _distinct(tree, "listeners", "port", "a listener on this port", numbers)
+    others = {i: n for i, n in names.items() if i not in clashing}
+    _distinct(tree, "listeners", "name", "a listener of this name", others)
+
+
+def _distinct(
+    tree: Tree, block: str, key: str, what: str, values: Mapping[int, str]
+) -> frozenset[int]:
+    """Report every value that an earlier entry has; answers where they are."""
+    first: dict[str, int] = {}
+    clashing = set()
+    for index, value in sorted(values.items()):
+        path = (block, index, key)
+        if value in first:
+            tree.report(path, f"{value}: {what} stands in line {first[value]} already")
+            clashing.add(index)
+        else:
+            first[value] = tree.mark(path).line
+    return frozenset(clashing)
+
+
+def far_end_fault(kind: str, factory: IPluginFactory, block: Mapping[str, Any]) -> str:
+    """What is wrong with how a connector names its far end; "" when it is right."""
+    given = [k for k in ("bridgeheads", "delivery") if block.get(k)]
+    if not IConnectorFactory.providedBy(factory):
+        if len(given) == 2:
+            return "give either bridgeheads or delivery: mx"
+        return ""
+    wanted = factory.far_end_keys
+    for key in given:
+        if key not in wanted:
+            if not wanted:
+                return f"{key}: a {kind} connector has no far end"
+            return f"{key}: a {kind} connector takes {' or '.join(wanted)}"
+    given = [k for k in wanted if block.get(k)]
+    if wanted and len(given) != 1:
+        choices = " or ".join("delivery: mx" if k == "delivery" else k for k in wanted)
+        return f"give {choices}" + (", not both" if given else "")
+    return ""
+
+
+def sharing_said(tree: Tree, cluster: PluginBlock | None, spool: PluginBlock | None) -> None:
+    """Under a cluster resource nobody guesses how the spool reaches the other node."""
+    if cluster is None or spool is None or cluster.name == STANDALONE:
+        return
+    if "sharing" not in keys_of(type(spool.settings)):
+        return
+    written = tree.root.get("spool")
+    if isinstance(written, Mapping) and not any(nearest(k, ["sharing"]) for k in written):
+        choices = " | ".join(s.value for s in Sharing)
+        tree.report(
+            ("spool", "sharing"),
+            f"missing: under resource {cluster.name} say how the spool reaches the other node:"
+            f" {choices}",
+            tree.mark(("spool",)),
+        )
+
+
+def postmaster_routable(tree: Tree, postmaster: Address, connectors: list[ConnectorBlock]) -> None:
+    """Mail for the postmaster goes somewhere."""
+    spaces = [space for block in connectors for space in block.connector.address_spaces]
+    if not any(covers(space.pattern, postmaster) for space in spaces):
+        tree.report(
+            ("postmaster",),
+            f"no connector's address spaces take {postmaster}: its mail could not be delivered",
+        )
