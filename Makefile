@@ -45,7 +45,7 @@ check: $(DEV)
 	@$(BIN)/python -m tests.check
 
 rig: $(RUNTIME)
-	@$(BIN)/python tests/rig/run.py $(SCENARIOS)
+	@$(BIN)/python -m tests.rig.run $(SCENARIOS)
 
 bench: $(RUNTIME)
 	@$(BIN)/python benchmarks/relay.py $(BENCH)

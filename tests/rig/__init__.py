@@ -1,0 +1,1 @@
+"""Real processes, real peers, real sockets, in network namespaces of their own. Run: `make rig`."""

@@ -1,0 +1,363 @@
+"""The ground of the rig: network namespaces joined by a bridge, and the processes in them.
+
+Its law: everything lives in namespaces that the runner made for itself (network, mount, process,
+IPC), so nothing is seen of the machine's own interfaces and nothing outlives the runner. Still
+every process is stopped by its pid, and every namespace removed, when a scenario ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import IO
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+RIG = os.path.join(ROOT, ".rig")
+PEERS = os.path.join(RIG, "peers")
+UNPACKED = os.path.join(PEERS, "root")
+VENV_BIN = os.path.join(ROOT, ".venv", "bin")
+
+NODE, PEER = "10.9.0.1", "10.9.0.3"
+NODE6, PEER6 = "fd09::1", "fd09::3"
+VIRTUAL, VIRTUAL6 = "10.9.0.100", "fd09::100"
+MAIL_PORTS = "{ 25, 2525 }"
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Broken(AssertionError):
+    """A scenario's promise did not hold; the text is the reason that is printed."""
+
+
+def expect(holds: object, reason: str) -> None:
+    if not holds:
+        raise Broken(reason)
+
+
+def wait_until(
+    holds: Callable[[], object], seconds: float, reason: str, step: float = 0.02
+) -> float:
+    """Wait for a fact; answers the seconds it took. @raise Broken: it did not come."""
+    begun = time.monotonic()
+    while True:
+        if holds():
+            return time.monotonic() - begun
+        if time.monotonic() - begun > seconds:
+            raise Broken(f"{reason} (waited {seconds:g} s)")
+        time.sleep(step)
+
+
+def run(
+    argv: Sequence[str], timeout: float = 60, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if check and done.returncode:
+        raise Broken(
+            f"{' '.join(argv)[:200]}: status {done.returncode}: {done.stderr.strip()[-300:]}"
+        )
+    return done
+
+
+def peer_environment() -> dict[str, str]:
+    """The peers run from where they were unpacked, with the libraries unpacked beside them."""
+    libraries = [
+        os.path.join(UNPACKED, "usr/lib/postfix"),
+        *(
+            os.path.join(UNPACKED, lib, f"{os.uname().machine}-linux-gnu")
+            for lib in ("usr/lib", "lib")
+        ),
+    ]
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
+
+
+class Process:
+    """One started program, its log, and its end."""
+
+    def __init__(self, name: str, popen: subprocess.Popen[bytes], log_path: str) -> None:
+        self.name = name
+        self.popen = popen
+        self.log_path = log_path
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.popen.poll() is None
+
+    def log(self) -> str:
+        with open(self.log_path, encoding="utf-8", errors="backslashreplace") as file:
+            return file.read()
+
+    def send_signal(self, number: int) -> None:
+        if self.is_running:
+            os.kill(self.pid, number)
+
+    def stop(self, seconds: float = 15, with_signal: int = signal.SIGTERM) -> int:
+        """End it and answer its status; SIGKILL when it does not end by itself."""
+        self.send_signal(signal.SIGCONT)
+        self.send_signal(with_signal)
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGKILL)
+            self.popen.wait(10)
+            raise Broken(
+                f"{self.name} did not end within {seconds:g} s of signal {with_signal}"
+            ) from None
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.popen.wait(10)
+
+    def memory_mib(self) -> float:
+        """Proportional share of resident memory now."""
+        with open(f"/proc/{self.pid}/smaps_rollup", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) / 1024
+        return 0.0
+
+    def peak_mib(self) -> float:
+        """The largest resident size that it ever had."""
+        with open(f"/proc/{self.pid}/status", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+        return 0.0
+
+
+class Ground:
+    """Namespaces `node` and `peer` on one bridge; the node carries only its own addresses."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.processes: list[Process] = []
+        self._mounts: list[str] = []
+        self._spaces: list[str] = []
+        shutil.rmtree(directory, ignore_errors=True)
+        os.makedirs(directory)
+        os.chmod(directory, 0o755)
+
+    # --- network
+
+    def build(self) -> None:
+        run(["ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0"])
+        run(["ip", "link", "set", "br0", "up"])
+        for name, v4, v6 in (("node", NODE, NODE6), ("peer", PEER, PEER6)):
+            run(["ip", "netns", "add", name])
+            self._spaces.append(name)
+            run(
+                [
+                    "ip",
+                    "link",
+                    "add",
+                    f"v{name}",
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    "eth0",
+                    "netns",
+                    name,
+                ]
+            )
+            run(["ip", "link", "set", f"v{name}", "master", "br0", "up"])
+            self.ip(name, "link", "set", "lo", "up")
+            self.ip(name, "link", "set", "eth0", "up")
+            self.ip(name, "addr", "add", f"{v4}/24", "dev", "eth0")
+            self.ip(name, "-6", "addr", "add", f"{v6}/64", "dev", "eth0", "nodad")
+        self.inside("node", ["nft", "-f", "-"], text=NFT_RULES)
+
+    def ip(self, name: str, *arguments: str) -> None:
+        family = [arguments[0]] if arguments[0] in ("-4", "-6") else []
+        run(["ip", *family, "-n", name, *arguments[len(family) :]])
+
+    def add_virtual(self, v4: bool = True, v6: bool = True, dad: bool = False) -> None:
+        if v4:
+            self.ip("node", "addr", "add", f"{VIRTUAL}/32", "dev", "eth0")
+        if v6:
+            flags = [] if dad else ["nodad"]
+            self.ip("node", "-6", "addr", "add", f"{VIRTUAL6}/128", "dev", "eth0", *flags)
+
+    def remove_virtual(self, v4: bool = True, v6: bool = True) -> None:
+        if v4:
+            self.ip("node", "addr", "del", f"{VIRTUAL}/32", "dev", "eth0")
+        if v6:
+            self.ip("node", "-6", "addr", "del", f"{VIRTUAL6}/128", "dev", "eth0")
+
+    def counted(self, name: str) -> int:
+        """Packets that the node's nft counter `name` (wrong or right) has seen."""
+        done = self.inside("node", ["nft", "list", "counter", "inet", "rig", name])
+        words = done.stdout.split()
+        return int(words[words.index("packets") + 1])
+
+    def reset_counters(self) -> None:
+        self.inside("node", ["nft", "reset", "counters"])
+
+    def sockets(self, name: str, *filter: str) -> list[str]:
+        """`ss -Htan` in a namespace: one line a TCP socket."""
+        return self.inside(name, ["ss", "-Htan", *filter]).stdout.splitlines()
+
+    def connect(self, name: str, host: str, port: int, timeout: float = 10) -> socket.socket:
+        """A connected TCP socket that belongs to the namespace."""
+        made = self.raw_socket(name, socket.AF_INET6 if ":" in host else socket.AF_INET)
+        made.settimeout(timeout)
+        try:
+            made.connect((host, port))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def raw_socket(self, name: str, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A socket made while this thread stands in the namespace; it stays there."""
+        with (
+            open(f"/run/netns/{name}", "rb") as there,
+            open("/proc/thread-self/ns/net", "rb") as here,
+        ):
+            if _libc.setns(there.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+            try:
+                return socket.socket(family, kind)
+            finally:
+                if _libc.setns(here.fileno(), _CLONE_NEWNET):
+                    os.abort()  # this thread would act in the wrong namespace from here on
+
+    def listens(self, name: str, host: str, port: int) -> bool:
+        """Does somebody accept there?"""
+        try:
+            self.connect(name, host, port, 1).close()
+        except OSError:
+            return False
+        return True
+
+    # --- processes
+
+    def start(
+        self,
+        name: str,
+        namespace: str,
+        argv: Sequence[str],
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process:
+        log_path = os.path.join(self.directory, f"{name}.log")
+        log: IO[bytes]
+        with open(log_path, "ab") as log:
+            popen = subprocess.Popen(
+                ["nsenter", f"--net=/run/netns/{namespace}", "--", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                cwd=cwd or self.directory,
+                start_new_session=True,
+            )
+        process = Process(name, popen, log_path)
+        self.processes.append(process)
+        return process
+
+    def inside(
+        self,
+        namespace: str,
+        argv: Sequence[str],
+        env: dict[str, str] | None = None,
+        text: str | None = None,
+        check: bool = True,
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end in a namespace."""
+        done = subprocess.run(
+            ["nsenter", f"--net=/run/netns/{namespace}", "--", *argv],
+            input=text or "",
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=env,
+            timeout=timeout,
+            check=False,
+            cwd=self.directory,
+        )
+        if check and done.returncode:
+            said = (done.stderr or done.stdout).strip()[-300:]
+            raise Broken(f"{' '.join(argv)[:160]}: status {done.returncode}: {said}")
+        return done
+
+    # --- disks
+
+    def small_disk(self, name: str, mib: int) -> str:
+        """A file system of its own, `mib` large, mounted from an image on the real disk."""
+        image = os.path.join(self.directory, f"{name}.img")
+        with open(image, "wb") as file:
+            file.truncate(mib * 1024 * 1024)
+        run(["mkfs.ext4", "-q", "-m", "0", image])
+        where = os.path.join(self.directory, name)
+        os.makedirs(where)
+        run(["mount", "-o", "loop", image, where])
+        self._mounts.append(where)
+        return where
+
+    # --- the end
+
+    def clear(self) -> None:
+        """Stop every process by its pid, then unmount, then remove the namespaces."""
+        for process in reversed(self.processes):
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGTERM)
+        ends = time.monotonic() + 5
+        for process in self.processes:
+            try:
+                process.popen.wait(max(0.05, ends - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for where in self._mounts:
+            run(["umount", where], check=False)
+        for name in self._spaces:
+            run(["ip", "netns", "delete", name], check=False)
+        run(["ip", "link", "delete", "br0"], check=False)
+        wait_until(
+            lambda: (
+                not run(["ip", "-br", "link", "show", "type", "veth"], check=False).stdout.strip()
+            ),
+            10,
+            "the namespaces' links did not go away",
+        )
+
+
+NFT_RULES = f"""
+table inet rig {{
+  counter wrong {{ }}
+  counter right {{ }}
+  chain out {{
+    type filter hook output priority 0;
+    ip saddr != {VIRTUAL} tcp dport {MAIL_PORTS} counter name wrong
+    ip6 saddr != {VIRTUAL6} tcp dport {MAIL_PORTS} counter name wrong
+    ip saddr != {VIRTUAL} tcp sport {MAIL_PORTS} tcp flags & (syn | ack) == (syn | ack) counter name wrong
+    ip6 saddr != {VIRTUAL6} tcp sport {MAIL_PORTS} tcp flags & (syn | ack) == (syn | ack) counter name wrong
+    ip saddr {VIRTUAL} tcp dport {MAIL_PORTS} counter name right
+    ip6 saddr {VIRTUAL6} tcp dport {MAIL_PORTS} counter name right
+    ip saddr {VIRTUAL} tcp sport {MAIL_PORTS} counter name right
+    ip6 saddr {VIRTUAL6} tcp sport {MAIL_PORTS} counter name right
+  }}
+}}
+"""
+"""`wrong` counts what leaves the node for or from a mail port with any other source than the virtual
+addresses: every outbound packet, and every acceptance (the kernel's RST refuses, it accepts not).
+"""

@@ -1,0 +1,213 @@
+"""The MTA under test in the node's namespace: its configuration, its process, what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import textwrap
+from typing import Any
+
+from tests.rig.ground import (
+    PEER,
+    ROOT,
+    VENV_BIN,
+    VIRTUAL,
+    VIRTUAL6,
+    Broken,
+    Ground,
+    Process,
+    expect,
+    wait_until,
+)
+
+NETWORK_NAME = "bridgehead.example.org"
+
+
+class Rig(Ground):
+    """A ground with one MTA on it. Attributes below are changed before `start_mta`."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        self.notes: list[str] = []
+        self.mta: Process | None = None
+        self.configuration = os.path.join(directory, "mta.yaml")
+        self.control = os.path.join(directory, "control.sock")
+        self.spool = os.path.join(directory, "spool")
+        self.starts = 0
+
+    def note(self, text: str) -> None:
+        """A measured figure, printed under the scenario's line."""
+        self.notes.append(text)
+
+    def configure(
+        self,
+        *,
+        addresses: str = f'[{VIRTUAL}, "{VIRTUAL6}"]',
+        connectors: str = "",
+        listener: str = "",
+        queue: str = "",
+        cluster: str = "",
+        extra: str = "",
+        spool: str | None = None,
+    ) -> None:
+        """Write mta.yaml. Blocks are YAML text, indented here."""
+        if spool is not None:
+            self.spool = spool
+        hub = f"""
+            - name: hub
+              kind: smtp
+              bridgeheads: ["{PEER}:25"]
+              concurrency: 20
+              address-spaces: [{{domain: "*", cost: 10}}]
+        """
+
+        def block(text: str, depth: int) -> str:
+            return textwrap.indent(textwrap.dedent(text).strip("\n"), " " * depth)
+
+        text = f"""\
+virtual-server:
+  network-name: {NETWORK_NAME}
+  addresses: {addresses}
+postmaster: postmaster@example.org
+cluster:
+  resource: interface
+{block(cluster or "grace: 10s", 2)}
+spool:
+  store: log
+  directory: {self.spool}
+  sharing: none
+listeners:
+  - kind: smtp
+    port: 25
+    relay-from: [10.9.0.0/24, "fd09::/64"]
+{block(listener, 4)}
+connectors:
+{block(connectors or hub, 2)}
+queue:
+{block(queue or "lifetime: 1h", 2)}
+admin:
+  socket: {self.control}
+  submit-socket: {os.path.join(self.directory, "submit.sock")}
+{extra}
+"""
+        with open(self.configuration, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    # --- the process
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "MTA_AUDIT_SOCKETS": "1", "PYTHONUNBUFFERED": "1"}
+
+    def start_mta(self, wait: bool = True) -> Process:
+        """Start twistd in the foreground; `wait` until its control socket answers."""
+        self.starts += 1
+        argv = [
+            os.path.join(VENV_BIN, "twistd"), "-n", "--pidfile=", "mta", "--config", self.configuration,
+        ]  # fmt: skip
+        self.mta = self.start(f"mta{self.starts}", "node", argv, env=self.environment(), cwd=ROOT)
+        if wait:
+            self.wait_answering()
+        return self.mta
+
+    def wait_answering(self, seconds: float = 20) -> None:
+        mta = self.process()
+
+        def answers() -> bool:
+            expect(mta.is_running, f"the MTA ended with status {mta.popen.returncode}")
+            return self.command("status", check=False).returncode == 0
+
+        wait_until(answers, seconds, "the MTA does not answer on its control socket", step=0.1)
+
+    def process(self) -> Process:
+        if self.mta is None:
+            raise Broken("no MTA was started")
+        return self.mta
+
+    def command(self, *arguments: str, check: bool = True) -> Any:
+        """`mta ...` in the node's namespace."""
+        argv = [os.path.join(VENV_BIN, "mta"), "--socket", self.control, *arguments]
+        return self.inside("node", argv, check=check, timeout=30)
+
+    def status(self) -> dict[str, Any]:
+        found = json.loads(self.command("--json", "status").stdout)
+        assert isinstance(found, dict)
+        return found
+
+    def status_text(self) -> str:
+        said = self.command("status").stdout
+        assert isinstance(said, str)
+        return said
+
+    def log(self) -> str:
+        """What every MTA of this scenario has written, one after the other."""
+        return "\n".join(p.log() for p in self.processes if p.name.startswith("mta"))
+
+    def wait_log(self, words: str, seconds: float = 15) -> None:
+        wait_until(lambda: words in self.log(), seconds, f"the log never said {words!r}")
+
+    def wait_online(self, seconds: float = 20, v6: bool = True) -> None:
+        """Until both virtual addresses greet with 220."""
+        hosts = [VIRTUAL, VIRTUAL6] if v6 else [VIRTUAL]
+        for host in hosts:
+            wait_until(
+                lambda host=host: self.greeting(host).startswith(b"220"),  # type: ignore[misc]
+                seconds, f"no 220 from {host}",
+            )  # fmt: skip
+
+    def greeting(self, host: str, port: int = 25, namespace: str = "peer") -> bytes:
+        """The first line that a connection gets; b"" when there is none."""
+        try:
+            with self.connect(namespace, host, port, 2) as made:
+                return made.recv(1000)
+        except OSError:
+            return b""
+
+    def online(self, **configure: Any) -> Process:
+        """The usual beginning: configured, both addresses there, started, greeting."""
+        self.configure(**configure)
+        self.add_virtual()
+        mta = self.start_mta(wait=False)
+        try:
+            self.wait_online()
+        except Broken as broken:
+            expect(mta.is_running, f"the MTA ended with status {mta.popen.returncode}")
+            raise Broken(
+                f"{broken}; status: {self.command('status', check=False).stdout[:300]}"
+            ) from None
+        return mta
+
+    def restart(self, seconds: float = 20) -> Process:
+        mta = self.start_mta(wait=False)
+        self.wait_online(seconds)
+        return mta
+
+    # --- what holds in every scenario
+
+    def at_the_end(self) -> None:
+        """Whatever the scenario was: the MTA lives or ended in order, and broke no net."""
+        log = self.log()
+        for words in (
+            "Traceback (most recent call last)",
+            "Unhandled error",
+            "opens a socket past",
+        ):
+            expect(words not in log, f"the MTA's log holds {words!r}: {_around(log, words)}")
+        expect(
+            self.counted("wrong") == 0,
+            f"{self.counted('wrong')} packets of mail left from a wrong address",
+        )
+        mta = self.process()
+        if mta.is_running:
+            status = mta.stop(30)
+            expect(status in (0, -signal.SIGTERM), f"SIGTERM ended the MTA with status {status}")
+
+    def clear(self) -> None:
+        super().clear()
+        shutil.rmtree(os.path.join(self.directory, "spool"), ignore_errors=True)
+
+
+def _around(text: str, words: str) -> str:
+    at = max(0, text.find(words))
+    return " | ".join(text[at : at + 1500].splitlines()[-12:])

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Unpacks the peers into the directory $1 (made once): smtp-source, smtp-sink and a private Postfix,
+# and the name server nsd. They are fetched with apt-get download and unpacked with dpkg -x: nothing
+# is installed, nothing of them starts by itself.
+set -eu
+into=$1
+packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
+  nsd libevent-2.1-7 libfstrm0 libprotobuf-c1"
+stamp=$into/fetched
+# shellcheck disable=SC2086
+[ "$(cat "$stamp" 2>/dev/null || true)" = "$(echo $packages)" ] && exit 0
+rm -rf "$into"
+mkdir -p "$into/debs" "$into/root"
+cd "$into/debs"
+# shellcheck disable=SC2086
+if ! timeout 300 apt-get -qq -o APT::Sandbox::User=root download $packages >download.log 2>&1; then
+  cat download.log >&2
+  echo "rig: the peers could not be fetched; try: apt-get update" >&2
+  exit 69
+fi
+for package in *.deb; do dpkg -x "$package" "$into/root"; done
+# shellcheck disable=SC2086
+echo $packages >"$stamp"

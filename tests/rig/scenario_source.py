@@ -1,0 +1,143 @@
+"""The defect that founded this project: mail from the node's address instead of the virtual one."""
+
+from __future__ import annotations
+
+import time
+
+from tests.rig.ground import NODE, NODE6, PEER, PEER6, VIRTUAL, VIRTUAL6, expect, wait_until
+from tests.rig.node import NETWORK_NAME, Rig
+from tests.rig.peers import Client, Ledger, Sink, no_foreign_source, source, swaks
+
+
+def scenario_every_association_is_the_virtual_servers(rig: Rig) -> None:
+    """With node and virtual addresses side by side, hundreds of messages come and go as the virtual server."""
+    sink = Sink(rig).start()
+    sink6 = Sink(rig, PEER6, 2525, "sink6").start()
+    rig.online(
+        connectors=f"""
+        - name: hub
+          kind: smtp
+          bridgeheads: ["{PEER}:25"]
+          concurrency: 20
+          address-spaces: [{{domain: "*", cost: 10}}]
+        - name: six
+          kind: smtp
+          bridgeheads: ["[{PEER6}]:2525"]
+          address-spaces: [{{domain: six.example.com, cost: 10}}]
+        """
+    )
+    rig.reset_counters()
+    source(rig, 300, sessions=10)
+    source(rig, 100, "-d", sessions=20)
+    source(rig, 100, "-t", "user@six.example.com", host=VIRTUAL6, sessions=5)
+    letter = (
+        "--from",
+        "a@example.net",
+        "--to",
+        "b@six.example.com",
+        "--header",
+        "Subject: by swaks",
+    )
+    said = swaks(rig, "-6", "--server", VIRTUAL6, *letter)
+    expect(f"220 {NETWORK_NAME}" in said, "swaks was not greeted with the network name")
+    sink.wait(400)
+    sink6.wait(101)
+    no_foreign_source(sink, {VIRTUAL}, NETWORK_NAME)
+    no_foreign_source(sink6, {VIRTUAL6}, NETWORK_NAME)
+    for message in (*sink.messages(), *sink6.messages()):
+        trace = message.header("Received").split("by ", 1)
+        expect(
+            f"by {NETWORK_NAME}" in message.text,
+            f"a Received header lacks the network name: {trace}",
+        )
+    expect(rig.counted("right") > 1000, "the counter for the virtual addresses did not count")
+    expect(
+        rig.counted("wrong") == 0,
+        f"{rig.counted('wrong')} packets of mail left from the node's address",
+    )
+    # Control: the counter can count. A program that binds nothing speaks from the node's address.
+    for host, port, node in ((PEER, 25, NODE), (PEER6, 2525, NODE6)):
+        with rig.connect("node", host, port) as plain:
+            expect(plain.getsockname()[0] == node, "the control did not use the node's address")
+    expect(rig.counted("wrong") > 0, "the counter that must stay 0 cannot count")
+    rig.reset_counters()
+
+
+def scenario_nothing_without_the_address(rig: Rig) -> None:
+    """Without its virtual addresses the MTA listens on nothing, sends nothing, and says why."""
+    Sink(rig).start()
+    rig.configure()
+    rig.start_mta()
+    time.sleep(1.0)
+    listening = rig.sockets("node", "state", "listening")
+    expect(not listening, f"something listens: {listening}")
+    for host in (NODE, NODE6):
+        expect(not rig.listens("peer", host, 25), f"{host} accepts mail")
+    text = rig.status_text()
+    expect("standby" in text.lower(), f"the status does not say standby: {text[:200]}")
+    expect(VIRTUAL in text, f"the status does not name the missing address: {text[:300]}")
+    expect(rig.counted("wrong") + rig.counted("right") == 0, "mail left the node")
+
+
+def scenario_online_when_the_address_arrives(rig: Rig) -> None:
+    """It comes online when the last required address is usable, IPv6 after its duplicate detection."""
+    Sink(rig).start()
+    rig.configure()
+    rig.start_mta()
+    rig.add_virtual(v6=False)
+    time.sleep(0.5)
+    expect(not rig.listens("peer", VIRTUAL, 25), "it listens though an address is missing")
+    rig.add_virtual(v4=False, dad=True)
+    time.sleep(0.2)
+    expect(not rig.listens("peer", VIRTUAL, 25), "it listens though the IPv6 address is tentative")
+    wait_until(lambda: not _tentative(rig), 5, "duplicate detection does not end", step=0.001)
+    usable = time.monotonic()
+    wait_until(lambda: rig.greeting(VIRTUAL).startswith(b"220"), 5, "no 220 over IPv4", step=0.001)
+    v4 = time.monotonic() - usable
+    wait_until(lambda: rig.greeting(VIRTUAL6).startswith(b"220"), 5, "no 220 over IPv6", step=0.001)
+    v6 = time.monotonic() - usable
+    rig.note(f"address usable -> first 220: IPv4 {v4 * 1000:.0f} ms, both {v6 * 1000:.0f} ms")
+    source(rig, 20)
+    rig.wait_log("status=sent")
+
+
+def _tentative(rig: Rig) -> bool:
+    return "tentative" in rig.inside("node", ["ip", "-6", "addr", "show", "dev", "eth0"]).stdout
+
+
+def scenario_address_leaves_and_returns(rig: Rig) -> None:
+    """When an address disappears every association ends at once; when it returns nothing was lost."""
+    sink = Sink(rig).start("-w", "1")
+    rig.online(cluster="grace: 20s")
+    ledger = Ledger(rig, 8).start()
+    wait_until(lambda: len(ledger.promised) > 150, 20, "the load does not run")
+    idle = Client(rig)
+    idle.hello()
+    idle.say(b"MAIL FROM:<half@example.net>")
+    rig.remove_virtual(v6=False)
+    gone = time.monotonic()
+    wait_until(lambda: not _mail_sockets(rig), 3, "associations outlive their address", step=0.002)
+    rig.note(
+        f"address removed -> every association closed: {(time.monotonic() - gone) * 1000:.0f} ms"
+    )
+    expect(not rig.sockets("node", "state", "listening"), "it still listens")
+    time.sleep(1.0)
+    expect(not _mail_sockets(rig), "an association was opened without the address")
+    idle.close()
+    rig.add_virtual(v6=False)
+    back = time.monotonic()
+    rig.wait_online()
+    rig.note(f"address back -> 220 on both: {(time.monotonic() - back) * 1000:.0f} ms")
+    before = len(ledger.promised)
+    wait_until(lambda: len(ledger.promised) > before + 50, 20, "service did not resume")
+    ledger.stop()
+    arrived = ledger.settle(sink, 60)
+    doubles = sum(number - 1 for number in arrived.values())
+    rig.note(f"{len(ledger.promised)} promised, all arrived, {doubles} twice")
+    expect(doubles <= 40, f"{doubles} doubles: more than two takings of 20 slots")
+    no_foreign_source(sink, {VIRTUAL}, NETWORK_NAME)
+
+
+def _mail_sockets(rig: Rig) -> list[str]:
+    lines = rig.sockets("node", "( sport = :25 or dport = :25 )")
+    return [line for line in lines if not line.startswith(("TIME-WAIT", "SYN-RECV"))]
