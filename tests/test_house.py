@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resolver": COMMON | {"interfaces"},
     "routing": COMMON | {"interfaces"},
     "policy": COMMON | {"interfaces"},
-    "transfer": COMMON | {"interfaces", "wire.dsn"},
+    "transfer": COMMON | {"interfaces", "wire.dsn", "policy"},
     "config": COMMON
     | {"interfaces", "plugins", "admin.settings", "resolver.settings", "transfer.settings"},
     "admin": COMMON | {"interfaces"},

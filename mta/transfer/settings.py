@@ -1,6 +1,7 @@
-"""The `queue:` block: how long messages are tried, how often, and how many at once.
+"""The `queue:` block: how long messages are tried, how often, and how many at once; and what
+intake asks of a message.
 
-Law: values and their bounds only; schedule and settle read them, nothing here decides.
+Law: values and their bounds only; schedule, settle and intake read them.
 RFC 5321 4.5.4.1 (retry for at least 4 to 5 days, half an hour between attempts later on).
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from mta.settings import Count, Duration, Settings
+from mta.settings import Boolean, Count, Duration, Settings, Size
 
 
 class QueueSettings(Settings):
@@ -83,3 +84,36 @@ class QueueSettings(Settings):
                 "delay-warning must be shorter than lifetime, or 0s for no warning at all"
             )
         return self
+
+
+class IntakeSettings(Settings):
+    """What is asked of a message before it is accepted."""
+
+    hop_limit: Count = Field(
+        default=100,
+        description="A message with more Received fields than this is going round in circles and"
+        " is refused (RFC 5321 6.3 asks for at least 100).",
+    )
+    recipient_limit: int = Field(
+        default=1000,
+        ge=100,
+        description="Recipients of one message; the client is asked to send the others in another"
+        " one. At least 100 (RFC 5321 4.5.3.1.8).",
+    )
+    header_limit: Size = Field(
+        default=262_144,
+        ge=4096,
+        description="How much of a message is looked at as its header, in memory.",
+    )
+    received_client: Boolean = Field(
+        default=True,
+        description="Say in our Received field who sent us the message. false hides the names and"
+        " addresses of the clients in relay-from; all others are always named.",
+    )
+    policy_timeout: Duration = Field(
+        default=60.0,
+        gt=0.0,
+        le=240.0,
+        description="How long a policy may take for one answer before the client is asked to try"
+        " again later.",
+    )

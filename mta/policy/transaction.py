@@ -1,0 +1,156 @@
+"""One message on its way in, as the policies see it, and the changes they may make.
+
+Law: a transaction is a view with verbs. It decides nothing, does no I/O, and what a peer said stays
+bytes; header fields that a policy adds cannot break out of their own lines (RFC 5322 2.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from zope.interface import implementer
+
+from mta.interfaces import ITransaction
+from mta.model import NULL_ADDRESS, Address, PeerInfo, Recipient
+
+_FIELD_NAME = re.compile(rb"[!-9;-~]+")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_CONTROLS = bytes(i for i in range(32) if i != 9) + b"\x7f"
+_VISIBLE = bytes.maketrans(_CONTROLS, b"?" * len(_CONTROLS))
+
+
+class Association:
+    """What is known of the peer for as long as it is connected; shared by its transactions.
+
+    `client` is how logs name it; `vip` the virtual address that it came to, as peers know it.
+    """
+
+    __slots__ = ("admitted", "client", "helo", "notes", "peer", "protocol", "vip")
+
+    def __init__(self, peer: PeerInfo, admitted: bool, vip: str = "") -> None:
+        self.peer = peer
+        self.client = peer.host if peer.uid is None else f"uid={peer.uid}"
+        self.vip = vip or peer.local_host
+        self.admitted = admitted
+        self.helo = b""
+        self.protocol = peer.protocol
+        self.notes: dict[str, Any] = {}
+
+
+@implementer(ITransaction)
+class Transaction:
+    """See ITransaction. `kept` is the list of recipients accepted so far, each once.
+
+    `held` and `discarded` are the reasons given, "" for neither; `added` is the finished text of
+    the header fields that policies put before all others.
+    """
+
+    __slots__ = (
+        "_known",
+        "_notes",
+        "added",
+        "association",
+        "chunk",
+        "discarded",
+        "headers",
+        "held",
+        "kept",
+        "parameters",
+        "queue_id",
+        "recipient",
+        "sender",
+        "size_octets",
+    )
+
+    def __init__(
+        self,
+        association: Association,
+        sender: Address = NULL_ADDRESS,
+        parameters: dict[bytes, bytes | None] | None = None,
+    ) -> None:
+        self.association = association
+        self.sender = sender
+        self.parameters: dict[bytes, bytes | None] = {} if parameters is None else parameters
+        self.kept: list[Recipient] = []
+        self._known: set[bytes] = set()
+        self.recipient: Recipient | None = None
+        self.queue_id = ""
+        self.headers = b""
+        self.chunk = b""
+        self.size_octets = 0
+        self.added = b""
+        self.held = ""
+        self.discarded = ""
+        self._notes: dict[str, Any] | None = None
+
+    @property
+    def peer(self) -> PeerInfo:
+        return self.association.peer
+
+    @property
+    def helo(self) -> bytes:
+        return self.association.helo
+
+    @property
+    def protocol(self) -> str:
+        return self.association.protocol
+
+    @property
+    def admitted(self) -> bool:
+        return self.association.admitted
+
+    @property
+    def recipients(self) -> tuple[Recipient, ...]:
+        return tuple(self.kept)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        if self._notes is None:
+            self._notes = {}
+        return self._notes
+
+    @property
+    def association_notes(self) -> dict[str, Any]:
+        return self.association.notes
+
+    def keep(self, recipient: Recipient) -> None:
+        """Accepted. One message, one copy a recipient, however often it was named."""
+        self.recipient = None
+        kept, known = self.kept, self._known
+        if kept:
+            if not known:
+                known.update(r.address.text for r in kept)
+            if recipient.address.text in known:
+                return
+            known.add(recipient.address.text)
+        kept.append(recipient)
+
+    def add_header(self, name: bytes, value: bytes) -> None:
+        if not _FIELD_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a header field's name (RFC 5322 2.2)")
+        lines = [line.strip() for line in _LINE_END.split(value)]
+        folded = b"\r\n\t".join(line.translate(_VISIBLE) for line in lines if line)
+        self.added += name + b": " + folded + b"\r\n"
+
+    def replace_sender(self, sender: Address) -> None:
+        self.sender = sender
+
+    def replace_recipient(self, recipient: Address) -> None:
+        present = self.recipient
+        if present is None:
+            raise ValueError("replace_recipient is for the rcpt hook; later, set_recipients")
+        original = present.original or b"rfc822;" + present.address.text
+        self.recipient = Recipient(recipient, present.notify, original)
+
+    def set_recipients(self, recipients: Sequence[Recipient]) -> None:
+        if not recipients:
+            raise ValueError("a message needs a recipient; to drop it, say discard(reason)")
+        self.kept = list(recipients)
+
+    def hold(self, reason: str) -> None:
+        self.held = reason or "held by policy"
+
+    def discard(self, reason: str) -> None:
+        self.discarded = reason or "discarded by policy"

@@ -1,0 +1,66 @@
+"""Accepts messages: gives every inbound association its reception, whatever its kind.
+
+Law: a message passes the relay rule, the policies and the loop check, in this order, and then
+becomes ours in `mta.transfer.acceptance` or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from zope.interface import implementer
+
+from mta.interfaces import IClock, IPolicy, IReceptionHost, IRouting, ISpool, ITenure
+from mta.model import Address, PeerInfo, VirtualServer
+from mta.policy.relay import Network, is_admitted
+from mta.policy.transaction import Association
+from mta.telemetry import Telemetry
+from mta.transfer.desk import Desk, Offer
+from mta.transfer.reception import Reception
+from mta.transfer.settings import IntakeSettings
+
+__all__ = ["Intake", "IntakeSettings"]
+
+
+@implementer(IReceptionHost)
+class Intake:
+    """One for a tenure or for a process; `stop` when it will not be used again.
+
+    `admit` maps a listener's name to its `relay-from` networks; a listener that is not in it
+    admits nobody. `offer` is told of each message that became ours, after its reply.
+    """
+
+    def __init__(  # noqa: PLR0917 - one argument a collaborator
+        self,
+        spool: ISpool,
+        routing: IRouting,
+        policies: Sequence[IPolicy],
+        offer: Offer,
+        clock: IClock,
+        telemetry: Telemetry,
+        settings: IntakeSettings,
+        postmaster: Address,
+        server: VirtualServer,
+    ) -> None:
+        self.admit: Mapping[str, tuple[Network, ...]] = {}
+        self._desk = Desk(
+            spool,
+            routing,
+            policies,
+            offer,
+            clock,
+            telemetry,
+            settings,
+            postmaster,
+            server,
+        )
+
+    def reception(self, tenure: ITenure, peer: PeerInfo) -> Reception:
+        """Its methods may raise Fenced or TenureRevoked: abort the association, say nothing."""
+        admitted = is_admitted(peer, self.admit.get(peer.listener, ()))
+        vip = self._desk.external.get(peer.local_host, peer.local_host)
+        return Reception(self._desk, tenure, Association(peer, admitted, vip))
+
+    def stop(self) -> None:
+        """Cancel what policies still do for messages gone by."""
+        self._desk.chain.stop()

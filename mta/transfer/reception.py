@@ -1,0 +1,421 @@
+"""One inbound association as the inner house sees it: envelope, content, end.
+
+Law: a step that nobody objects to costs no Deferred; only `end` has one. The relay rule comes
+before every policy. Every refusal is said in the log with the peer, the stage and the reply.
+RFC 5321 3.3, 4.4, 4.5.3.1, 6.3; RFC 6409 8.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from zope.interface import implementer
+
+from mta.errors import Full, LocalProtocolError, SpoolError, TenureRevoked, Unavailable
+from mta.interfaces import IReception, IStaging, ITenure
+from mta.model import (
+    Address,
+    AddressKind,
+    BodyType,
+    Envelope,
+    FourTuple,
+    MessageState,
+    Notify,
+    Recipient,
+    Reply,
+    fresh_state,
+)
+from mta.policy.relay import refusal
+from mta.policy.stream import Stream
+from mta.policy.transaction import Association, Transaction
+from mta.telemetry import Connected, Disconnected
+from mta.transfer.acceptance import Acceptance, queued
+from mta.transfer.desk import Desk, store_reply
+from mta.transfer.header_block import (
+    HeaderScan,
+    has_field,
+    message_id,
+    needs_separator,
+    received_count,
+)
+from mta.transfer.trace import received_field, received_from
+
+LOOP: Final = Reply(554, "5.4.6", (b"Too many hops, this message is in a loop",))
+BARE_SENDER: Final = Reply(553, "5.1.7", (b"Sender address needs a domain",))
+_BODY_TYPES: Final = {b.value.encode(): b for b in BodyType}
+_NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
+
+Answer = Reply | None | Deferred[Reply | None]
+
+
+@implementer(IReception)
+class Reception:
+    """Made by Intake. What it raises (Fenced, TenureRevoked), and what the Deferred of `end` fails
+    with (also Unknown), must abort the association without a reply.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_association",
+        "_desk",
+        "_introduction",
+        "_is_closed",
+        "_is_journalled",
+        "_is_unacknowledged",
+        "_ordinal",
+        "_received_from",
+        "_scan",
+        "_staging",
+        "_stream",
+        "_tenure",
+        "_transaction",
+        "_waiting",
+    )
+
+    def __init__(self, desk: Desk, tenure: ITenure, association: Association) -> None:
+        self._desk = desk
+        self._tenure = tenure
+        self._association = association
+        self._introduction = Transaction(association) if desk.introduces else None
+        self._received_from = b""
+        self._ordinal = 0
+        self._transaction: Transaction | None = None
+        self._staging: IStaging | None = None
+        self._scan: HeaderScan | None = None
+        self._stream: Stream | None = None
+        self._waiting: Deferred[Any] | None = None
+        self._is_journalled = False
+        self._is_unacknowledged = False
+        self._is_closed = False
+
+    # --- the association ---
+
+    def connected(self) -> Answer:
+        # An owner re-reads its epoch at each association that it accepts.
+        self._tenure.check()
+        association = self._association
+        peer = association.peer
+        self._desk.telemetry.event(
+            Connected(peer.association, association.client, peer.port, association.vip)
+        )
+        if self._introduction is None:
+            return None
+        return self._answer(self._desk.chain.ask("connect", self._introduction), "CONNECT")
+
+    def helo(self, name: bytes, protocol: str) -> Answer:
+        association = self._association
+        association.helo = name
+        association.protocol = protocol
+        self._received_from = b""
+        if self._introduction is None:
+            return None
+        return self._answer(self._desk.chain.ask("helo", self._introduction), "HELO")
+
+    def closed(self, stage: str, commands: str) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        desk, association = self._desk, self._association
+        name = association.peer.association
+        self.reset()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.cancel()
+        if self._is_journalled:
+            try:
+                desk.spool.close_association(name)
+            except SpoolError:
+                pass  # lost with the epoch: its successor takes it for open, which is the truth
+        desk.telemetry.event(Disconnected(name, association.client, commands, stage))
+        if self._introduction is not None:
+            desk.chain.tell("disconnect", self._introduction)
+
+    # --- the envelope ---
+
+    def mail(self, sender: Address, parameters: dict[bytes, bytes | None]) -> Answer:
+        desk = self._desk
+        transaction = self._transaction = Transaction(self._association, sender, parameters)
+        if sender.text and not sender.domain and sender.kind is AddressKind.SMTP:
+            return self._refused(BARE_SENDER, "MAIL")
+        if desk.room is not None:
+            size = parameters.get(b"SIZE") if parameters else None
+            try:
+                desk.room.check_room(int(size) if size and size.isdigit() else 0)
+            except (Full, Unavailable) as error:
+                return self._refused(store_reply(error), "MAIL")
+        answer = desk.chain.ask("mail", transaction)
+        return None if answer is None else self._answer(answer, "MAIL")
+
+    def rcpt(self, recipient: Address, parameters: dict[bytes, bytes | None]) -> Answer:
+        desk, transaction = self._desk, self._present()
+        if len(transaction.kept) >= desk.settings.recipient_limit:
+            too_many = refusal(452, "4.5.3", recipient, b"Too many recipients")
+            return self._refused(too_many, "RCPT", recipient)
+        decided = desk.relay.decide(recipient, self._association.admitted)
+        if isinstance(decided, Reply):
+            return self._refused(decided, "RCPT", recipient)
+        notify, original = Notify.UNSET, b""
+        if parameters:
+            original = parameters.get(b"ORCPT") or b""
+            for word in (parameters.get(b"NOTIFY") or b"").upper().split(b","):
+                notify |= _NOTIFY.get(word, Notify.UNSET)
+        if decided is not recipient and not original:
+            original = b"rfc822;" + recipient.text
+        candidate = transaction.recipient = Recipient(decided, notify, original)
+        answer = desk.chain.ask("rcpt", transaction)
+        if answer is None and transaction.recipient is candidate:
+            transaction.keep(candidate)
+            return None
+        if isinstance(answer, Deferred):
+            self._waiting = answer
+            return answer.addCallback(self._rcpt_answered, recipient, candidate)
+        return self._rcpt_answered(answer, recipient, candidate)
+
+    def _rcpt_answered(
+        self, reply: Reply | None, recipient: Address, candidate: Recipient
+    ) -> Reply | None:
+        self._waiting = None
+        transaction = self._present()
+        final = transaction.recipient or candidate
+        if reply is None and final is not candidate:
+            # A policy sends it elsewhere: the operator's word, but it still needs a route.
+            decided = self._desk.relay.decide(final.address, True)
+            if isinstance(decided, Reply):
+                reply = decided
+        transaction.recipient = None
+        if reply is not None:
+            return self._refused(reply, "RCPT", recipient)
+        transaction.keep(final)
+        return None
+
+    def reset(self) -> None:
+        transaction, self._transaction = self._transaction, None
+        self._drop_content()
+        if transaction is not None:
+            self._desk.chain.tell("abort", transaction)
+
+    def _drop_content(self) -> None:
+        """A commit under way goes on: it is out of reach."""
+        staging, self._staging = self._staging, None
+        stream, self._stream = self._stream, None
+        self._scan = None
+        if stream is not None:
+            stream.cancel()
+        if staging is not None:
+            staging.abort()
+
+    # --- the content ---
+
+    def data(self) -> Answer:
+        desk, transaction = self._desk, self._present()
+        peer = self._association.peer
+        try:
+            staging = desk.spool.stage(peer.association)
+            if not self._is_journalled and peer.uid is None:
+                # Before its first message, so that the in-doubt list knows whom it came from.
+                ends = FourTuple(peer.local_host, peer.local_port, peer.host, peer.port)
+                desk.spool.open_association(peer.association, ends, True)
+                self._is_journalled = True
+        except (Full, Unavailable) as error:
+            return self._refused(store_reply(error), "DATA")
+        self._staging = staging
+        self._scan = HeaderScan(desk.settings.header_limit)
+        transaction.queue_id = staging.queue_id
+        if desk.streams:
+            self._stream = Stream(desk.chain, transaction)
+        answer = desk.chain.ask("data", transaction)
+        return None if answer is None else self._answer(answer, "DATA")
+
+    def chunk(self, chunk: bytes) -> Deferred[None] | None:
+        staging, scan, stream, transaction = self._content()
+        if stream is not None and stream.refusal is not None:
+            return None  # refused already; the peer is heard to the end all the same
+        pause = staging.write(chunk)
+        transaction.size_octets += len(chunk)
+        body_at = 0
+        if not scan.complete:
+            body_at = scan.feed(chunk)
+            if stream is not None and scan.complete:
+                transaction.headers = scan.block
+                pause = _both(pause, stream.feed("headers", b""))
+        if stream is not None and body_at < len(chunk):
+            pause = _both(pause, stream.feed("body", chunk[body_at:]))
+        return pause
+
+    def end(self, fault: Reply | None) -> Deferred[Reply]:
+        if self._is_unacknowledged:
+            # One unread reply an association at most: the in-doubt list relies on it.
+            raise LocalProtocolError(
+                "a second message ended before the reply to the first was handed over",
+                "the adapter must call acknowledged() first",
+            )
+        if not self._tenure.is_live:
+            return fail(TenureRevoked("end of data", "the tenure ended while it was received"))
+        _, scan, stream, transaction = self._content()
+        was_complete = scan.complete
+        scan.finish()
+        if stream is None or fault is not None:
+            return self._judge(fault)
+        if not was_complete:
+            transaction.headers = scan.block
+            stream.feed("headers", b"")
+        waiting = stream.idle()
+        if waiting is None:
+            return self._judge(stream.refusal)
+        return waiting.addCallback(self._streamed, stream)
+
+    def _streamed(self, _: None, stream: Stream) -> Deferred[Reply]:
+        if self._stream is not stream:
+            raise CancelledError  # closed meanwhile
+        return self._judge(stream.refusal)
+
+    def _judge(self, reply: Reply | None) -> Deferred[Reply]:
+        """All of the content is here; `reply` refuses it already, or the last questions come."""
+        if reply is not None:
+            return succeed(self._refused_message(reply))
+        _, scan, _, transaction = self._content()
+        lowered = scan.block.lower()
+        hops = received_count(lowered)
+        if hops > self._desk.settings.hop_limit:
+            return succeed(self._refused_message(LOOP))
+        transaction.headers = scan.block
+        answer = self._desk.chain.ask("end", transaction)
+        if answer is None:
+            return self._accept(lowered, hops)
+        if isinstance(answer, Reply):
+            return succeed(self._refused_message(answer))
+        self._waiting = answer
+        return answer.addCallback(self._end_answered, lowered, hops)
+
+    def _end_answered(
+        self, reply: Reply | None, lowered: bytes, hops: int
+    ) -> Reply | Deferred[Reply]:
+        self._waiting = None
+        if reply is not None:
+            return self._refused_message(reply)
+        return self._accept(lowered, hops)
+
+    def _accept(self, lowered: bytes, hops: int) -> Deferred[Reply]:
+        staging, scan, _, transaction = self._content()
+        if transaction.discarded:
+            return succeed(self._discarded(transaction))
+        wall = self._desk.clock.wall()
+        body_type, envelope_id, ret_full = BodyType.SEVEN_BIT, b"", None
+        parameters = transaction.parameters
+        if parameters:
+            body = parameters.get(b"BODY")
+            if body is not None:
+                body_type = _BODY_TYPES.get(body.upper(), BodyType.SEVEN_BIT)
+            envelope_id = parameters.get(b"ENVID") or b""
+            ret = parameters.get(b"RET")
+            ret_full = None if ret is None else ret.upper() == b"FULL"
+        self._ordinal += 1
+        envelope = Envelope(
+            sender=transaction.sender,
+            recipients=tuple(transaction.kept),
+            body_type=body_type,
+            envelope_id=envelope_id,
+            ret_full=ret_full,
+            received_at=wall,
+            trace_hops=hops,
+            association=self._association.peer.association,
+            ordinal=self._ordinal,
+            client=self._association.client,
+            message_id=message_id(scan.block, lowered),
+        )
+        state = fresh_state(envelope)
+        if transaction.held:
+            state = MessageState(state.recipients, due=state.due, held=True)
+        prepend = self._prepend(transaction, scan.block, lowered, wall)
+        # From here on the message is out of reach of reset() and closed().
+        self._transaction = self._staging = self._scan = self._stream = None
+        self._is_unacknowledged = True
+        acceptance = Acceptance(self._desk, self._tenure, transaction, envelope, state)
+        return acceptance.commit(staging, prepend)
+
+    def acknowledged(self) -> None:
+        self._is_unacknowledged = False
+
+    def _prepend(
+        self, transaction: Transaction, block: bytes, lowered: bytes, wall: float
+    ) -> bytes:
+        """Our Received, then what policies added, then what a local program left out."""
+        desk, association = self._desk, self._association
+        shared = self._received_from
+        if not shared:
+            shared = self._received_from = received_from(
+                association.peer,
+                association.helo,
+                association.protocol,
+                self._tenure.network_name,
+                desk.settings.received_client or not association.admitted,
+            )
+        kept = transaction.kept
+        date = desk.dates.at(wall)
+        only = kept[0].address.text if len(kept) == 1 else b""
+        text = received_field(shared, transaction.queue_id, only, date) + transaction.added
+        if association.peer.uid is not None:
+            # RFC 6409 8.1 and 8.2: a submission server completes what a program left out.
+            if not has_field(lowered, b"message-id:"):
+                name = self._tenure.network_name.encode()
+                text += b"Message-ID: <%b@%b>\r\n" % (transaction.queue_id.encode(), name)
+            if not has_field(lowered, b"date:"):
+                text += b"Date: %b\r\n" % date
+        return text + b"\r\n" if needs_separator(block) else text
+
+    # --- refusals ---
+
+    def _present(self) -> Transaction:
+        if self._transaction is None:
+            raise LocalProtocolError("a step of a transaction that has no MAIL")
+        return self._transaction
+
+    def _content(self) -> tuple[IStaging, HeaderScan, Stream | None, Transaction]:
+        if self._staging is None or self._scan is None or self._transaction is None:
+            raise LocalProtocolError("content without DATA")
+        return self._staging, self._scan, self._stream, self._transaction
+
+    def _answer(self, answer: Answer, stage: str) -> Answer:
+        """A policy's answer to a command that needs nothing done when it agrees."""
+        if isinstance(answer, Deferred):
+            self._waiting = answer
+            return answer.addCallback(self._answered, stage)
+        return self._answered(answer, stage)
+
+    def _answered(self, reply: Reply | None, stage: str) -> Reply | None:
+        self._waiting = None
+        return None if reply is None else self._refused(reply, stage)
+
+    def _refused(
+        self, reply: Reply | None, stage: str, recipient: Address | None = None
+    ) -> Reply | None:
+        """Say it in the log, and forget what the command had begun."""
+        if reply is not None:
+            named = b"" if recipient is None else recipient.text
+            self._desk.refused(reply, stage, self._association, self._transaction, named)
+            if stage == "MAIL":
+                self.reset()
+            elif stage == "DATA":
+                self._drop_content()
+        return reply
+
+    def _refused_message(self, reply: Reply) -> Reply:
+        self._desk.refused(reply, "END-OF-MESSAGE", self._association, self._transaction)
+        self.reset()
+        return reply
+
+    def _discarded(self, transaction: Transaction) -> Reply:
+        self._desk.telemetry.notice(
+            "info", "intake", f"discarded by policy: {transaction.discarded}", transaction.queue_id
+        )
+        self.reset()
+        return queued(transaction.queue_id)
+
+
+def _both(one: Deferred[None] | None, other: Deferred[None] | None) -> Deferred[None] | None:
+    """Pause for both."""
+    if one is None or other is None:
+        return one or other
+    first = one
+    return other.addCallback(lambda _: first)
