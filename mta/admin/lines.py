@@ -116,14 +116,8 @@ class PostfixLines:
 
     # one method an event; each answers (program, severity, text)
     def _connected(self, epoch: int, e: Connected) -> list[tuple[str, int, str]]:
-        return [
-            (
-                "smtpd",
-                INFO,
-                f"connect from {_client(e.peer_host)} vip={e.local_host} epoch={epoch}"
-                f" assoc={e.association}",
-            )
-        ]
+        text = f"connect from {_client(e.peer_host)} vip={e.local_host} epoch={epoch}"
+        return [("smtpd", INFO, f"{text} assoc={e.association}")]
 
     def _disconnected(self, epoch: int, e: Disconnected) -> list[tuple[str, int, str]]:
         client = _client(e.peer_host)
@@ -166,8 +160,10 @@ class PostfixLines:
 
     def _transferred(self, epoch: int, e: Transferred) -> list[tuple[str, int, str]]:
         text = f"{e.queue_id}: to=<{mailbox(e.recipient)}>"
-        if e.original and e.original != e.recipient:
-            text += f", orig_to=<{mailbox(e.original)}>"
+        if e.original:
+            original = e.original[7:] if e.original[:7].lower() == b"rfc822;" else e.original
+            if original != e.recipient:
+                text += f", orig_to=<{mailbox(original)}>"
         a, b, c, d = e.delays
         text += (
             f", relay={neutral(e.relay, 300) or 'none'}, delay={_delay(e.delay)}"
@@ -180,7 +176,9 @@ class PostfixLines:
         return [(e.kind, INFO, text)]
 
     def _reported(self, epoch: int, e: Reported) -> list[tuple[str, int, str]]:
-        what = _REPORTS.get(e.kind) or f"sender {neutral(e.kind, 40)} notification"
+        what = neutral(e.kind, 60)
+        if not what.endswith("notification"):
+            what = _REPORTS.get(what, f"sender {what} notification")
         return [("bounce", INFO, f"{e.queue_id}: {what}: {e.report_id}")]
 
     def _removed(self, epoch: int, e: Removed) -> list[tuple[str, int, str]]:
