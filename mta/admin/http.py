@@ -1,8 +1,9 @@
 """The read-only pages for monitoring: /metrics, /livez, /readyz and /status.json.
 
 Law: off unless configured, on loopback only (there is no TLS and no password yet), GET and HEAD
-only, no request body, one request a connection, and the Host header must name the address that was configured: a page of
-another site that makes a browser ask us by DNS rebinding is refused (RFC 9110 7.4).
+only, no request body, one request a connection. The Host header must name the address that was
+configured: a page of another site that makes a browser ask us by DNS rebinding is refused
+(RFC 9110 7.4).
 
 /livez says that the process turns and depends on nothing else; /readyz is 503 on a standby node.
 """
@@ -45,6 +46,7 @@ class Http(Factory):
         configured: str,
         commands: Commands,
         exposition: Exposition,
+        *,
         ready: Callable[[], tuple[bool, str]],
         clock: IClock,
         telemetry: Telemetry,
