@@ -1,0 +1,73 @@
+"""What a responder tells its adapter.
+
+Law: an event of the first group wants exactly one `answer` before the next event comes; the others
+want none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mta.model import Address, Reply
+from mta.wire.smtp.grammar import Parameters
+
+# These want `answer(reply or None)`:
+
+
+class Helo(NamedTuple):
+    """HELO, EHLO or LHLO. `protocol` is SMTP, ESMTP or LMTP."""
+
+    name: bytes
+    protocol: str
+
+
+class Mail(NamedTuple):
+    sender: Address
+    parameters: Parameters
+
+
+class Rcpt(NamedTuple):
+    recipient: Address
+    parameters: Parameters
+
+
+class Data(NamedTuple):
+    """DATA with at least one accepted recipient; None as answer: 354."""
+
+
+class End(NamedTuple):
+    """The content is complete. With a `fault` the answer must be negative: it is that reply."""
+
+    fault: Reply | None
+    size_octets: int
+
+
+# These do not:
+
+
+class Chunk(NamedTuple):
+    """A piece of content in wire form."""
+
+    data: bytes
+
+
+class Reset(NamedTuple):
+    """The transaction is void: RSET, or a new EHLO in the middle of it."""
+
+
+class Rejected(NamedTuple):
+    """The machine itself refused something; for the log."""
+
+    stage: str
+    reply: Reply
+    sender: bytes
+    recipient: bytes
+
+
+class Quit(NamedTuple):
+    """The association is over: close it when the output is sent. `polite`: the peer said QUIT."""
+
+    polite: bool
+
+
+Event = Helo | Mail | Rcpt | Data | End | Chunk | Reset | Rejected | Quit

@@ -1,0 +1,139 @@
+"""Replies as octets: rendering ours, reading a peer's.
+
+Law: whatever a peer sends, reading ends in a `Reply` of bounded size or in a RemoteProtocolError;
+no text of a peer leaves this module with a control octet in it.
+
+RFC 5321 4.2 (replies), 4.5.3.1.5 (512 octets a line), RFC 2034 and RFC 3463 (enhanced codes).
+"""
+
+from __future__ import annotations
+
+from mta.errors import RemoteProtocolError
+from mta.model import Reply
+from mta.wire.text import neutralise
+
+LINE_LIMIT = 4096
+"""Octets of one reply line. RFC 5321 says 512; real peers put URLs and whole policies into it."""
+LINES_LIMIT = 256
+"""Lines of one reply. An EHLO reply has about 20; a peer that needs more means no good."""
+REPLY_LIMIT = 32768
+"""Octets of one whole reply."""
+_TEXT_LINE = 900
+"""Octets of text that we put into one line: with the codes well under 998."""
+_KNOWN = 32
+"""Replies remembered by their octets: "250 2.1.0 Ok" comes with every message."""
+_LF = 10
+
+
+def render(reply: Reply) -> bytes:
+    """The wire form. Over-long texts are cut; CR and LF cannot occur (model.Reply)."""
+    head = b"%d" % reply.code
+    enhanced = reply.enhanced.encode() + b" " if reply.enhanced else b""
+    lines = reply.lines or (b"",)
+    if len(lines) == 1:
+        return b"%b %b%b\r\n" % (head, enhanced, lines[0][:_TEXT_LINE])
+    pieces = [b"%b-%b%b\r\n" % (head, enhanced, line[:_TEXT_LINE]) for line in lines[:-1]]
+    pieces.append(b"%b %b%b\r\n" % (head, enhanced, lines[-1][:_TEXT_LINE]))
+    return b"".join(pieces)
+
+
+def make_reply(code: int, enhanced: str, text: bytes | str) -> Reply:
+    """A reply of our own with foreign words in it: they are neutralised and cut."""
+    raw = text.encode() if isinstance(text, str) else text
+    return Reply(code, enhanced, (neutralise(raw, _TEXT_LINE),))
+
+
+class ReplyReader:
+    """Reads replies out of a stream, whatever its pieces are.
+
+    `receive` takes octets, `next_reply` answers one whole reply at a time, so that whoever reads
+    can act on a reply before the next is looked at. A bare LF ends a line here: being generous
+    with a peer's replies cannot smuggle anything, since we asked the questions.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._at = 0
+        self._lines: list[bytes] = []
+        self._code = b""
+        self._octets = 0
+        self._known: dict[bytes, Reply] = {}
+
+    def receive(self, data: bytes) -> None:
+        self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
+        self._at = 0
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing is left over: no part of a reply, and none that nobody asked for."""
+        return self._at >= len(self._buffer) and not self._lines
+
+    def next_reply(self) -> Reply | None:
+        """The next whole reply; None when more octets are needed.
+
+        @raise RemoteProtocolError: what came is no reply. The association cannot go on.
+        """
+        while True:
+            end = self._buffer.find(b"\n", self._at)
+            if end < 0:
+                if len(self._buffer) - self._at > LINE_LIMIT:
+                    raise RemoteProtocolError("the peer's reply has an over-long line")
+                return None
+            line = self._buffer[self._at : end]
+            self._at = end + 1
+            if not self._lines:
+                known = self._known.get(line)
+                if known is not None:
+                    return known
+            reply = self._line(line)
+            if reply is not None:
+                return reply
+
+    def _line(self, raw: bytes) -> Reply | None:
+        line = raw.rstrip(b"\r")
+        if len(line) > LINE_LIMIT:
+            raise RemoteProtocolError("the peer's reply has an over-long line")
+        code, mark = line[:3], line[3:4]
+        if not (len(code) == 3 and code.isdigit() and b"200" <= code < b"600") or (
+            mark not in (b" ", b"-", b"")
+        ):
+            raise RemoteProtocolError(
+                "the peer sent something that is no reply", neutralise(line, 100).decode()
+            )
+        self._octets += len(line)
+        if self._lines and code != self._code:
+            raise RemoteProtocolError(
+                "the peer's reply changes its code from line to line",
+                f"{self._code.decode()} and {code.decode()}",
+            )
+        if len(self._lines) >= LINES_LIMIT or self._octets > REPLY_LIMIT:
+            raise RemoteProtocolError("the peer's reply does not end")
+        self._code = code
+        self._lines.append(line[4:])
+        if mark == b"-":
+            return None
+        reply = parse_lines(int(code), self._lines)
+        if len(self._lines) == 1 and len(raw) <= 80 and len(self._known) < _KNOWN:
+            self._known[raw] = reply
+        self._lines = []
+        self._octets = 0
+        return reply
+
+
+def parse_lines(code: int, lines: list[bytes]) -> Reply:
+    """Split the enhanced code off (each line may repeat it) and neutralise the text."""
+    enhanced, _ = _split_enhanced(code, lines[0])
+    texts = []
+    for line in lines:
+        own, text = _split_enhanced(code, line)
+        texts.append(neutralise(text if own == enhanced else line))
+    return Reply(code, enhanced, tuple(texts))
+
+
+def _split_enhanced(code: int, line: bytes) -> tuple[str, bytes]:
+    word, _, rest = line.partition(b" ")
+    if 5 <= len(word) <= 9 and word[0] == 48 + code // 100 and code >= 200:
+        parts = word.split(b".")
+        if len(parts) == 3 and all(p.isdigit() and len(p) <= 3 for p in parts):
+            return word.decode(), rest
+    return "", line

@@ -1,0 +1,519 @@
+"""The responder of an SMTP or LMTP association: octets in, events and octets out.
+
+Law: a command is handed out only when the one before it has its reply, so replies come in order
+whatever waits behind the hooks; content ends at CRLF.CRLF only; whatever a peer sends, memory is
+bounded and the state is one of `State`.
+
+How to drive it: `receive` octets, then call `next_event` until it answers None, and answer each
+event that wants an answer (the first group below) by `answer` before the next; then send
+`take_output()`. Commands that arrived together are thus answered in one write (RFC 2920).
+
+RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
+RFC 2034 (ENHANCEDSTATUSCODES).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mta.errors import LocalProtocolError
+from mta.model import Reply
+from mta.wire.smtp.content import ContentReader, Fault
+from mta.wire.smtp.events import Chunk, Data, End, Event, Helo, Mail, Quit, Rcpt, Rejected, Reset
+from mta.wire.smtp.grammar import Refused, parse_helo, parse_mail, parse_rcpt
+from mta.wire.smtp.reply import render
+from mta.wire.smtp.states import OUT_OF_PLACE, TABLE, Role, State, Verb
+from mta.wire.text import neutralise
+
+COMMAND_LIMIT = 2048
+"""Octets of a command line with CRLF. RFC 5321 4.5.3.1.4 says 512, and each extension adds to it:
+with all those of smtp.md (AUTH, ORCPT, RRVS ...) a MAIL or RCPT may legally have about 1700."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may use; the reasons of the defaults stand in SmtpListenerSettings."""
+
+    size_octets: int = 25 * 2**20
+    recipients: int = 1000
+    errors: int = 20
+    commands: int = 0
+    """Commands of one association before 421; 0 means no limit."""
+    line_octets: int = 998
+    normalise_newlines: bool = False
+
+
+_VERBS = {verb.value.encode(): verb for verb in Verb if verb is not Verb.END}
+_OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
+"""A web page can make a browser send these to port 25, with SMTP commands behind them."""
+_PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t"
+
+_OK = b"250 2.0.0 Ok\r\n"
+_USUAL = {
+    Verb.MAIL: b"250 2.1.0 Ok\r\n",
+    Verb.RCPT: b"250 2.1.5 Ok\r\n",
+    Verb.DATA: b"354 End data with <CR><LF>.<CR><LF>\r\n",
+    Verb.END: _OK,
+}
+_NOT_CRLF = Reply(500, "5.5.2", (b"A command ends in CR LF",))
+_TOO_LONG = Reply(500, "5.5.2", (b"The line is too long",))
+_RUBBISH = Reply(500, "5.5.2", (b"That is no command",))
+_UNKNOWN = Reply(500, "5.5.1", (b"Command not recognised",))
+_WRONG_ROLE = Reply(500, "5.5.1", (b"That greeting belongs to another protocol",))
+_NO_ARGUMENT = Reply(501, "5.5.4", (b"This command takes no argument",))
+_NOT_OFFERED = Reply(502, "5.5.1", (b"Command not implemented",))
+_VRFY = Reply(252, "2.0.0", (b"Cannot say, but will take mail for it and try",))
+_HELP = Reply(214, "2.0.0", (b"See RFC 5321",))
+_TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", (b"Too many recipients, send the rest separately",))
+_TOO_MANY_ERRORS = Reply(421, "4.7.0", (b"Too many errors",))
+_TOO_MANY_COMMANDS = Reply(421, "4.7.0", (b"Too many commands on one connection",))
+_BROWSER = Reply(421, "4.7.0", (b"This is a mail server",))
+_FAULTS = {
+    Fault.BARE_NEWLINE: Reply(
+        550, "5.5.2", (b"The content has a bare CR or LF; lines end in CR LF",)
+    ),
+    Fault.NUL: Reply(550, "5.6.0", (b"The content has a NUL octet",)),
+}
+
+
+class Responder:
+    """One association's protocol, from the greeting to the end."""
+
+    def __init__(
+        self, name: bytes, role: Role = Role.SMTP, limits: Limits | None = None, banner: bytes = b""
+    ) -> None:
+        """`name` is the virtual server's network name; `banner` what follows it in the greeting."""
+        self.role = role
+        self.state = State.GREETING
+        self.helo = b""
+        self.protocol = role.value
+        self.sender = b""
+        self.recipients_accepted = 0
+        self.counts: dict[Verb | None, list[int]] = {}
+        """Verb (None: unknown) -> [accepted, said]: Postfix's tail of the disconnect line."""
+        self._last: Verb | None = None
+        self._limits = limits or Limits()
+        self._name = name
+        self._greeting = b"220 %b %b%b\r\n" % (
+            name,
+            b"LMTP" if role is Role.LMTP else b"ESMTP",
+            b" " + banner if banner else b"",
+        )
+        size = b"SIZE %d" % self._limits.size_octets if self._limits.size_octets else b"SIZE"
+        self._hello = b"".join(
+            b"250%b%b\r\n" % (b" " if word == b"ENHANCEDSTATUSCODES" else b"-", word)
+            for word in (name, b"PIPELINING", size, b"8BITMIME", b"ENHANCEDSTATUSCODES")
+        )
+        self._awaiting: Verb | None = None
+        self._after = State.START
+        self._queued: list[Event] = []
+        self._discarding = False
+        self._errors = 0
+        self._commands = 0
+        self._recipients_said = 0
+        self._content = ContentReader(
+            self._limits.size_octets, self._limits.line_octets, self._limits.normalise_newlines
+        )
+        self._buffer = b""
+        self._at = 0
+        self._output: list[bytes] = []
+
+    # -- in and out
+
+    def receive(self, data: bytes) -> None:
+        """Take octets. Nothing is looked at before `next_event`."""
+        if self.state is State.CLOSED:
+            return
+        if self._at < len(self._buffer):
+            self._buffer = self._buffer[self._at :] + data
+        else:
+            self._buffer = data
+        self._at = 0
+
+    @property
+    def buffered_octets(self) -> int:
+        """Octets received and not yet looked at: whoever feeds stops above his own bound."""
+        return len(self._buffer) - self._at
+
+    @property
+    def is_awaiting(self) -> bool:
+        """An event was handed out and not answered."""
+        return self._awaiting is not None or self.state is State.GREETING
+
+    def take_output(self) -> bytes:
+        """All that is to be sent now, in one piece; b"" when there is nothing."""
+        output = self._output
+        if not output:
+            return b""
+        data = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return data
+
+    # -- answers
+
+    def greet(self, refusal: Reply | None = None) -> None:
+        """Open with 220, or turn the peer away with `refusal` (421, 554)."""
+        if self.state is not State.GREETING:
+            raise LocalProtocolError("the greeting was given already")
+        if refusal is None or refusal.is_positive:
+            self.state = State.START
+            self._output.append(self._greeting)
+        else:
+            self._output.append(render(refusal))
+            self._close(polite=False)
+
+    def answer(self, reply: Reply | None) -> None:
+        """Answer the event handed out last. None: the usual positive reply.
+
+        In the LMTP role the answer to End stands for every accepted recipient.
+        """
+        verb = self._awaiting
+        if verb is None:
+            raise LocalProtocolError("nothing was asked that this would answer")
+        if verb is Verb.END and self.role is Role.LMTP:
+            self.answer_each([reply] * self.recipients_accepted)
+            return
+        self._awaiting = None
+        if reply is None:
+            self._accepted(verb)
+            self._output.append(self._hello_reply() if verb not in _USUAL else _USUAL[verb])
+        elif reply.is_positive:
+            self._accepted(verb)
+            self._output.append(render(reply))
+        else:
+            self._refused(verb, reply)
+
+    def answer_each(self, replies: Sequence[Reply | None]) -> None:
+        """LMTP's answer to End: one reply for each accepted recipient, in their order."""
+        if self._awaiting is not Verb.END or len(replies) != self.recipients_accepted:
+            raise LocalProtocolError("LMTP needs one reply for each accepted recipient")
+        self._awaiting = None
+        self._accepted(Verb.END)
+        for reply in replies:
+            self._output.append(_OK if reply is None else render(reply))
+            if reply is not None and reply.code == 421:
+                self._close(polite=False)
+                return
+
+    def shut_down(self, reply: Reply) -> None:
+        """Say `reply` (421) out of turn and end: time-out, drain, too many connections.
+
+        While an answer is owed it is not ours to say; then nothing is said.
+        """
+        if self.state is State.CLOSED:
+            return
+        if not self.is_awaiting:
+            self._output.append(render(reply))
+        self._awaiting = None
+        self._close(polite=False)
+
+    def _hello_reply(self) -> bytes:
+        return self._hello if self.protocol != "SMTP" else b"250 %b\r\n" % self._name
+
+    def _accepted(self, verb: Verb) -> None:
+        """The table's transition, and what the machine keeps of the transaction."""
+        self.state = self._after
+        if verb is Verb.RCPT:
+            self.recipients_accepted += 1
+        elif verb is Verb.DATA:
+            self._content.begin()
+        elif verb is Verb.END:
+            self._forget()
+            self._errors = 0
+        if verb is not Verb.END:
+            self.counts[verb][0] += 1
+
+    def _refused(self, verb: Verb, reply: Reply) -> None:
+        if verb is Verb.END:
+            self.state = State.IDLE
+            self._forget()
+        elif verb is Verb.MAIL:
+            self._forget()
+        # A list with some bad addresses is no attack; guessing addresses from nothing is.
+        is_error = reply.is_permanent and not (verb is Verb.RCPT and self.recipients_accepted)
+        self._say_no(reply, is_error)
+
+    def _say_no(self, reply: Reply, is_error: bool) -> None:
+        if is_error and reply.code != 421:
+            self._errors += 1
+            if self._errors >= self._limits.errors:
+                reply = _TOO_MANY_ERRORS
+        self._output.append(render(reply))
+        if reply.code == 421:
+            self._close(polite=False)
+
+    def _forget(self) -> None:
+        self.sender = b""
+        self.recipients_accepted = 0
+        self._recipients_said = 0
+
+    def _close(self, polite: bool) -> None:
+        self.state = State.CLOSED
+        self._buffer = b""
+        self._at = 0
+        self._queued.append(Quit(polite))
+
+    # -- events
+
+    def next_event(self) -> Event | None:
+        """The next event; None when the present one is not answered or more octets are needed."""
+        while True:
+            if self._queued:
+                return self._queued.pop(0)
+            if self._awaiting is not None:
+                return None
+            state = self.state
+            if state is State.CONTENT:
+                return self._content_event()
+            if state is State.CLOSED or state is State.GREETING:
+                return None
+            at = self._at
+            end = self._buffer.find(b"\n", at)
+            if end < 0:
+                if self._needs_more():
+                    return None
+                continue
+            self._at = end + 1
+            if self._discarding:
+                self._discarding = self._buffer[end - 1 : end] != b"\r" or end == 0
+                continue
+            is_crlf = end > at and self._buffer[end - 1] == 13
+            if end - at >= COMMAND_LIMIT:
+                self._discarding = not is_crlf
+                self._reject("UNKNOWN", _TOO_LONG)
+                continue
+            if not is_crlf:
+                # Refused whatever it says, and so is all up to the next CRLF: what an upstream
+                # that does not know this let through can never become a command.
+                self._discarding = True
+                self._reject("UNKNOWN", _NOT_CRLF)
+                continue
+            event = self._command(self._buffer[at : end - 1])
+            if event is not None:
+                return event
+
+    def _needs_more(self) -> bool:
+        """No newline in sight: False when the line was given up just now and answered."""
+        waiting = len(self._buffer) - self._at
+        if self._discarding:
+            # Keep a CR, it may be half of the CRLF that ends the rubbish.
+            self._buffer = self._buffer[-1:] if waiting else b""
+            self._at = 0
+            return True
+        if waiting < COMMAND_LIMIT:
+            return True
+        self._discarding = True
+        self._reject("UNKNOWN", _TOO_LONG)
+        return False
+
+    def _content_event(self) -> Event | None:
+        buffer = self._buffer
+        if self._at >= len(buffer):
+            return None
+        if self._at:
+            buffer = buffer[self._at :]
+        piece, used = self._content.take(buffer)
+        if used < 0:
+            self._buffer = b""
+            self._at = 0
+            return Chunk(piece) if piece else None
+        self._buffer = buffer
+        self._at = used
+        self._awaiting = Verb.END
+        self._after = TABLE[State.CONTENT, Verb.END].after
+        self._last = Verb.END
+        end = End(self._fault(), self._content.size_octets)
+        if piece:
+            self._queued.append(end)
+            return Chunk(piece)
+        return end
+
+    def _fault(self) -> Reply | None:
+        fault = self._content.fault
+        if fault is None:
+            return None
+        if fault is Fault.TOO_BIG:
+            text = b"The message is bigger than %d octets" % self._limits.size_octets
+            return Reply(552, "5.3.4", (text,))
+        if fault is Fault.LINE_TOO_LONG:
+            text = b"The content has a line of more than %d octets" % self._limits.line_octets
+            return Reply(554, "5.6.0", (text,))
+        return _FAULTS[fault]
+
+    def _command(self, line: bytes) -> Event | None:
+        """One command line without CRLF: an event to answer, or None when it is dealt with."""
+        self._commands += 1
+        if self._limits.commands and self._commands > self._limits.commands:
+            self._reject("UNKNOWN", _TOO_MANY_COMMANDS)
+            return None
+        word, _, argument = line.partition(b" ")
+        verb = _VERBS.get(word) or _VERBS.get(word.upper())
+        if verb is None:
+            self._unknown(line, word)
+            return None
+        if line.translate(None, _PRINTABLE) and not _is_utf8_path(verb, line):
+            self._reject(verb.value, _RUBBISH)
+            return None
+        self._last = verb
+        count = self.counts.get(verb)
+        if count is None:
+            self.counts[verb] = [0, 1]
+        else:
+            count[1] += 1
+        row = TABLE.get((self.state, verb))
+        if row is None:
+            self._reject(verb.value, OUT_OF_PLACE[self.state, verb])
+            return None
+        try:
+            event = _ACTIONS[row.action](self, verb, argument)
+        except Refused as refused:
+            self._reject(verb.value, refused.reply, argument)
+            return None
+        if event is None:
+            return None
+        self._awaiting = verb
+        self._after = row.after
+        if self._queued:  # Reset comes before the new Helo
+            self._queued.append(event)
+            return None
+        return event
+
+    def _unknown(self, line: bytes, word: bytes) -> None:
+        self.counts.setdefault(None, [0, 0])[1] += 1
+        if word.upper() in _OF_BROWSERS:
+            self._reject("UNKNOWN", _BROWSER)
+        elif line.translate(None, _PRINTABLE):
+            self._reject("UNKNOWN", _RUBBISH)
+        else:
+            self._reject("UNKNOWN", _UNKNOWN)
+
+    def _reject(self, stage: str, reply: Reply, argument: bytes = b"") -> None:
+        """Refuse by ourselves: the reply goes, the state stays, the log hears of it."""
+        is_rcpt = stage == Verb.RCPT.value
+        recipient = neutralise(argument, 320) if is_rcpt else b""
+        self._queued.append(Rejected(stage, reply, self.sender, recipient))
+        self._say_no(reply, reply.is_permanent and not (is_rcpt and self.recipients_accepted))
+
+    # -- commands (the actions of TABLE)
+
+    def _do_hello(self, verb: Verb, argument: bytes) -> Event | None:
+        if (verb is Verb.LHLO) is not (self.role is Role.LMTP):
+            raise Refused(_WRONG_ROLE.code, _WRONG_ROLE.enhanced, _WRONG_ROLE.lines[0])
+        name = parse_helo(argument)
+        self.helo = name
+        if verb is not Verb.LHLO:
+            self.protocol = "SMTP" if verb is Verb.HELO else "ESMTP"
+        hello = Helo(name, self.protocol)
+        if self.state is State.MAIL or self.state is State.RECIPIENTS:
+            self.state = State.IDLE
+            self._forget()
+            # The transaction is void even if the new name is refused (RFC 5321 4.1.4).
+            self._queued.append(Reset())
+        return hello
+
+    def _do_mail(self, verb: Verb, argument: bytes) -> Event | None:
+        sender, parameters = parse_mail(argument)
+        size = parameters.get(b"SIZE")
+        if size is not None and 0 < self._limits.size_octets < int(size):
+            text = b"The message is bigger than %d octets" % self._limits.size_octets
+            raise Refused(552, "5.3.4", text)
+        self.sender = sender.text
+        return Mail(sender, parameters)
+
+    def _do_rcpt(self, verb: Verb, argument: bytes) -> Event | None:
+        self._recipients_said += 1
+        if self._recipients_said > self._limits.recipients:
+            if self._recipients_said == self._limits.recipients + 1:
+                self._reject(verb.value, _TOO_MANY_RECIPIENTS, argument)
+            else:
+                self._say_no(_TOO_MANY_RECIPIENTS, False)  # one line in the log is enough
+            return None
+        recipient, parameters = parse_rcpt(argument)
+        return Rcpt(recipient, parameters)
+
+    def _do_data(self, verb: Verb, argument: bytes) -> Event | None:
+        self._no_argument(argument)
+        return Data()
+
+    def _do_rset(self, verb: Verb, argument: bytes) -> Event | None:
+        self._no_argument(argument)
+        in_transaction = self.state is State.MAIL or self.state is State.RECIPIENTS
+        self.state = TABLE[self.state, verb].after
+        self._forget()
+        self._count_and_say(verb, _OK)
+        if in_transaction:
+            self._queued.append(Reset())
+        return None
+
+    def _do_noop(self, verb: Verb, argument: bytes) -> Event | None:
+        self._count_and_say(verb, _OK)
+        return None
+
+    def _do_vrfy(self, verb: Verb, argument: bytes) -> Event | None:
+        if not argument.strip():
+            raise Refused(501, "5.5.4", b"Syntax: VRFY address")
+        self._count_and_say(verb, render(_VRFY))
+        return None
+
+    def _do_expn(self, verb: Verb, argument: bytes) -> Event | None:
+        self._reject(verb.value, _NOT_OFFERED)
+        return None
+
+    def _do_help(self, verb: Verb, argument: bytes) -> Event | None:
+        self._count_and_say(verb, render(_HELP))
+        return None
+
+    def _do_quit(self, verb: Verb, argument: bytes) -> Event | None:
+        self._count_and_say(verb, b"221 2.0.0 %b closing\r\n" % self._name)
+        self._close(polite=True)
+        return None
+
+    def _no_argument(self, argument: bytes) -> None:
+        if argument.strip():
+            raise Refused(_NO_ARGUMENT.code, _NO_ARGUMENT.enhanced, _NO_ARGUMENT.lines[0])
+
+    def _count_and_say(self, verb: Verb, wire: bytes) -> None:
+        self.counts[verb][0] += 1
+        self._output.append(wire)
+
+    @property
+    def stage(self) -> str:
+        """The last command said, in upper case: where an association was lost."""
+        return "CONNECT" if self._last is None else self._last.value
+
+    @property
+    def commands(self) -> str:
+        """Postfix's tail of the disconnect line: `ehlo=1 mail=1 rcpt=0/1 commands=2/3`."""
+        said = sum(count[1] for count in self.counts.values())
+        accepted = sum(count[0] for count in self.counts.values())
+        words = [
+            f"{'unknown' if verb is None else verb.value.lower()}={_fraction(*count)}"
+            for verb, count in self.counts.items()
+        ]
+        return " ".join([*words, f"commands={_fraction(accepted, said)}"])
+
+
+_ACTIONS = {
+    "hello": Responder._do_hello,
+    "mail": Responder._do_mail,
+    "rcpt": Responder._do_rcpt,
+    "data": Responder._do_data,
+    "rset": Responder._do_rset,
+    "noop": Responder._do_noop,
+    "vrfy": Responder._do_vrfy,
+    "expn": Responder._do_expn,
+    "help": Responder._do_help,
+    "quit": Responder._do_quit,
+}
+
+
+def _fraction(accepted: int, said: int) -> str:
+    return str(said) if accepted == said else f"{accepted}/{said}"
+
+
+def _is_utf8_path(verb: Verb, line: bytes) -> bool:
+    """8 bits in a path get the reply that names SMTPUTF8, not "rubbish"."""
+    if verb is not Verb.MAIL and verb is not Verb.RCPT:
+        return False
+    return not line.translate(None, _PRINTABLE + bytes(range(0x80, 0x100)))

@@ -1,0 +1,129 @@
+"""The states of a responder, its inputs, and the one table of what follows what.
+
+Law: a transition that is not in `TABLE` does not happen; the peer is told why in the words of
+`OUT_OF_PLACE`. NOOP, RSET, QUIT and a new EHLO are never out of place after the greeting.
+
+RFC 5321 4.1.4 (order of commands), 4.2.4 (503), RFC 2920 3.1 (DATA behind refused recipients).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from mta.model import Reply
+
+
+class Role(enum.Enum):
+    """Which of the two protocols a machine speaks."""
+
+    SMTP = "SMTP"
+    LMTP = "LMTP"
+
+
+class State(enum.Enum):
+    """Where an association stands. GREETING -> START -> IDLE -> MAIL -> RECIPIENTS -> CONTENT ->
+    IDLE; CLOSED from everywhere, and nothing from CLOSED.
+    """
+
+    GREETING = "greeting"
+    """Whether we want the peer is not known yet; nothing of it is read."""
+    START = "start"
+    """Greeted; the peer has not said who it is."""
+    IDLE = "idle"
+    """No transaction."""
+    MAIL = "mail"
+    """A sender, no recipient accepted yet."""
+    RECIPIENTS = "recipients"
+    """At least one recipient accepted."""
+    CONTENT = "content"
+    """Behind 354."""
+    CLOSED = "closed"
+
+    __hash__ = object.__hash__  # Enum's own is a call of Python for every look into TABLE
+
+
+class Verb(enum.Enum):
+    """The inputs: commands by their name, and what is no command."""
+
+    HELO = "HELO"
+    EHLO = "EHLO"
+    LHLO = "LHLO"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    END = "END-OF-MESSAGE"
+    RSET = "RSET"
+    NOOP = "NOOP"
+    VRFY = "VRFY"
+    EXPN = "EXPN"
+    HELP = "HELP"
+    QUIT = "QUIT"
+
+    __hash__ = object.__hash__
+
+
+class Row(NamedTuple):
+    """What a row of the table does with its command."""
+
+    after: State
+    action: str
+
+
+TABLE: dict[tuple[State, Verb], Row] = {
+    (State.START, Verb.HELO): Row(State.IDLE, "hello"),
+    (State.START, Verb.EHLO): Row(State.IDLE, "hello"),
+    (State.START, Verb.LHLO): Row(State.IDLE, "hello"),
+    (State.IDLE, Verb.HELO): Row(State.IDLE, "hello"),
+    (State.IDLE, Verb.EHLO): Row(State.IDLE, "hello"),
+    (State.IDLE, Verb.LHLO): Row(State.IDLE, "hello"),
+    (State.MAIL, Verb.HELO): Row(State.IDLE, "hello"),
+    (State.MAIL, Verb.EHLO): Row(State.IDLE, "hello"),
+    (State.MAIL, Verb.LHLO): Row(State.IDLE, "hello"),
+    (State.RECIPIENTS, Verb.HELO): Row(State.IDLE, "hello"),
+    (State.RECIPIENTS, Verb.EHLO): Row(State.IDLE, "hello"),
+    (State.RECIPIENTS, Verb.LHLO): Row(State.IDLE, "hello"),
+    (State.IDLE, Verb.MAIL): Row(State.MAIL, "mail"),
+    (State.MAIL, Verb.RCPT): Row(State.RECIPIENTS, "rcpt"),
+    (State.RECIPIENTS, Verb.RCPT): Row(State.RECIPIENTS, "rcpt"),
+    (State.RECIPIENTS, Verb.DATA): Row(State.CONTENT, "data"),
+    (State.CONTENT, Verb.END): Row(State.IDLE, "end"),
+    (State.START, Verb.RSET): Row(State.START, "rset"),
+    (State.IDLE, Verb.RSET): Row(State.IDLE, "rset"),
+    (State.MAIL, Verb.RSET): Row(State.IDLE, "rset"),
+    (State.RECIPIENTS, Verb.RSET): Row(State.IDLE, "rset"),
+    (State.START, Verb.NOOP): Row(State.START, "noop"),
+    (State.IDLE, Verb.NOOP): Row(State.IDLE, "noop"),
+    (State.MAIL, Verb.NOOP): Row(State.MAIL, "noop"),
+    (State.RECIPIENTS, Verb.NOOP): Row(State.RECIPIENTS, "noop"),
+    (State.START, Verb.VRFY): Row(State.START, "vrfy"),
+    (State.IDLE, Verb.VRFY): Row(State.IDLE, "vrfy"),
+    (State.MAIL, Verb.VRFY): Row(State.MAIL, "vrfy"),
+    (State.RECIPIENTS, Verb.VRFY): Row(State.RECIPIENTS, "vrfy"),
+    (State.START, Verb.EXPN): Row(State.START, "expn"),
+    (State.IDLE, Verb.EXPN): Row(State.IDLE, "expn"),
+    (State.MAIL, Verb.EXPN): Row(State.MAIL, "expn"),
+    (State.RECIPIENTS, Verb.EXPN): Row(State.RECIPIENTS, "expn"),
+    (State.START, Verb.HELP): Row(State.START, "help"),
+    (State.IDLE, Verb.HELP): Row(State.IDLE, "help"),
+    (State.MAIL, Verb.HELP): Row(State.MAIL, "help"),
+    (State.RECIPIENTS, Verb.HELP): Row(State.RECIPIENTS, "help"),
+    (State.START, Verb.QUIT): Row(State.CLOSED, "quit"),
+    (State.IDLE, Verb.QUIT): Row(State.CLOSED, "quit"),
+    (State.MAIL, Verb.QUIT): Row(State.CLOSED, "quit"),
+    (State.RECIPIENTS, Verb.QUIT): Row(State.CLOSED, "quit"),
+}
+"""(state, verb) -> (state once it is accepted, what is done). A refusal leaves the state as it is.
+What is absent here is out of place: `OUT_OF_PLACE` says with which words."""
+_HELLO_FIRST = Reply(503, "5.5.1", (b"Say HELO or EHLO first",))
+OUT_OF_PLACE: dict[tuple[State, Verb], Reply] = {
+    (State.START, Verb.MAIL): _HELLO_FIRST,
+    (State.START, Verb.RCPT): _HELLO_FIRST,
+    (State.START, Verb.DATA): _HELLO_FIRST,
+    (State.IDLE, Verb.RCPT): Reply(503, "5.5.1", (b"Say MAIL first",)),
+    (State.IDLE, Verb.DATA): Reply(503, "5.5.1", (b"Say MAIL and RCPT first",)),
+    (State.MAIL, Verb.MAIL): Reply(503, "5.5.1", (b"The sender was given already",)),
+    (State.RECIPIENTS, Verb.MAIL): Reply(503, "5.5.1", (b"The sender was given already",)),
+    # RFC 2920 3.1: a client that pipelined DATA behind refused recipients needs a refusal here.
+    (State.MAIL, Verb.DATA): Reply(554, "5.5.1", (b"No valid recipients",)),
+}
