@@ -49,7 +49,7 @@ rig: $(RUNTIME)
 
 bench: $(RUNTIME)
 	@$(BIN)/python benchmarks/relay.py $(BENCH)
-	@$(BIN)/python benchmarks/queue.py
+	@$(BIN)/python benchmarks/long_queue.py
 
 clean:
 	rm -rf .venv .rig build dist _trial_temp* .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,345 @@
+"""The benchmarks' stand: a private loopback, process trees with CPU and memory, source and sink.
+
+Its law: nothing is installed and nothing of the machine is changed. The driver runs itself again in
+namespaces of its own; Postfix and its tools run from where tests/rig/peers.sh unpacked them, with
+user names that exist only in there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+from tests.rig.ground import PEERS, RIG, UNPACKED, VENV_BIN, peer_environment  # noqa: E402
+
+HOST = "127.0.0.1"
+INSIDE = "MTA_BENCH_INSIDE"
+TICKS = os.sysconf("SC_CLK_TCK")
+USERS = {"postfix": 64001, "postdrop": 64002}
+"""Names that Postfix insists on, and numbers that no file outside bears."""
+
+
+def enter() -> None:
+    """Return inside namespaces of our own, with loopback up; or end with the reason."""
+    if os.environ.get(INSIDE):
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        _add_users()
+        return
+    if os.geteuid() != 0:
+        sys.exit("bench: needs root for namespaces; run: sudo make bench")
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        sys.exit("bench: run: apt-get install --no-install-recommends iproute2 util-linux")
+    if subprocess.run(
+        ["sh", os.path.join(ROOT, "tests/rig/peers.sh"), PEERS], check=False
+    ).returncode:
+        sys.exit("bench: the peers could not be fetched, see above")
+    unshare = ["unshare", "-n", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
+    argv = [*unshare, "--propagation", "private", sys.executable, *sys.argv]
+    os.execvpe("unshare", argv, {**os.environ, INSIDE: "1"})
+
+
+def _add_users() -> None:
+    """Postfix's user and group, laid over /etc/passwd and /etc/group in our namespace only."""
+    where = os.path.join(RIG, "bench")
+    os.makedirs(where, exist_ok=True)
+    for name, line in (
+        ("passwd", "{0}:x:{1}:{1}::/nonexistent:/usr/sbin/nologin\n"),
+        ("group", "{0}:x:{1}:\n"),
+    ):
+        with open(f"/etc/{name}", encoding="utf-8") as file:
+            text = file.read()
+        for user, number in USERS.items():
+            if f"\n{user}:" not in text:
+                text += line.format(user, number)
+        path = os.path.join(where, name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        subprocess.run(["mount", "--bind", path, f"/etc/{name}"], check=True)
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind((HOST, 0))
+        return int(made.getsockname()[1])
+
+
+def greets(port: int) -> bool:
+    try:
+        with socket.create_connection((HOST, port), 1) as made:
+            made.settimeout(5)
+            if made.recv(500).startswith(b"220"):
+                made.sendall(b"QUIT\r\n")
+                made.recv(100)
+                return True
+    except OSError:
+        pass
+    return False
+
+
+class Tree:
+    """A started command with all its descendants: their CPU seconds and proportional memory."""
+
+    def __init__(self, argv: list[str], log_path: str, env: dict[str, str] | None = None) -> None:
+        with open(log_path, "ab") as log:
+            self.popen = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+        self.log_path = log_path
+        self.peak_mib = 0.0
+        self._over = threading.Event()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def pids(self) -> list[int]:
+        children: dict[int, list[int]] = {}
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as file:
+                        parent = int(file.read().rsplit(")", 1)[1].split()[1])
+                except OSError:
+                    continue
+                children.setdefault(parent, []).append(int(name))
+        found, todo = [], [self.popen.pid]
+        while todo:
+            pid = todo.pop()
+            found.append(pid)
+            todo += children.get(pid, [])
+        return found
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the living, and of those whom they have buried."""
+        total = 0
+        for pid in self.pids():
+            try:
+                with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                    total += sum(int(word) for word in file.read().rsplit(")", 1)[1].split()[11:15])
+            except OSError:
+                pass
+        return total / TICKS
+
+    def memory_mib(self) -> float:
+        """Sum of the proportional set sizes: shared pages are counted once."""
+        total = 0
+        for pid in self.pids():
+            try:
+                with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+                    total += next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+            except (OSError, StopIteration):
+                pass
+        return total / 1024
+
+    def reset_peak(self) -> None:
+        self.peak_mib = self.memory_mib()
+
+    def _sample(self) -> None:
+        while not self._over.wait(0.2):
+            self.peak_mib = max(self.peak_mib, self.memory_mib())
+
+    def wait(self, ready: Callable[[], bool], seconds: float, what: str) -> float:
+        """Seconds until `ready`. @raise RuntimeError: it ended or it took too long."""
+        begun = time.perf_counter()
+        while not ready():
+            if self.popen.poll() is not None or time.perf_counter() - begun > seconds:
+                with open(self.log_path, encoding="utf-8", errors="replace") as file:
+                    raise RuntimeError(f"{what}: {file.read()[-600:]}")
+            time.sleep(0.002)
+        return time.perf_counter() - begun
+
+    def stop(self, with_signal: int = signal.SIGTERM) -> None:
+        self._over.set()
+        family = self.pids()
+        if self.popen.poll() is None:
+            os.kill(self.popen.pid, with_signal)
+        try:
+            self.popen.wait(30)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+        for pid in family[1:]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+class Sink:
+    """smtp-sink with its running count of messages."""
+
+    def __init__(self, directory: str) -> None:
+        self.port = free_port()
+        self._count_path = os.path.join(directory, "sink.count")
+        argv = [
+            os.path.join(UNPACKED, "usr/sbin/smtp-sink"), "-c", "-u", "nobody", "-m", "1000",
+            f"{HOST}:{self.port}", "1000",
+        ]  # fmt: skip
+        self._tree = Tree(argv, self._count_path, peer_environment())
+        self._tree.wait(lambda: greets(self.port), 10, "smtp-sink does not start")
+
+    def count(self) -> int:
+        with open(self._count_path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 300))
+            at = (tail := file.read()).rfind(b"mesg=")
+        digits = tail[at + 5 :].split() if at >= 0 else []
+        return int(digits[0]) if digits else 0
+
+    def wait(self, count: int, seconds: float) -> bool:
+        ends = time.perf_counter() + seconds
+        while self.count() < count:
+            if time.perf_counter() > ends:
+                return False
+            time.sleep(0.003)
+        return True
+
+    def stop(self) -> None:
+        self._tree.stop(signal.SIGKILL)
+
+
+def source(
+    port: int, count: int, sessions: int, length: int, reuse: bool, seconds: float = 300
+) -> float:
+    """smtp-source; answers the seconds until its last 250. @raise RuntimeError: it failed."""
+    argv = [
+        os.path.join(UNPACKED, "usr/sbin/smtp-source"), "-s", str(sessions), "-l", str(length),
+        "-m", str(count), "-M", "source.example.net", "-f", "sender@example.net",
+        "-t", "user@example.com", *(["-d"] if reuse else []), f"{HOST}:{port}",
+    ]  # fmt: skip
+    begun = time.perf_counter()
+    done = subprocess.run(
+        argv, capture_output=True, timeout=seconds, check=False, env=peer_environment()
+    )
+    if done.returncode:
+        raise RuntimeError(f"smtp-source: {done.stderr.decode(errors='replace')[-200:]}")
+    return time.perf_counter() - begun
+
+
+def start_ours(directory: str, port: int, next_hop: int, queue: str = "lifetime: 1h") -> Tree:
+    """This MTA: standalone on loopback, the log spool, routing, log lines and retry state on."""
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, "mta.yaml")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(
+            f"""\
+virtual-server:
+  network-name: bench.example.org
+  addresses: [{HOST}]
+postmaster: postmaster@example.org
+cluster: {{resource: standalone}}
+spool: {{store: log, directory: {directory}/spool}}
+listeners:
+  - {{kind: smtp, port: {port}, relay-from: [127.0.0.0/8]}}
+connectors:
+  - name: sink
+    kind: smtp
+    bridgeheads: ["{HOST}:{next_hop}"]
+    concurrency: 20
+    address-spaces: [{{domain: "*", cost: 10}}]
+queue: {{{queue}}}
+admin: {{socket: {directory}/control.sock, submit-socket: {directory}/submit.sock}}
+"""
+        )
+    argv = [os.path.join(VENV_BIN, "twistd"), "-n", "--pidfile=", "mta", "--config", path]
+    return Tree(argv, os.path.join(directory, "mta.log"))
+
+
+def start_postfix(directory: str, port: int, next_hop: int) -> Tree:
+    """A private Postfix as Debian ships it: durable, no content filters, no name lookups."""
+    conf, queue, data = (os.path.join(directory, name) for name in ("conf", "queue", "data"))
+    user, group = USERS["postfix"], USERS["postdrop"]
+    for path, mode, owner, owning in (
+        (directory, 0o755, 0, 0),
+        (conf, 0o755, 0, 0),
+        (queue, 0o755, 0, 0),
+        (data, 0o700, user, user),
+        *((f"{queue}/{name}", 0o700, user, 0) for name in POSTFIX_PRIVATE),
+        (f"{queue}/public", 0o710, user, group),
+        (f"{queue}/maildrop", 0o730, user, group),
+        (f"{queue}/pid", 0o755, 0, 0),
+    ):
+        os.makedirs(path, exist_ok=True)
+        os.chown(path, owner, owning)
+        os.chmod(path, mode)
+    programs = os.path.join(UNPACKED, "usr/lib/postfix/sbin")
+    settings = {
+        "compatibility_level": "3.6",
+        "queue_directory": queue,
+        "data_directory": data,
+        "daemon_directory": programs,
+        "command_directory": os.path.join(UNPACKED, "usr/sbin"),
+        "shlib_directory": os.path.join(UNPACKED, "usr/lib/postfix"),
+        "meta_directory": os.path.join(UNPACKED, "etc/postfix"),
+        "import_environment": "MAIL_CONFIG MAIL_LOGTAG TZ LANG=C LD_LIBRARY_PATH",
+        "myhostname": "bench.example.org",
+        "mydestination": "",
+        "alias_maps": "",
+        "local_recipient_maps": "",
+        "inet_interfaces": HOST,
+        "inet_protocols": "ipv4",
+        "mynetworks": "127.0.0.0/8",
+        "smtpd_relay_restrictions": "permit_mynetworks, reject",
+        "relayhost": f"[{HOST}]:{next_hop}",
+        "disable_dns_lookups": "yes",
+        "smtp_host_lookup": "native",
+        "smtpd_peername_lookup": "no",
+        "smtpd_tls_security_level": "none",
+        "smtp_tls_security_level": "none",
+        "smtpd_client_connection_count_limit": "0",
+        "smtpd_client_connection_rate_limit": "0",
+        "smtp_connection_cache_destinations": HOST,
+        "in_flow_delay": "0",
+        "default_process_limit": "120",
+    }
+    with open(f"{conf}/main.cf", "w", encoding="ascii") as file:
+        file.writelines(f"{key} = {value}\n" for key, value in settings.items())
+    with open(f"{conf}/master.cf", "w", encoding="ascii") as file:
+        file.write(f"{HOST}:{port} inet n - n - - smtpd\n")
+        file.writelines(
+            f"{name} unix {private} - n {wakeup} {limit} {program}\n"
+            for name, private, wakeup, limit, program in POSTFIX_SERVICES
+        )
+    argv = [os.path.join(programs, "master"), "-d", "-c", conf]
+    return Tree(argv, os.path.join(directory, "postfix.log"), peer_environment())
+
+
+POSTFIX_PRIVATE = (
+    *("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming"),
+    *("private", "saved", "trace"),
+)
+POSTFIX_SERVICES = (
+    ("pickup", "n", "60", "1", "pickup"),
+    ("cleanup", "n", "-", "0", "cleanup"),
+    ("qmgr", "n", "300", "1", "qmgr"),
+    ("rewrite", "-", "-", "-", "trivial-rewrite"),
+    ("bounce", "-", "-", "0", "bounce"),
+    ("defer", "-", "-", "0", "bounce"),
+    ("trace", "-", "-", "0", "bounce"),
+    ("verify", "-", "-", "1", "verify"),
+    ("flush", "n", "1000?", "0", "flush"),
+    ("proxymap", "-", "-", "-", "proxymap"),
+    ("smtp", "-", "-", "-", "smtp"),
+    ("relay", "-", "-", "-", "smtp"),
+    ("showq", "n", "-", "-", "showq"),
+    ("error", "-", "-", "-", "error"),
+    ("retry", "-", "-", "-", "error"),
+    ("discard", "-", "-", "-", "discard"),
+    ("anvil", "-", "-", "1", "anvil"),
+    ("scache", "-", "-", "1", "scache"),
+)
+"""name, private, wakeup, process limit, program: Debian's master.cf without chroot and filters."""
