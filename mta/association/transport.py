@@ -1,0 +1,403 @@
+"""TCP transports of associations: socket options before the bind, direct send, abort at once.
+
+Law: this module alone reaches into Twisted's internals; `tests/test_transport.py` fails when one of
+those it relies upon changes. Every socket made here carries SO_LINGER(1, 0) from its first byte, so
+that a process which dies in whatever way leaves a reset behind and not the kernel delivering what
+is no longer ours; only an orderly close clears it.
+
+No freebind: bound to an address that is not here, a socket must fail and not speak later.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from twisted.internet import error, main, tcp
+from twisted.internet.interfaces import IProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mta.interfaces import IRevocable
+
+IP_BIND_ADDRESS_NO_PORT = 24
+"""Not in the socket module. Lets the kernel choose the port at connect(), so that the ephemeral
+ports count per far end and not per virtual address (measured: 16 connections without, 40 with)."""
+
+TCP_USER_TIMEOUT = 18
+TCP_NOTSENT_LOWAT = 25
+
+ABORTIVE = struct.pack("ii", 1, 0)
+ORDERLY = struct.pack("ii", 0, 0)
+
+SocketMaker = Callable[[int, int], socket.socket]
+"""socket.socket, or a test's."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketOptions:
+    """What every association's socket is set to. Seconds, except where said.
+
+    A peer that vanished is noticed after `user_timeout` when octets are under way, and after
+    `keepalive_idle + keepalive_count * keepalive_interval` when none are (measured: without them,
+    never). `unsent_octets` bounds what the kernel holds beyond the peer's window.
+    """
+
+    user_timeout: float = 60.0
+    keepalive_idle: int = 30
+    keepalive_interval: int = 10
+    keepalive_count: int = 3
+    unsent_octets: int = 128 * 1024
+
+    def apply(self, sock: socket.socket, *, connecting: bool) -> None:
+        """Set them; on a listening socket they are inherited by what it accepts (Linux)."""
+        put = sock.setsockopt
+        put(socket.SOL_SOCKET, socket.SO_LINGER, ABORTIVE)
+        if connecting:
+            put(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        put(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        put(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(self.user_timeout * 1000))
+        put(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, self.unsent_octets)
+        put(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        put(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive_idle)
+        put(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self.keepalive_interval)
+        put(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self.keepalive_count)
+
+
+# --- what protocols call ----------------------------------------------------------------------
+
+
+def send_now(transport: Any, data: bytes) -> None:
+    """Write `data` by a system call now when nothing waits before it; the rest through the reactor.
+
+    Twisted's write() costs two epoll_ctl and a pass of the loop for each reply (measured: a quarter
+    of the relay's throughput). Any other transport (TLS, memory) gets an ordinary write.
+    """
+    direct = getattr(transport, "send_now", None)
+    if direct is None:
+        transport.write(data)
+    else:
+        direct(data)
+
+
+def abort_now(transport: Any) -> None:
+    """Close the descriptor with a reset before returning; connectionLost follows in a later turn.
+
+    abortConnection only schedules: until then octets would still leave. Under TLS the transport
+    below it is closed.
+    """
+    below = transport
+    while below is not None:
+        close = getattr(below, "close_now", None)
+        if close is not None:
+            close()
+            return
+        below = getattr(below, "transport", None)
+    transport.abortConnection()
+
+
+def _nothing() -> None:
+    """doRead and doWrite of a descriptor that is closed."""
+
+
+class _AssociationTransport(tcp.Connection):
+    """What both ends' transports have in common."""
+
+    on_closed: Callable[[Any], None] | None = None
+    """Called once with the transport when its descriptor was closed, before connectionLost."""
+
+    _is_closed_now = False
+
+    def send_now(self, data: bytes) -> None:
+        """See the function."""
+        if (
+            self.connected
+            and not self.TLS
+            and not self._tempDataLen
+            and not self.dataBuffer
+            and not self.disconnecting
+        ):
+            sent = self.writeSomeData(data)
+            if sent.__class__ is int:
+                if sent == len(data):
+                    return
+                data = data[sent:]
+        # Also after an error: the reactor meets it again and ends the association in its own turn.
+        self.write(data)  # type: ignore[no-untyped-call]
+
+    def close_now(self) -> None:
+        """Close the descriptor, abortively, now. Harmless when it is closed."""
+        if self._is_closed_now or not hasattr(self, "socket") or self.disconnected:
+            return
+        self._is_closed_now = True
+        self.stopReading()
+        self.stopWriting()
+        self.connected = 0
+        self.disconnected = 1
+        self._aborting = True
+        self.doRead = self.doWrite = _nothing  # type: ignore[method-assign]
+        tcp.Connection._closeSocket(self, False)
+        self.fileno = _closed_fileno
+        self._tell_closed()
+        reason = Failure(error.ConnectionAborted())
+        self.reactor.callLater(0, self.connectionLost, reason)  # type: ignore[attr-defined]
+
+    def revoke(self) -> None:
+        """IRevocable."""
+        self.close_now()
+
+    def stopReading(self) -> None:
+        # Once closed there is nothing left to remove; the epoll reactor would search all its
+        # descriptors for one whose number is gone.
+        if self.fileno is not _closed_fileno:
+            tcp.Connection.stopReading(self)
+
+    def stopWriting(self) -> None:
+        if self.fileno is not _closed_fileno:
+            tcp.Connection.stopWriting(self)
+
+    def startReading(self) -> None:
+        if not self._is_closed_now:
+            tcp.Connection.startReading(self)
+
+    def startWriting(self) -> None:
+        if not self._is_closed_now:
+            tcp.Connection.startWriting(self)
+
+    def _closeSocket(self, orderly: bool) -> None:
+        if self._is_closed_now:
+            return
+        if orderly:
+            try:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ORDERLY)
+            except OSError:
+                pass  # the peer was quicker
+        tcp.Connection._closeSocket(self, orderly)
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        told, self.on_closed = self.on_closed, None
+        if told is not None:
+            told(self)
+
+
+def _closed_fileno() -> int:
+    return -1
+
+
+# --- opening ----------------------------------------------------------------------------------
+
+
+@implementer(IRevocable)
+class AssociationClient(_AssociationTransport, tcp.Client):
+    """The initiator's end: a tcp.Client whose socket is prepared before it is bound."""
+
+    connector: AssociationConnector
+    _is_refused = False
+
+    def createInternetSocket(self) -> socket.socket:
+        connector = self.connector
+        made = connector.make_socket(self.addressFamily, self.socketType)
+        made.setblocking(False)
+        connector.options.apply(made, connecting=True)
+        return made
+
+    def _connectDone(self) -> None:
+        # The socket is connected, no protocol exists: the one place where nothing can have been
+        # sent yet. What `admit` raises is the reason that the caller hears.
+        try:
+            self.connector.admit(self)
+        except Exception as fault:
+            self._is_refused = True
+            self.failIfNotConnected(fault)  # type: ignore[no-untyped-call]
+            return
+        tcp.Client._connectDone(self)
+        self.connector.established()
+
+    def _closeSocket(self, orderly: bool) -> None:
+        _AssociationTransport._closeSocket(self, orderly and not self._is_refused)
+
+    def close_now(self) -> None:
+        if not self.connected and not self.disconnected and hasattr(self, "connector"):
+            self._is_refused = True
+            self.failIfNotConnected(error.ConnectionAborted())  # type: ignore[no-untyped-call]
+            self._tell_closed()
+        else:
+            _AssociationTransport.close_now(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self._is_closed_now:
+            # Twisted takes a client without `connected` for one that never was, and would tell
+            # its protocol nothing.
+            self.connected = 1
+        tcp.Client.connectionLost(self, reason)
+
+
+class AssociationConnector(tcp.Connector):
+    """Makes AssociationClients. `admit(client)` looks at the connected socket and may raise;
+    `established()` hears that the protocol has its transport.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        factory: Any,
+        *,
+        timeout: float,
+        bind_address: tuple[str, int],
+        reactor: Any,
+        options: SocketOptions,
+        make_socket: SocketMaker,
+        admit: Callable[[AssociationClient], None],
+        established: Callable[[], None],
+    ) -> None:
+        tcp.Connector.__init__(self, host, port, factory, timeout, bind_address, reactor)
+        self.options = options
+        self.make_socket = make_socket
+        self.admit = admit
+        self.established = established
+
+    def _makeTransport(self) -> AssociationClient:
+        made: Any = AssociationClient  # Twisted's constructor has no annotations
+        return cast(
+            AssociationClient, made(self.host, self.port, self.bindAddress, self, self.reactor)
+        )
+
+
+# --- accepting --------------------------------------------------------------------------------
+
+
+@implementer(IRevocable)
+class AssociationServer(_AssociationTransport, tcp.Server):
+    """The responder's end. Its options came with the listening socket."""
+
+
+class _LaterLog:
+    """Keeps what Twisted says about running out of descriptors until one is free again."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, text: str, **values: object) -> None:
+        self.lines.append(text.format(**values))
+
+
+@implementer(IRevocable)
+class AssociationPort(tcp.Port):
+    """A listening port on one address which judges each socket before a protocol exists.
+
+    `admit(socket, peer_address)` answers a protocol, or None to reset the connection; `accepted`
+    hears of the transport before the protocol does. `complain(text)` gets what went wrong.
+    """
+
+    transport = AssociationServer
+
+    def __init__(
+        self,
+        port: int,
+        backlog: int,
+        interface: str,
+        reactor: Any,
+        *,
+        options: SocketOptions,
+        make_socket: SocketMaker,
+        admit: Callable[[socket.socket, tuple[Any, ...]], IProtocol | None],
+        accepted: Callable[[AssociationServer, IProtocol], None],
+        complain: Callable[[str], None],
+    ) -> None:
+        tcp.Port.__init__(self, port, cast(Any, _PortName()), backlog, interface, reactor)
+        self._options = options
+        self._make_socket = make_socket
+        self._admit = admit
+        self._accepted = accepted
+        self._complain = complain
+
+    def createInternetSocket(self) -> socket.socket:
+        made = self._make_socket(self.addressFamily, self.socketType)
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self.addressFamily == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        self._options.apply(made, connecting=False)
+        return made
+
+    def doRead(self) -> None:
+        log = _LaterLog()
+        accepted = 0
+        accepts = range(self.numberAccepts)
+        try:
+            for sock, peer in tcp._accept(log, accepts, self.socket, tcp._reservedFD):
+                accepted += 1
+                self._take(sock, peer)
+                if not self.connected:
+                    break  # revoked by what this one brought to light
+        except OSError as fault:
+            if fault.errno != errno.EBADF:
+                self._complain(f"accept failed: {fault}")
+        self.numberAccepts = (
+            self.numberAccepts + 20 if accepted == len(accepts) else max(1, accepted)
+        )
+        for line in log.lines:
+            self._complain(line)
+
+    def _take(self, sock: socket.socket, peer: tuple[Any, ...]) -> None:
+        try:
+            protocol = self._admit(sock, peer)
+            if protocol is None:
+                sock.close()  # with the inherited linger: a reset
+                return
+            self.sessionno += 1
+            server = AssociationServer(sock, protocol, peer, self, self.sessionno, self.reactor)
+        except Exception as fault:
+            sock.close()
+            self._complain(f"an accepted connection was dropped: {fault}")
+            return
+        try:
+            self._accepted(server, protocol)
+            protocol.makeConnection(server)
+        except Exception as fault:
+            server.close_now()
+            self._complain(f"an accepted connection was dropped: {fault}")
+
+    def revoke(self) -> None:
+        """IRevocable: stop listening now."""
+        if self.connected:
+            self.disconnecting = True
+            port: Any = tcp.Port
+            port.stopReading(self)
+            port.connectionLost(self, Failure(main.CONNECTION_DONE))
+
+
+class _PortName:
+    """Stands where Twisted's port wants a factory; nothing is ever built by it."""
+
+    noisy = False
+
+    def doStart(self) -> None:
+        """Nothing to start."""
+
+    def doStop(self) -> None:
+        """Nothing to stop."""
+
+    def logPrefix(self) -> str:
+        return "association"
+
+
+# --- services ---------------------------------------------------------------------------------
+
+
+class ServiceClient(tcp.Client):
+    """A TCP connection that carries no mail. A class of its own: the audit net knows it by it."""
+
+
+class ServiceConnector(tcp.Connector):
+    """Makes ServiceClients."""
+
+    def _makeTransport(self) -> ServiceClient:
+        made: Any = ServiceClient
+        return cast(ServiceClient, made(self.host, self.port, self.bindAddress, self, self.reactor))

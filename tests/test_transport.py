@@ -1,0 +1,240 @@
+"""The transports of associations: what a socket carries before its first byte, and how it ends."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+
+from twisted.internet import abstract, base, error, tcp
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from mta.association.transport import (
+    IP_BIND_ADDRESS_NO_PORT,
+    TCP_USER_TIMEOUT,
+    AssociationServer,
+    SocketOptions,
+    abort_now,
+    send_now,
+)
+from mta.testing.sockets import PaperKernel, PaperSocket
+
+
+class Quiet(Protocol):
+    def __init__(self) -> None:
+        self.received = b""
+        self.lost: list[type] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def connectionLost(self, reason=connectionDone) -> None:
+        self.lost.append(reason.type)
+
+
+class TwistedAsWeKnowIt(SynchronousTestCase):
+    """When one of these fails, mta/association/transport.py must be read again."""
+
+    def test_signatures(self) -> None:
+        """Twisted's internals take the arguments that we give them."""
+        known = {
+            tcp.Connection.__init__: ["self", "skt", "protocol", "reactor"],
+            tcp.Client.__init__: ["self", "host", "port", "bindAddress", "connector", "reactor"],
+            tcp.Connector.__init__: [
+                "self",
+                "host",
+                "port",
+                "factory",
+                "timeout",
+                "bindAddress",
+                "reactor",
+            ],
+            tcp.Connector._makeTransport: ["self"],
+            tcp.Port.__init__: ["self", "port", "factory", "backlog", "interface", "reactor"],
+            tcp.Port.createInternetSocket: ["self"],
+            tcp.Port.connectionLost: ["self", "reason"],
+            tcp.Server.__init__: [
+                "self",
+                "sock",
+                "protocol",
+                "client",
+                "server",
+                "sessionno",
+                "reactor",
+            ],
+            tcp.Client.createInternetSocket: ["self"],
+            tcp.Client._connectDone: ["self"],
+            tcp.Client.failIfNotConnected: ["self", "err"],
+            tcp.Client.connectionLost: ["self", "reason"],
+            tcp.Connection._closeSocket: ["self", "orderly"],
+            tcp.Connection.connectionLost: ["self", "reason"],
+            tcp.Connection.writeSomeData: ["self", "data"],
+            tcp._accept: ["logger", "accepts", "listener", "reservedFD"],
+            base.BaseConnector.stopConnecting: ["self"],
+        }
+        for function, parameters in known.items():
+            self.assertEqual(list(inspect.signature(function).parameters), parameters, function)
+
+    def test_attributes(self) -> None:
+        """The attributes that direct send and abort read mean what they meant."""
+        made = abstract.FileDescriptor(MemoryReactorClock())
+        self.assertEqual(
+            (
+                made.dataBuffer,
+                made._tempDataLen,
+                made._tempDataBuffer,
+                made.connected,
+                made.disconnected,
+                made.disconnecting,
+            ),
+            (b"", 0, [], 0, 0, 0),
+        )
+        self.assertIs(tcp.Connection.TLS, False)
+        self.assertIs(tcp.Connection._aborting, False)
+        self.assertTrue(tcp.Connection._shouldShutdown)
+        self.assertTrue(hasattr(tcp, "_reservedFD"))
+        source = inspect.getsource(abstract.FileDescriptor.doWrite)
+        self.assertIn("self.writeSomeData(", source)
+        self.assertIn("_tempDataBuffer", inspect.getsource(abstract.FileDescriptor.write))
+        self.assertIn("self.createInternetSocket()", inspect.getsource(tcp.Client.__init__))
+        self.assertIn("self._closeSocket(", inspect.getsource(tcp.Connection.connectionLost))
+        self.assertIn("self._makeTransport()", inspect.getsource(base.BaseConnector.connect))
+        self.assertIn("self._connectDone()", inspect.getsource(tcp.Client.doConnect))
+        self.assertIn("self.numberAccepts", inspect.getsource(tcp.Port.startListening))
+
+    def test_kernel_constants(self) -> None:
+        """A real socket takes every option that we set."""
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.addCleanup(made.close)
+        SocketOptions().apply(made, connecting=True)
+        self.assertEqual(made.getsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT), 60_000)
+        self.assertEqual(made.getsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT), 1)
+        self.assertEqual(
+            made.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8), b"\1\0\0\0\0\0\0\0"
+        )
+        v6 = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        self.addCleanup(v6.close)
+        SocketOptions().apply(v6, connecting=True)
+        self.assertEqual(v6.getsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT), 1)
+
+
+class DirectSendAndAbort(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = MemoryReactorClock()
+        kernel = PaperKernel()
+        self.socket: PaperSocket = kernel.make(socket.AF_INET, socket.SOCK_STREAM)
+        self.socket.bound = ("192.0.2.10", 25)
+        SocketOptions().apply(self.socket, connecting=False)  # as inherited from the listener
+        self.protocol = Quiet()
+        self.transport = AssociationServer(
+            self.socket, self.protocol, ("198.51.100.7", 4321), None, 1, self.reactor
+        )
+        self.protocol.makeConnection(self.transport)
+        self.closed: list[object] = []
+        self.transport.on_closed = self.closed.append
+
+    def test_direct(self) -> None:
+        """A reply leaves by one system call, without waking the reactor."""
+        send_now(self.transport, b"250 ok\r\n")
+        self.assertEqual(self.socket.sent, b"250 ok\r\n")
+        self.assertEqual(self.reactor.writers, set())
+
+    def test_rest_in_order(self) -> None:
+        """What the kernel does not take now follows in order, and so does what comes behind it."""
+        self.socket.send_limit = 4
+        send_now(self.transport, b"250 ok\r\n")
+        send_now(self.transport, b"221 bye\r\n")
+        self.assertEqual(self.socket.sent, b"250 ")
+        self.assertIn(self.transport, self.reactor.writers)
+        self.socket.send_limit = None
+        self.transport.doWrite()
+        self.assertEqual(self.socket.sent, b"250 ok\r\n221 bye\r\n")
+        self.assertEqual(self.reactor.writers, set())
+        send_now(self.transport, b"again")
+        self.assertTrue(self.socket.sent.endswith(b"again"))
+
+    def test_more_than_a_call_takes(self) -> None:
+        """A write over Twisted's limit of one call loses nothing."""
+        data = bytes(range(256)) * 1024
+        send_now(self.transport, data)
+        while self.transport in self.reactor.writers:
+            self.transport.doWrite()
+        self.assertEqual(bytes(self.socket.sent), data)
+
+    def test_write_error(self) -> None:
+        """A peer that is gone is met again by the reactor, in its own turn."""
+        self.socket.send_limit = 0
+
+        def gone(data: object) -> int:
+            raise ConnectionResetError(104, "reset")
+
+        self.socket.send = gone
+        send_now(self.transport, b"250 ok\r\n")
+        self.assertEqual(self.protocol.lost, [])
+        self.assertIn(self.transport, self.reactor.writers)
+        self.assertIsInstance(self.transport.doWrite(), error.ConnectionLost)
+
+    def test_other_transports(self) -> None:
+        """A transport that is not ours gets an ordinary write, and an ordinary abort."""
+        other = StringTransport()
+        send_now(other, b"x")
+        self.assertEqual(other.value(), b"x")
+        abort_now(other)
+        self.assertTrue(other.disconnected)
+
+    def test_abort_now(self) -> None:
+        """An abort closes the descriptor, with a reset, before it returns."""
+        self.socket.send_limit = 1
+        send_now(self.transport, b"never whole")
+        abort_now(self.transport)
+        self.assertTrue(self.socket.is_closed)
+        self.assertTrue(self.socket.closes_with_reset)
+        self.assertNotIn(("shutdown", 2), self.socket.calls)
+        self.assertEqual(self.closed, [self.transport])
+        self.assertEqual((self.reactor.readers, self.reactor.writers), (set(), set()))
+        self.assertEqual(self.transport.fileno(), -1)
+
+    def test_protocol_hears_later(self) -> None:
+        """Whoever is in the midst of his work is not torn out of it: the loss comes next turn."""
+        abort_now(self.transport)
+        self.assertEqual(self.protocol.lost, [])
+        self.transport.write(b"into nothing")
+        send_now(self.transport, b"into nothing")
+        self.transport.loseConnection()
+        self.transport.abortConnection()
+        self.transport.resumeProducing()
+        self.assertEqual((self.reactor.readers, self.reactor.writers), (set(), set()))
+        self.reactor.advance(0)
+        self.assertEqual(self.protocol.lost, [error.ConnectionAborted])
+        abort_now(self.transport)
+        self.reactor.advance(0)
+        self.assertEqual(len(self.protocol.lost), 1)
+
+    def test_orderly_close(self) -> None:
+        """An orderly close clears the linger: what was written arrives."""
+        self.transport.write(b"221 bye\r\n")
+        self.transport.loseConnection()
+        self.transport.connectionLost(connectionDone) if self.transport.doWrite() else None
+        self.assertEqual(self.socket.sent, b"221 bye\r\n")
+        self.assertFalse(self.socket.closes_with_reset)
+        self.assertLess(self.socket.index("shutdown"), self.socket.index("close"))
+        self.assertEqual(self.closed, [self.transport])
+
+    def test_abort_connection(self) -> None:
+        """Twisted's own abort still resets, and is told once."""
+        self.transport.abortConnection()
+        self.reactor.advance(0)
+        self.assertTrue(self.socket.closes_with_reset)
+        self.assertEqual(
+            (self.closed, self.protocol.lost), ([self.transport], [error.ConnectionAborted])
+        )
+
+    def test_abort_below_tls(self) -> None:
+        """A protocol that sees a TLS layer aborts the descriptor below it."""
+
+        class Layer:
+            transport = self.transport
+
+        abort_now(Layer())
+        self.assertTrue(self.socket.is_closed)
