@@ -41,8 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": set(),
     "plugins": COMMON | {"interfaces"},
     "testing": COMMON | REST,
-    "service": COMMON | REST,
-    "tap": COMMON | {"config", "service"},
+    "process": COMMON | {"interfaces"},
+    "tenant": COMMON | REST,
+    "service": COMMON | REST | {"process", "tenant"},
+    "tap": COMMON | {"config", "plugins", "process", "service"},
 }
 """A room, and the rooms that it may import besides itself. `wire.dsn` is that one module."""
 
