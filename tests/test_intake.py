@@ -1,0 +1,951 @@
+"""Intake: what is accepted, what is refused and how, and when a message is ours."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from mta.errors import Fenced, Full, LocalProtocolError, TenureRevoked, Unavailable, Unknown
+from mta.interfaces import IPolicy, IReception, IReceptionHost, ISpool, IStaging
+from mta.model import (
+    NULL_ADDRESS,
+    Address,
+    AddressSpace,
+    BodyType,
+    Connector,
+    Envelope,
+    MessageState,
+    Notify,
+    PeerInfo,
+    Recipient,
+    Reply,
+    VirtualServer,
+)
+from mta.routing.least_cost import LeastCostRouting
+from mta.telemetry import Accepted, Connected, Disconnected, Notice, Rejected, Telemetry
+from mta.testing.clock import VirtualClock
+from mta.testing.surroundings import MemoryTenure, virtual_addresses
+from mta.transfer.header_block import (
+    HeaderScan,
+    has_field,
+    message_id,
+    needs_separator,
+    received_count,
+)
+from mta.transfer.intake import Intake, IntakeSettings
+from mta.transfer.trace import DateCache, address_literal, received_field, received_from
+from tests.scripted_spool import ScriptedSpool
+
+SERVER = VirtualServer("vs1.example.org", virtual_addresses("192.0.2.10", "2001:db8::10"))
+POSTMASTER = Address(b"hostmaster@example.com", b"example.com")
+CONNECTORS = (
+    Connector(
+        "hub",
+        "smtp",
+        (
+            AddressSpace(b"example.com", accept_anyone=True),
+            AddressSpace(b"secret.example.com"),
+            AddressSpace(b"*.example.net"),
+        ),
+    ),
+)
+MESSAGE = b"From: <a@example.net>\r\nMessage-ID: <1@example.net>\r\n\r\nHello.\r\n"
+WALL = 1_800_000_000.0
+STRANGER = "198.51.100.7"
+FRIEND = "192.0.2.77"
+
+
+def address(text: str) -> Address:
+    octets = text.encode()
+    return Address(octets, octets.rpartition(b"@")[2].lower() if b"@" in octets else b"")
+
+
+class House:
+    """An intake with everything around it in the test's hands."""
+
+    def __init__(self, policies: tuple[Any, ...] = (), **keys: Any) -> None:
+        self.spool = ScriptedSpool()
+        self.clock = VirtualClock(WALL)
+        self.telemetry = Telemetry()
+        self.events: list[Any] = []
+        self.telemetry.attach(self.events.append)
+        self.offered: list[tuple[str, Envelope, MessageState]] = []
+        self.order: list[str] = []
+        self.tenure = MemoryTenure("vs1.example.org")
+        self.intake = Intake(
+            self.spool,
+            LeastCostRouting(CONNECTORS),
+            policies,
+            self.offer,
+            self.clock,
+            self.telemetry,
+            IntakeSettings(**keys),
+            POSTMASTER,
+            SERVER,
+        )
+        self.intake.admit = {"smtp": (ip_network("192.0.2.0/24"), ip_network("2001:db8:1::/48"))}
+        self.associations = 0
+
+    def offer(self, queue_id: str, envelope: Envelope, state: MessageState) -> None:
+        self.order.append(f"offer {queue_id}")
+        self.offered.append((queue_id, envelope, state))
+
+    def reception(
+        self, host: str = FRIEND, *, uid: int | None = None, helo: bytes = b"client.example.net"
+    ) -> Any:
+        self.associations += 1
+        peer = PeerInfo(
+            association=f"smtp/in/{self.associations}",
+            host=host,
+            port=40000,
+            local_host="192.0.2.10",
+            local_port=25,
+            listener="smtp",
+            uid=uid,
+        )
+        reception = self.intake.reception(self.tenure, peer)
+        reception.connected()
+        reception.helo(helo, "ESMTP")
+        return reception
+
+    def kinds(self, kind: type) -> list[Any]:
+        return [event for event in self.events if type(event) is kind]
+
+
+def begin(
+    reception: Any,
+    *recipients: str,
+    sender: str = "a@example.net",
+    parameters: dict[bytes, bytes | None] | None = None,
+) -> list[Any]:
+    """MAIL and RCPTs; their answers."""
+    answers = [reception.mail(address(sender), parameters or {})]
+    return answers + [reception.rcpt(address(r), {}) for r in recipients or ("b@example.com",)]
+
+
+def send(reception: Any, content: bytes = MESSAGE, *recipients: str, **keys: Any) -> Any:
+    """One whole message; what `end` answered, unwrapped when it fired."""
+    answers = begin(reception, *recipients, **keys)
+    assert set(answers) == {None}, answers
+    assert reception.data() is None
+    reception.chunk(content)
+    answered = reception.end(None)
+    return answered.result if answered.called else answered
+
+
+@implementer(IPolicy)
+class Recorder:
+    """Answers what a test put down for a hook, and remembers what it was asked."""
+
+    def __init__(self, *hooks: str, **answers: Any) -> None:
+        self.hooks = frozenset(hooks or answers)
+        self.answers = answers
+        self.asked: list[str] = []
+        self.seen: list[Any] = []
+
+    def on(self, hook: str, transaction: Any) -> Any:
+        self.asked.append(hook)
+        self.seen.append((transaction.headers, transaction.chunk))
+        answer = self.answers.get(hook)
+        return answer(transaction) if callable(answer) else answer
+
+
+class ContractTests(SynchronousTestCase):
+    def test_contracts(self) -> None:
+        """Everything that meets another room keeps its contract."""
+        house = House()
+        verifyObject(IReceptionHost, house.intake)
+        verifyObject(IReception, house.reception())
+        verifyObject(ISpool, house.spool)
+        verifyObject(IStaging, house.spool.stage("smtp/in/1"))
+
+
+class AcceptTests(SynchronousTestCase):
+    def test_one_message(self) -> None:
+        """An accepted message is durable, answered with its queue id, logged and offered."""
+        house = House()
+        reception = house.reception()
+
+        reply = send(reception)
+
+        (staging,) = house.spool.stagings
+        self.assertEqual(
+            reply, Reply(250, "2.0.0", (b"Ok: queued as " + staging.queue_id.encode(),))
+        )
+        envelope, state = house.spool.queued[staging.queue_id]
+        self.assertEqual(envelope.sender, address("a@example.net"))
+        self.assertEqual(envelope.recipients, (Recipient(address("b@example.com")),))
+        self.assertEqual(
+            (envelope.association, envelope.ordinal, envelope.client, envelope.message_id),
+            ("smtp/in/1", 1, FRIEND, b"<1@example.net>"),
+        )
+        self.assertEqual((envelope.received_at, state.due, state.held), (WALL, WALL, False))
+        self.assertEqual(house.offered, [(staging.queue_id, envelope, state)])
+        (accepted,) = house.kinds(Accepted)
+        self.assertEqual(
+            (accepted.queue_id, accepted.size_octets, accepted.recipients, accepted.vip),
+            (staging.queue_id, len(MESSAGE), 1, "192.0.2.10"),
+        )
+        self.assertEqual(
+            staging.stored,
+            b"Received: from client.example.net ([192.0.2.77])\r\n"
+            b"\tby vs1.example.org with ESMTP\r\n"
+            b"\tid 00010000000001\r\n"
+            b"\tfor <b@example.com>; Fri, 15 Jan 2027 08:00:00 +0000\r\n" + MESSAGE,
+        )
+
+    def test_reply_before_offer(self) -> None:
+        """The client's 250 waits for the disk and for nothing else."""
+        house = House()
+        house.spool.commits_at_once = False
+        reception = house.reception()
+        answered = send(reception)
+        self.assertNoResult(answered)
+        self.assertEqual(house.offered, [])
+
+        answered.addCallback(lambda reply: house.order.append(f"reply {reply.code}"))
+        house.spool.stagings[0].durable()
+
+        self.assertEqual(house.order, ["reply 250", f"offer {house.spool.stagings[0].queue_id}"])
+
+    def test_second_message_after_acknowledgement_only(self) -> None:
+        """An association never has two replies on their way: the in-doubt list counts on one."""
+        house = House()
+        reception = house.reception()
+        send(reception)
+        begin(reception)
+        reception.data()
+        reception.chunk(MESSAGE)
+        self.assertRaises(LocalProtocolError, reception.end, None)
+
+        reception.acknowledged()
+
+        self.assertEqual(self.successResultOf(reception.end(None)).code, 250)
+        self.assertEqual([e.ordinal for _, e, _ in house.offered], [1, 2])
+
+    def test_association_is_journalled_once(self) -> None:
+        """The journal knows both ends of an association before its first message."""
+        house = House()
+        reception = house.reception()
+        self.assertEqual(house.spool.journal_lines, [])
+        for _ in range(2):
+            send(reception)
+            reception.acknowledged()
+        reception.closed("", "ehlo=1 mail=2 quit=1 commands=4")
+
+        self.assertEqual(
+            house.spool.journal_lines,
+            ["open smtp/in/1 192.0.2.77:40000 -> 192.0.2.10:25 inbound=True", "close smtp/in/1"],
+        )
+        self.assertEqual(
+            house.kinds(Disconnected),
+            [Disconnected("smtp/in/1", FRIEND, "ehlo=1 mail=2 quit=1 commands=4", "")],
+        )
+
+    def test_steps_without_their_predecessors(self) -> None:
+        """An adapter that skips a step is told so; nothing is accepted."""
+        reception = House().reception()
+        self.assertRaises(LocalProtocolError, reception.rcpt, address("b@example.com"), {})
+        self.assertRaises(LocalProtocolError, reception.data)
+        begin(reception)
+        self.assertRaises(LocalProtocolError, reception.chunk, b"x")
+        self.assertRaises(LocalProtocolError, reception.end, None)
+
+    def test_envelope_parameters(self) -> None:
+        """What the client asked for by parameters travels with the message."""
+        house = House()
+        reception = house.reception()
+        reception.mail(
+            address("a@example.net"),
+            {b"BODY": b"8bitmime", b"SIZE": b"1000", b"ENVID": b"X1", b"RET": b"HDRS"},
+        )
+        reception.rcpt(
+            address("b@example.com"),
+            {b"NOTIFY": b"success,FAILURE", b"ORCPT": b"rfc822;b@old.example"},
+        )
+        reception.rcpt(address("c@example.com"), {b"NOTIFY": b"NEVER"})
+        reception.data()
+        reception.chunk(MESSAGE)
+        reception.end(None)
+
+        envelope = house.offered[0][1]
+        self.assertEqual(house.spool.declared, [1000])
+        self.assertEqual(
+            (envelope.body_type, envelope.envelope_id, envelope.ret_full),
+            (BodyType.EIGHT_BIT_MIME, b"X1", False),
+        )
+        self.assertEqual(
+            [(r.notify, r.original) for r in envelope.recipients],
+            [(Notify.SUCCESS | Notify.FAILURE, b"rfc822;b@old.example"), (Notify.NEVER, b"")],
+        )
+
+    def test_recipient_named_twice(self) -> None:
+        """A recipient that is named twice gets one copy."""
+        house = House()
+        send(house.reception(), MESSAGE, "b@example.com", "c@example.com", "b@example.com")
+        self.assertEqual(
+            [r.address.text for r in house.offered[0][1].recipients],
+            [b"b@example.com", b"c@example.com"],
+        )
+
+    def test_local_submission_is_completed(self) -> None:
+        """A local program's message gets the Message-ID and Date that it lacks, and its uid."""
+        house = House()
+        send(house.reception("", uid=1000), b"Subject: x\r\n\r\ny\r\n", "x@sub.example.net")
+        (staging,) = house.spool.stagings
+        self.assertEqual(
+            staging.stored,
+            b"Received: by vs1.example.org (from uid 1000)\r\n\tid %b\r\n"
+            b"\tfor <x@sub.example.net>; Fri, 15 Jan 2027 08:00:00 +0000\r\n"
+            b"Message-ID: <%b@vs1.example.org>\r\n"
+            b"Date: Fri, 15 Jan 2027 08:00:00 +0000\r\n"
+            b"Subject: x\r\n\r\ny\r\n" % (staging.queue_id.encode(), staging.queue_id.encode()),
+        )
+        self.assertEqual(house.offered[0][1].client, "uid=1000")
+        self.assertEqual(house.spool.journal_lines, [])
+
+    def test_content_without_header(self) -> None:
+        """Text without any header stays text: our Received does not swallow its first line."""
+        for content, separator in (
+            (b"Hello there.\r\n", b"\r\n"),
+            (b"\r\nHello.\r\n", b""),
+            (b"", b""),
+            (b"Subject: x\r\n", b""),
+            (b"..dots\r\n\r\nx\r\n", b"\r\n"),
+        ):
+            house = House()
+            send(house.reception(), content)
+            self.assertTrue(
+                house.spool.stagings[0].stored.endswith(b"+0000\r\n" + separator + content),
+                content,
+            )
+
+    def test_received_privacy(self) -> None:
+        """With received-client: false the clients of relay-from are not named; others are."""
+        house = House(received_client=False)
+        for host in (FRIEND, STRANGER):
+            send(house.reception(host))
+        ours, theirs = (s.prepend for s in house.spool.stagings)
+        self.assertTrue(ours.startswith(b"Received: by vs1.example.org with ESMTP\r\n\tid "))
+        self.assertIn(b"[198.51.100.7]", theirs)
+
+
+class RelayTests(SynchronousTestCase):
+    def rcpt(self, host: str, recipient: str, uid: int | None = None) -> Any:
+        self.house = House()
+        return begin(self.house.reception(host, uid=uid), recipient)[-1]
+
+    def test_strangers_may_not_relay(self) -> None:
+        """A client outside relay-from reaches only spaces that accept anyone, and the log says
+        why it did not reach the others.
+        """
+        self.assertIsNone(self.rcpt(STRANGER, "b@example.com"))
+        for recipient in ("x@sub.example.net", "x@secret.example.com", "x@nowhere.test"):
+            reply = self.rcpt(STRANGER, recipient)
+            self.assertEqual(
+                reply, Reply(554, "5.7.1", (b"<%b>: Relay access denied" % recipient.encode(),))
+            )
+            self.assertEqual(
+                self.house.kinds(Rejected),
+                [
+                    Rejected(
+                        "smtp/in/1",
+                        STRANGER,
+                        "RCPT",
+                        f"554 5.7.1 <{recipient}>: Relay access denied",
+                        b"a@example.net",
+                        recipient.encode(),
+                        b"client.example.net",
+                        "ESMTP",
+                    )
+                ],
+            )
+
+    def test_admitted_clients(self) -> None:
+        """relay-from networks of either family, mapped addresses and local users may relay."""
+        for host in (FRIEND, "2001:db8:1::5", "::ffff:192.0.2.9"):
+            self.assertIsNone(self.rcpt(host, "x@sub.example.net"), host)
+        self.assertIsNone(self.rcpt("", "x@sub.example.net", uid=33))
+        for host in ("2001:db8:2::5", "::ffff:198.51.100.7", "rubbish", ""):
+            self.assertEqual(self.rcpt(host, "x@sub.example.net").code, 554, host)
+
+    def test_other_listener(self) -> None:
+        """relay-from is a listener's own: nobody is admitted by a listener that has none."""
+        house = House()
+        peer = PeerInfo("smtp/in/9", FRIEND, 1, "192.0.2.10", 2525, listener="other")
+        reception = house.intake.reception(house.tenure, peer)
+        self.assertEqual(begin(reception, "x@sub.example.net")[-1].code, 554)
+
+    def test_unroutable(self) -> None:
+        """Even an admitted client hears at once that there is no way."""
+        reply = self.rcpt(FRIEND, "x@nowhere.test")
+        self.assertEqual((reply.code, reply.enhanced), (550, "5.1.2"))
+        self.assertEqual(reply.lines, (b"<x@nowhere.test>: No route",))
+
+    def test_postmaster(self) -> None:
+        """The postmaster is reached by everyone, by each of our names (RFC 5321 4.5.1)."""
+        for name in ("postmaster", "PostMaster@VS1.example.org", "postmaster@[192.0.2.10]"):
+            house = House()
+            send(house.reception(STRANGER), MESSAGE, name)
+            (recipient,) = house.offered[0][1].recipients
+            self.assertEqual(
+                recipient, Recipient(POSTMASTER, original=b"rfc822;" + name.encode()), name
+            )
+        self.assertEqual(self.rcpt(STRANGER, "other@vs1.example.org").code, 554)
+
+    def test_control_bytes_in_a_refused_address(self) -> None:
+        """What is echoed to the peer holds nothing but graphic characters."""
+        reply = self.rcpt(STRANGER, "x\x1b[2J\r\n250 ok@nowhere.test")
+        self.assertEqual(reply.lines, (b"<x?[2J??250?ok@nowhere.test>: Relay access denied",))
+
+    def test_senders(self) -> None:
+        """Reports (null sender) pass; a sender without a domain could never be told of a failure."""
+        reception = House().reception()
+        self.assertIsNone(reception.mail(NULL_ADDRESS, {}))
+        reception.reset()
+        reply = reception.mail(Address(b"root"), {})
+        self.assertEqual((reply.code, reply.enhanced), (553, "5.1.7"))
+        self.assertRaises(LocalProtocolError, reception.rcpt, address("b@example.com"), {})
+
+    def test_recipient_limit(self) -> None:
+        """Recipients over the limit are asked into another message, and the others stay."""
+        house = House(recipient_limit=100)
+        reception = house.reception()
+        begin(reception, *(f"{i}@example.com" for i in range(100)))
+        reply = reception.rcpt(address("last@example.com"), {})
+        self.assertEqual((reply.code, reply.enhanced), (452, "4.5.3"))
+        reception.data()
+        reception.chunk(MESSAGE)
+        reception.end(None)
+        self.assertEqual(len(house.offered[0][1].recipients), 100)
+
+
+class StoreFaultTests(SynchronousTestCase):
+    def test_full_before_anything_is_sent(self) -> None:
+        """A full spool answers 452 at MAIL, a store that is away 451; never 5yz."""
+        for error, code, enhanced in (
+            (Full("no room"), 452, "4.3.1"),
+            (Unavailable("not mounted"), 451, "4.3.0"),
+        ):
+            house = House()
+            house.spool.room_error = error
+            reception = house.reception()
+            reply = reception.mail(address("a@example.net"), {})
+            self.assertEqual((reply.code, reply.enhanced), (code, enhanced))
+            house.spool.room_error = None
+            self.assertIsNone(reception.mail(address("a@example.net"), {}))
+
+    def test_full_at_data(self) -> None:
+        """The same at DATA; the transaction stays and may be tried again."""
+        house = House()
+        reception = house.reception()
+        begin(reception)
+        house.spool.stage_error = Full("no room")
+        self.assertEqual(reception.data().code, 452)
+        house.spool.stage_error = None
+        self.assertIsNone(reception.data())
+
+    def commit_fails(self, error: Exception) -> Any:
+        self.house = House()
+        self.house.spool.commits_at_once = False
+        self.reception = self.house.reception()
+        answered = send(self.reception)
+        self.house.spool.stagings[0].broken(error)
+        return answered
+
+    def test_commit_refused(self) -> None:
+        """A commit that failed for certain is 451 or 452, and nothing is offered."""
+        for error, code in ((Full("no room"), 452), (Unavailable("EIO"), 451)):
+            reply = self.successResultOf(self.commit_fails(error))
+            self.assertEqual(reply.code, code)
+            self.assertEqual(self.house.offered, [])
+            self.assertEqual(self.house.kinds(Rejected)[0].stage, "END-OF-MESSAGE")
+            self.reception.acknowledged()
+            self.assertEqual(begin(self.reception), [None, None])
+
+    def test_fenced(self) -> None:
+        """A superseded node says nothing at all: no 250, no 451, nothing offered."""
+        self.failureResultOf(self.commit_fails(Fenced("epoch 2 exists")), Fenced)
+        self.assertEqual((self.house.offered, self.house.kinds(Accepted)), ([], []))
+
+    def test_unknown_but_queued(self) -> None:
+        """When a commit's result is unknown and the message is there, it is ours."""
+        self.house = House()
+        self.house.spool.commits_at_once = False
+        answered = send(self.house.reception())
+        (staging,) = self.house.spool.stagings
+        self.house.spool.queued[staging.queue_id] = (staging.envelope, staging.state)
+        staging.broken(Unknown("the connection to the store broke"))
+        self.assertEqual(self.successResultOf(answered).code, 250)
+        self.assertEqual([o[0] for o in self.house.offered], [staging.queue_id])
+
+    def test_unknown_and_not_queued(self) -> None:
+        """When it is not there, the client is asked to come again."""
+        reply = self.successResultOf(self.commit_fails(Unknown("broken")))
+        self.assertEqual(reply.code, 451)
+
+    def test_unknown_for_ever(self) -> None:
+        """When it cannot be found out, the association ends without a reply (RFC 1047)."""
+        self.house = House()
+        self.house.spool.commits_at_once = False
+        self.house.spool.load_error = Unavailable("still away")
+        answered = send(self.house.reception())
+        self.house.spool.stagings[0].broken(Unknown("broken"))
+        self.failureResultOf(answered, Unavailable)
+        self.assertEqual(self.house.offered, [])
+
+    def test_unknown_then_fenced(self) -> None:
+        """A message that is found under a lost epoch is not answered."""
+        self.house = House()
+        self.house.spool.commits_at_once = False
+        answered = send(self.house.reception())
+        (staging,) = self.house.spool.stagings
+        self.house.spool.queued[staging.queue_id] = (staging.envelope, staging.state)
+        self.house.spool.check_error = Fenced("epoch 2 exists")
+        staging.broken(Unknown("broken"))
+        self.failureResultOf(answered, Fenced)
+        self.assertEqual(self.house.offered, [])
+
+    def test_defect_in_the_store(self) -> None:
+        """What no store should raise aborts the association and is said loudly."""
+        self.failureResultOf(self.commit_fails(ZeroDivisionError("oh")), ZeroDivisionError)
+        (notice,) = self.house.kinds(Notice)
+        self.assertEqual((notice.level, notice.room), ("critical", "intake"))
+
+    def test_back_pressure(self) -> None:
+        """A slow disk slows the client down instead of filling memory."""
+        house = House()
+        reception = house.reception()
+        begin(reception)
+        reception.data()
+        house.spool.pause = Deferred()
+        pause = reception.chunk(MESSAGE)
+        self.assertNoResult(pause)
+        house.spool.pause.callback(None)
+        self.assertIsNone(self.successResultOf(pause))
+
+
+class TenureTests(SynchronousTestCase):
+    def test_superseded_at_connect(self) -> None:
+        """A superseded node greets nobody."""
+        house = House()
+        house.tenure.fence()
+        self.assertRaises(Fenced, house.reception)
+
+    def test_revoked_in_data(self) -> None:
+        """When the tenure ends while content comes, there is no 250 and nothing stays."""
+        house = House()
+        reception = house.reception()
+        begin(reception)
+        reception.data()
+        reception.chunk(MESSAGE)
+        house.tenure.revoke()
+        self.failureResultOf(reception.end(None), TenureRevoked)
+        reception.closed("DATA", "")
+        self.assertTrue(house.spool.stagings[0].is_aborted)
+        self.assertEqual((house.offered, house.kinds(Accepted)), ([], []))
+
+    def test_revoked_in_commit(self) -> None:
+        """A message that became durable too late is answered by nobody, and stays due."""
+        house = House()
+        house.spool.commits_at_once = False
+        answered = send(house.reception())
+        house.tenure.revoke()
+        house.spool.stagings[0].durable()
+        self.failureResultOf(answered, TenureRevoked)
+        self.assertEqual(house.offered, [])
+        self.assertEqual(house.spool.given_back, [house.spool.stagings[0].queue_id])
+
+    def test_client_gone_in_commit(self) -> None:
+        """A client that leaves before its 250 leaves a message that is ours all the same."""
+        house = House()
+        house.spool.commits_at_once = False
+        reception = house.reception()
+        answered = send(reception)
+        answered.addErrback(lambda f: f.trap(CancelledError))
+        answered.cancel()
+        reception.closed("DATA", "")
+        house.spool.stagings[0].durable()
+        self.assertEqual(len(house.offered), 1)
+        self.assertFalse(house.spool.stagings[0].is_aborted)
+
+    def test_client_gone_in_data(self) -> None:
+        """What a client did not finish is forgotten, once."""
+        house = House()
+        reception = house.reception()
+        begin(reception)
+        reception.data()
+        reception.chunk(MESSAGE)
+        reception.closed("DATA", "ehlo=1")
+        reception.closed("DATA", "ehlo=1")
+        self.assertTrue(house.spool.stagings[0].is_aborted)
+        self.assertEqual(len(house.kinds(Disconnected)), 1)
+
+    def test_reset_then_another(self) -> None:
+        """RSET forgets the recipients of before."""
+        house = House()
+        reception = house.reception()
+        begin(reception, "b@example.com", "c@example.com")
+        reception.reset()
+        send(reception, MESSAGE, "d@example.com")
+        self.assertEqual(
+            [r.address.text for r in house.offered[0][1].recipients], [b"d@example.com"]
+        )
+
+
+class LoopTests(SynchronousTestCase):
+    def content(self, hops: int) -> bytes:
+        return b"RECEIVED: by x\r\n" * hops + b"Subject: y\r\n\r\nReceived: not this one\r\n"
+
+    def test_hop_limit(self) -> None:
+        """A message that went round a hundred times is refused, one hop less is not."""
+        house = House()
+        reception = house.reception()
+        self.assertEqual(send(reception, self.content(100)).code, 250)
+        self.assertEqual(house.offered[0][1].trace_hops, 100)
+        reception.acknowledged()
+        reply = send(reception, self.content(101))
+        self.assertEqual((reply.code, reply.enhanced), (554, "5.4.6"))
+        self.assertTrue(house.spool.stagings[1].is_aborted)
+        self.assertEqual(len(house.offered), 1)
+
+    def test_fault_seen_by_the_machine(self) -> None:
+        """What the wire machine refuses is discarded with the machine's own reply."""
+        house = House()
+        reception = house.reception()
+        begin(reception)
+        reception.data()
+        reception.chunk(MESSAGE)
+        fault = Reply(552, "5.3.4", (b"Message too big",))
+        self.assertEqual(self.successResultOf(reception.end(fault)), fault)
+        self.assertTrue(house.spool.stagings[0].is_aborted)
+        self.assertEqual(house.kinds(Rejected)[0].reply, "552 5.3.4 Message too big")
+        reception.acknowledged()
+        self.assertEqual(send(reception).code, 250)
+
+
+class PolicyInIntakeTests(SynchronousTestCase):
+    def test_every_hook_in_order(self) -> None:
+        """A policy that wants everything hears everything, once and in order."""
+        hooks = (
+            *("connect", "helo", "mail", "rcpt", "data", "headers", "body", "end"),
+            *("queued", "abort", "disconnect"),
+        )
+        policy = Recorder(*hooks)
+        house = House((policy,))
+        reception = house.reception()
+        send(reception)
+        reception.acknowledged()
+        begin(reception)
+        reception.closed("RCPT", "")
+        self.assertEqual(
+            policy.asked,
+            [*hooks[:9], "mail", "rcpt", "abort", "disconnect"],
+        )
+        head, _, body = MESSAGE.partition(b"\r\n\r\n")
+        self.assertEqual(policy.seen[5][0], head + b"\r\n")
+        self.assertEqual(policy.seen[6][1], body)
+
+    def test_refusals_by_stage(self) -> None:
+        """Each command is refused where the policy said so, and logged with its stage."""
+        no = Reply(550, "5.7.1", (b"No",))
+        for hook, stage in (
+            ("connect", "CONNECT"),
+            ("helo", "HELO"),
+            ("mail", "MAIL"),
+            ("rcpt", "RCPT"),
+            ("data", "DATA"),
+            ("headers", "END-OF-MESSAGE"),
+            ("body", "END-OF-MESSAGE"),
+            ("end", "END-OF-MESSAGE"),
+        ):
+            house = House((Recorder(**{hook: no}),))
+            reception = house.reception()
+            answers: list[Any] = []
+            if hook not in {"connect", "helo"}:
+                answers += [reception.mail(address("a@example.net"), {})]
+            if answers == [None]:
+                answers += [reception.rcpt(address("b@example.com"), {})]
+            if answers == [None, None]:
+                answers += [reception.data()]
+            if answers == [None, None, None]:
+                reception.chunk(MESSAGE)
+                answers += [self.successResultOf(reception.end(None))]
+            self.assertEqual([e.stage for e in house.kinds(Rejected)], [stage])
+            if answers:
+                self.assertEqual(answers[-1], no)
+            self.assertEqual(house.offered, [])
+            self.assertTrue(all(s.is_aborted for s in house.spool.stagings), hook)
+
+    def test_changes(self) -> None:
+        """What policies change is what is stored: sender, recipients, header fields."""
+
+        def change(transaction: Any) -> None:
+            transaction.add_header(b"X-Seen", b"by us\r\nand\nothers")
+            transaction.replace_sender(address("bounces@example.org"))
+            transaction.set_recipients(
+                [*transaction.recipients, Recipient(address("archive@example.com"))]
+            )
+
+        house = House((Recorder(end=change),))
+        send(house.reception())
+        envelope = house.offered[0][1]
+        self.assertEqual(envelope.sender.text, b"bounces@example.org")
+        self.assertEqual(
+            [r.address.text for r in envelope.recipients],
+            [b"b@example.com", b"archive@example.com"],
+        )
+        self.assertIn(
+            b"+0000\r\nX-Seen: by us\r\n\tand\r\n\tothers\r\nFrom:",
+            house.spool.stagings[0].stored,
+        )
+
+    def test_rewritten_recipient(self) -> None:
+        """A recipient that a policy sends elsewhere keeps its original, and needs a route."""
+
+        def elsewhere(transaction: Any) -> None:
+            local = transaction.recipient.address.local
+            transaction.replace_recipient(
+                address("c@nowhere.test" if local == b"lost" else "c@sub.example.net")
+            )
+
+        house = House((Recorder(rcpt=elsewhere),))
+        reception = house.reception(STRANGER)
+        answers = begin(reception, "b@example.com", "lost@example.com")
+        self.assertEqual([a and a.code for a in answers], [None, None, 550])
+        reception.data()
+        reception.chunk(MESSAGE)
+        reception.end(None)
+        self.assertEqual(
+            house.offered[0][1].recipients,
+            (Recipient(address("c@sub.example.net"), original=b"rfc822;b@example.com"),),
+        )
+
+    def test_policy_cannot_open_the_relay(self) -> None:
+        """No policy is even asked about a recipient that the relay rule refuses."""
+        policy = Recorder(rcpt=Reply(250, "2.1.5", (b"Ok",)))
+        house = House((policy,))
+        self.assertEqual(begin(house.reception(STRANGER), "x@sub.example.net")[-1].code, 554)
+        self.assertEqual(policy.asked, [])
+
+    def test_hold(self) -> None:
+        """A held message is accepted and queued, and nobody sends it."""
+        house = House((Recorder(mail=lambda t: t.hold("looks odd")),))
+        self.assertEqual(send(house.reception()).code, 250)
+        queue_id = house.spool.stagings[0].queue_id
+        self.assertTrue(house.spool.queued[queue_id][1].held)
+        self.assertEqual((house.offered, house.spool.given_back), ([], [queue_id]))
+        self.assertIn("looks odd", house.kinds(Notice)[0].text)
+
+    def test_discard(self) -> None:
+        """A discarded message is answered as accepted, dropped, and said to be so in the log."""
+        house = House((Recorder(end=lambda t: t.discard("spam trap")),))
+        reception = house.reception()
+        self.assertEqual(send(reception).code, 250)
+        self.assertTrue(house.spool.stagings[0].is_aborted)
+        self.assertEqual((house.offered, house.spool.queued), ([], {}))
+        self.assertIn("spam trap", house.kinds(Notice)[0].text)
+        self.assertEqual(send(reception).code, 250)
+
+    def test_waiting_policy(self) -> None:
+        """A policy may take its time at every command."""
+        waits: list[Deferred[Any]] = []
+
+        def wait(_: Any) -> Deferred[Any]:
+            waits.append(Deferred())
+            return waits[-1]
+
+        hooks = ("connect", "helo", "mail", "rcpt", "data", "headers", "body", "end")
+        house = House((Recorder(**dict.fromkeys(hooks, wait)),))
+        reception = house.reception()
+        for step in (
+            lambda: reception.mail(address("a@example.net"), {}),
+            lambda: reception.rcpt(address("b@example.com"), {}),
+            lambda: reception.data(),
+        ):
+            answer = step()
+            self.assertNoResult(answer)
+            while waits:
+                waits.pop().callback(None)
+            self.assertIsNone(self.successResultOf(answer))
+        first, second = reception.chunk(MESSAGE), reception.chunk(b"more\r\n")
+        answered = reception.end(None)
+        for _ in range(3):  # headers, body, body
+            self.assertNoResult(answered)
+            waits.pop().callback(None)
+        self.assertIsNone(self.successResultOf(first))
+        self.assertIsNone(self.successResultOf(second))
+        self.assertNoResult(answered)
+        waits.pop().callback(None)
+        self.assertEqual(self.successResultOf(answered).code, 250)
+
+    def test_closed_while_a_policy_waits(self) -> None:
+        """When the client leaves, what policies were doing for it is cancelled, at every hook."""
+        for hook in ("mail", "rcpt", "data", "headers", "body", "end"):
+            cancelled: list[Any] = []
+            house = House((Recorder(**{hook: lambda _, c=cancelled: Deferred(c.append)}),))
+            reception = house.reception()
+            steps = [
+                lambda r=reception: r.mail(address("a@example.net"), {}),
+                lambda r=reception: r.rcpt(address("b@example.com"), {}),
+                lambda r=reception: r.data(),
+                lambda r=reception: r.chunk(MESSAGE),
+                lambda r=reception: r.end(None),
+            ]
+            for step in steps:
+                answer = step()
+                if answer is not None and hook not in {"headers", "body"}:
+                    break
+            answer.addErrback(lambda f: f.trap(CancelledError))
+            reception.closed("DATA", "")
+            self.assertEqual(len(cancelled), 1, hook)
+            self.assertEqual(house.offered, [], hook)
+            self.assertEqual(house.spool.queued, {}, hook)
+
+
+class TraceTests(SynchronousTestCase):
+    PEER = PeerInfo("smtp/in/1", "2001:db8::1%eth0", 1, "192.0.2.10", 25, "smtp")
+
+    def test_literals(self) -> None:
+        """Addresses stand as RFC 5321 literals."""
+        self.assertEqual(address_literal("192.0.2.1"), b"[192.0.2.1]")
+        self.assertEqual(address_literal("2001:db8::1%eth0"), b"[IPv6:2001:db8::1]")
+
+    def test_dates(self) -> None:
+        """Dates are RFC 5322's, in UTC, and the same text within a second."""
+        dates = DateCache()
+        self.assertEqual(dates.at(0.0), b"Thu, 1 Jan 1970 00:00:00 +0000")
+        self.assertIs(dates.at(1_709_164_800.2), dates.at(1_709_164_800.9))
+        self.assertEqual(dates.at(1_709_164_800.2), b"Thu, 29 Feb 2024 00:00:00 +0000")
+
+    def test_tls_and_empty_helo(self) -> None:
+        """The TLS state stands in the field; a client without a name goes by its address."""
+        peer = PeerInfo("a", "192.0.2.1", 1, "192.0.2.10", 25, "smtp", tls="TLSv1.3 with cipher X")
+        text = received_field(
+            received_from(peer, b"", "ESMTPS", "vs1.example.org", True), "Q1", b"", b"DATE"
+        )
+        self.assertEqual(
+            text,
+            b"Received: from [192.0.2.1] ([192.0.2.1])\r\n\t(using TLSv1.3 with cipher X)\r\n"
+            b"\tby vs1.example.org with ESMTPS\r\n\tid Q1; DATE\r\n",
+        )
+
+    @given(helo=st.binary(max_size=600), recipient=st.binary(max_size=80), tls=st.text(max_size=40))
+    @settings(max_examples=200, deadline=None, derandomize=True)
+    def test_nothing_breaks_out(self, helo: bytes, recipient: bytes, tls: str) -> None:
+        """Whatever a peer calls itself, our Received is one field without forged lines."""
+        peer = PeerInfo("a", "192.0.2.1", 1, "192.0.2.10", 25, "smtp", tls=tls)
+        text = received_field(
+            received_from(peer, helo, "ESMTP", "vs1.example.org", True), "Q1", recipient, b"DATE"
+        )
+        lines = text.split(b"\r\n")
+        self.assertEqual(lines[-1], b"")
+        self.assertTrue(lines[0].startswith(b"Received: from "))
+        for line in lines[1:-1]:
+            self.assertEqual(line[:1], b"\t")
+        bare = text.replace(b"\r\n\t", b"")[:-2]
+        self.assertTrue(all(0x20 <= octet < 0x7F for octet in bare), bare)
+        self.assertTrue(all(len(line) <= 998 for line in lines))
+        self.assertEqual(text.count(b"\r\n\tby vs1.example.org with ESMTP"), 1)
+
+
+class HeaderScanTests(SynchronousTestCase):
+    PIECES = st.lists(
+        st.sampled_from(
+            (
+                b"\r\n",
+                b"\r\n\r\n",
+                b"\r",
+                b"\n",
+                b"Received: x",
+                b"a: b",
+                b"Message-ID: <1@x>",
+                b"..",
+            )
+        ),
+        max_size=12,
+    )
+
+    @given(
+        pieces=PIECES,
+        cuts=st.lists(st.integers(0, 100), max_size=8),
+        limit=st.sampled_from((8, 20, 1000)),
+    )
+    @settings(max_examples=400, deadline=None, derandomize=True)
+    def test_cutting_changes_nothing(
+        self, pieces: list[bytes], cuts: list[int], limit: int
+    ) -> None:
+        """However the network cuts a message, its header is the same."""
+        content = b"".join(pieces)
+        whole, cut = HeaderScan(limit), HeaderScan(limit)
+        body_at = whole.feed(content)
+        if not whole.complete:
+            body_at = len(content)
+        whole.finish()
+
+        at = 0
+        body = b""
+        for end in [*sorted(min(c, len(content)) for c in cuts), len(content)]:
+            chunk, at = content[at:end], end
+            body += chunk if cut.complete else chunk[cut.feed(chunk) :]
+        cut.finish()
+
+        self.assertEqual((cut.block, body), (whole.block, content[body_at:]))
+        self.assertIn(len(whole.block) + len(body), {len(content) - 2, len(content)})
+
+    def test_blocks(self) -> None:
+        """The block is the header's lines; a message may have none."""
+        for content, block in (
+            (b"a: b\r\n\r\nbody", b"a: b\r\n"),
+            (b"\r\nbody\r\n\r\n", b""),
+            (b"a: b\r\n", b"a: b\r\n"),
+            (b"", b""),
+        ):
+            scan = HeaderScan(1000)
+            scan.feed(content)
+            scan.finish()
+            self.assertEqual((scan.block, scan.complete), (block, True))
+
+    def test_message_ids(self) -> None:
+        """The Message-ID for the log is found in any case, folded, and bounded."""
+        for block, found in (
+            (b"Message-Id: <1@x>\r\n", b"<1@x>"),
+            (b"a: b\r\nMESSAGE-ID:<2@x>\r\nc: d\r\n", b"<2@x>"),
+            (b"a: b\r\nMessage-ID:\r\n <3@x>\r\n", b"<3@x>"),
+            (b"a: b\r\nMessage-ID:\r\n", b""),
+            (b"Message-ID: ", b""),
+            (b"X-Message-ID: <4@x>\r\n", b""),
+            (b"Message-ID: " + b"x" * 999 + b"\r\n", b"x" * 250),
+        ):
+            self.assertEqual(message_id(block, block.lower()), found, block)
+
+    def test_counts(self) -> None:
+        """Only fields of that name count."""
+        lowered = b"received: 1\r\nx-received: no\r\nreceived: 2\r\n"
+        self.assertEqual(received_count(lowered), 2)
+        self.assertTrue(has_field(lowered, b"received:"))
+        self.assertFalse(has_field(lowered, b"eceived:"))
+
+    def test_separator(self) -> None:
+        """A first line that is no field is body."""
+        self.assertTrue(needs_separator(b"Dear all,\r\n"))
+        self.assertTrue(needs_separator(b": x\r\n"))
+        self.assertFalse(needs_separator(b"Subject : obsolete but a field\r\n"))
+        self.assertFalse(needs_separator(b""))
+
+
+class EventTests(SynchronousTestCase):
+    def test_connected(self) -> None:
+        """A connection is logged with the virtual address that the peer sees, behind NAT too."""
+        house = House()
+        house.reception(STRANGER)
+        self.assertEqual(
+            house.kinds(Connected), [Connected("smtp/in/1", STRANGER, 40000, "192.0.2.10")]
+        )
