@@ -198,13 +198,24 @@ class AssociationClient(_AssociationTransport, tcp.Client):
 
     connector: AssociationConnector
     _is_refused = False
+    _made: socket.socket | None = None
 
     def createInternetSocket(self) -> socket.socket:
         connector = self.connector
         made = connector.make_socket(self.addressFamily, self.socketType)
         made.setblocking(False)
+        self._made = made
         connector.options.apply(made, connecting=True)
         return made
+
+    def failIfNotConnected(self, err: Any) -> None:
+        if self.connected or self.disconnected or not hasattr(self, "connector"):
+            return
+        if self._made is not None and not hasattr(self, "socket"):
+            self._made.close()  # its bind failed, and Twisted forgets it open
+            self._tell_closed()
+        client: Any = tcp.Client
+        client.failIfNotConnected(self, err)
 
     def _connectDone(self) -> None:
         # The socket is connected, no protocol exists: the one place where nothing can have been
@@ -213,7 +224,7 @@ class AssociationClient(_AssociationTransport, tcp.Client):
             self.connector.admit(self)
         except Exception as fault:
             self._is_refused = True
-            self.failIfNotConnected(fault)  # type: ignore[no-untyped-call]
+            self.failIfNotConnected(fault)
             return
         tcp.Client._connectDone(self)
         self.connector.established()
@@ -224,7 +235,7 @@ class AssociationClient(_AssociationTransport, tcp.Client):
     def close_now(self) -> None:
         if not self.connected and not self.disconnected and hasattr(self, "connector"):
             self._is_refused = True
-            self.failIfNotConnected(error.ConnectionAborted())  # type: ignore[no-untyped-call]
+            self.failIfNotConnected(error.ConnectionAborted())
             self._tell_closed()
         else:
             _AssociationTransport.close_now(self)
