@@ -20,7 +20,7 @@ from mta.config import rules
 from mta.config.errors import ConfigErrors, Mistake
 from mta.config.names import mailbox
 from mta.config.schema import (
-    ORDER,
+    HELP,
     REQUIRED,
     SINGLE_BLOCKS,
     Config,
@@ -128,11 +128,11 @@ class _Loading:
         root = self._tree.root
         meant = set()
         for key in root:
-            if key not in ORDER:
-                self._tree.report((key,), unknown_key(key, ORDER), self._tree.keys[(key,)])
-                meant.add(nearest(key, ORDER))
-        for key, what in REQUIRED.items():
-            if key not in root and key not in meant:
+            if key not in HELP:
+                self._tree.report((key,), unknown_key(key, HELP), self._tree.keys[(key,)])
+                meant.add(nearest(key, HELP))
+        for key, what in HELP.items():
+            if key in REQUIRED and key not in root and key not in meant:
                 self._tree.report((key,), f"missing: {what}")
 
     def _single(self, name: str, schema: type[Settings]) -> Settings | None:
@@ -174,7 +174,11 @@ class _Loading:
             return None
         key = selection.key
         if key not in block:
-            meant = next((k for k in block if nearest(k, [selection.key]) and len(k) > 2), "")
+            near = [k for k in block if nearest(k, [key])]
+            if selection.default and near:
+                known = keys_of(self._find(selection.contract, selection.default).schema)
+                near = [k for k in near if k not in known]
+            meant = near[0] if near else ""
             if meant:
                 here = (*path, meant)
                 self._tree.report(here, unknown_key(meant, [key]), self._tree.keys[here])

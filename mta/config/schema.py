@@ -25,6 +25,7 @@ from mta.interfaces import (
     ISpool,
 )
 from mta.model import Address, AddressSpace, Bridgehead, Connector, InDoubt, VirtualServer
+from mta.resolver.settings import ResolverSettings
 from mta.settings import (
     BridgeheadSetting,
     Count,
@@ -247,37 +248,34 @@ SINGLE_BLOCKS: dict[str, type[Settings]] = {
     "node": NodeSettings,
     "intake": IntakeSettings,
     "queue": QueueSettings,
+    "resolver": ResolverSettings,
     "log": LogSettings,
     "admin": AdminSettings,
 }
 """Blocks that no plugin has a say in."""
 
-REQUIRED = {
-    "virtual-server": "the network name and the virtual addresses",
-    "postmaster": "the mailbox that <postmaster> and double bounces go to",
+HELP: dict[str, str] = {
+    "virtual-server": "the network name and the virtual addresses that move from node to node",
+    "postmaster": "the mailbox that <postmaster>, postmaster@network-name and double bounces go to",
+    "node": "this machine, which is never what a peer sees",
     "cluster": "who says that this node owns the virtual server",
     "spool": "where messages lie until they are delivered",
-    "listeners": "where mail is accepted ([] for nowhere but the local submission socket)",
+    "listeners": "where mail is accepted; [] for the local submission socket only",
     "connectors": "where mail goes",
+    "routing": "how a connector is chosen",
+    "policies": "checks and changes on the way in, in this order",
+    "intake": "what is asked of every message before it is accepted",
+    "queue": "how long messages are tried, how often, and how many at once",
+    "resolver": "where names are looked up",
+    "log": "where the log goes and what it looks like",
+    "admin": "how operators and this machine's programs reach the daemon",
 }
+"""Every block, in the order of etc/mta.yaml, and what it is about."""
 
-ORDER = (
-    "virtual-server",
-    "postmaster",
-    "node",
-    "cluster",
-    "spool",
-    "listeners",
-    "connectors",
-    "routing",
-    "policies",
-    "intake",
-    "queue",
-    "resolver",
-    "log",
-    "admin",
+REQUIRED = frozenset(
+    ("virtual-server", "postmaster", "cluster", "spool", "listeners", "connectors")
 )
-"""Every block, in the order of etc/mta.yaml."""
+"""Blocks that have no default: a missing one is a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +293,7 @@ class Config:
     policies: tuple[PluginBlock, ...]
     intake: IntakeSettings
     queue: QueueSettings
+    resolver: ResolverSettings
     log: LogSettings
     admin: AdminSettings
     filename: str

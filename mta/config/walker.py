@@ -64,17 +64,19 @@ class Tree:
         return value
 
     def mark(self, path: Path) -> Mark:
-        """Where the value at `path` is to be looked for: blocks by their key, others as they are.
+        """Where the value at `path` is to be looked for.
 
-        What is not there has the mark of the nearest thing above it.
+        A block is where its key is, and so is a list that begins in a line below; other values
+        are where they stand. What is not there is at the nearest thing above it.
         """
         while path and path not in self.values:
             path = path[:-1]
         if not path:
             return TOP
-        if path in self.keys and isinstance(self.at(path), dict):
-            return self.keys[path]
-        return self.values[path]
+        key, value = self.keys.get(path), self.values[path]
+        if key is not None and (key.line < value.line or isinstance(self.at(path), dict)):
+            return key
+        return value
 
     def report(self, path: Path, message: str, mark: Mark | None = None) -> None:
         where = mark if mark is not None else self.mark(path)
@@ -100,8 +102,9 @@ def read_tree(text: str, filename: str) -> Tree:
     if len(text) > LONGEST:
         tree.report((), f"longer than {LONGEST} characters: this is no configuration")
         return tree
-    loader = _Composer(text, tree)
+    loader: _Composer | None = None
     try:
+        loader = _Composer(text)
         node = loader.get_single_node()
     except MarkedYAMLError as error:
         tree.mistakes.append(_syntax_mistake(error, text, filename))
@@ -113,11 +116,14 @@ def read_tree(text: str, filename: str) -> Tree:
         return tree
     except (ValueError, OverflowError) as error:
         # PyYAML turns escapes such as "\UFFFFFFFF" into chr() unchecked.
-        where = loader.get_mark()
-        tree.report((), f"not YAML: {error}", Mark(where.line + 1, where.column + 1))
+        where = loader.get_mark() if loader else None
+        tree.report(
+            (), f"not YAML: {error}", Mark(where.line + 1, where.column + 1) if where else TOP
+        )
         return tree
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if node is None:
         return tree
     root = _plain(node, (), tree)
@@ -131,9 +137,8 @@ def read_tree(text: str, filename: str) -> Tree:
 class _Composer(yaml.SafeLoader):
     """Composes nodes only: no aliases, no deeper than anybody writes."""
 
-    def __init__(self, text: str, tree: Tree) -> None:
+    def __init__(self, text: str) -> None:
         self._depth = 0
-        self._tree = tree
         super().__init__(text)
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
@@ -155,7 +160,6 @@ def _plain(node: Node, path: Path, tree: Tree) -> Any:
     tree.values[path] = _mark(node)
     if not str(node.tag).startswith(_STANDARD_TAG):
         tree.report(path, f"the tag {node.tag} means nothing here", _mark(node))
-        return ""
     if isinstance(node, ScalarNode):
         return str(node.value)
     if isinstance(node, SequenceNode):

@@ -1,0 +1,40 @@
+"""The `resolver:` block: which name servers are asked, and how long."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from mta.model import Bridgehead
+from mta.settings import Count, Duration, Settings, parse_ip, parse_port
+
+
+def parse_name_server(value: Any) -> Bridgehead:
+    """ "192.0.2.53", "127.0.0.1:5353", "[2001:db8::53]:53", "2001:db8::53"; port 53 unless said."""
+    if isinstance(value, Bridgehead):
+        return value
+    text = str(value).strip()
+    host, port = text, "53"
+    if text.startswith("["):
+        host, _, tail = text[1:].partition("]")
+        port = tail.removeprefix(":") if tail else port
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    return Bridgehead(str(parse_ip(host)), parse_port(port))
+
+
+class ResolverSettings(Settings):
+    """Name servers and patience."""
+
+    servers: tuple[Annotated[Any, BeforeValidator(parse_name_server)], ...] = Field(
+        default=(),
+        description="IP addresses of name servers, with :PORT if it is not 53; those of"
+        " /etc/resolv.conf unless given. Answers are believed as these servers give them.",
+    )
+    timeout: Duration = Field(
+        default=3.0, gt=0.0, description="How long one name server may take for one answer."
+    )
+    attempts: Count = Field(
+        default=2, description="How often each name server is asked before a look-up has failed."
+    )
