@@ -314,6 +314,19 @@ class IClusterResource(Interface):
         """Why there is no grant yet, or what is held: one line for `mta status`."""
 
 
+class ISingleNode(Interface):
+    """Add-on marker of IClusterResource: there is no other node. The node's own name is right for
+    the virtual server then, and a start that is refused is refused for good.
+    """
+
+
+class ISpoolLocker(Interface):
+    """Add-on of IClusterResource: keeps a second process out of the spool by a lock."""
+
+    def lock_in(directory: str) -> None:
+        """The lock is to lie in this directory (the spool's). Called before `prepare`."""
+
+
 class ITenant(Interface):
     """What lives only while a tenure does: listeners, scheduler, agents. `service` builds one for
     the ownership driver, which knows nothing of mail.

@@ -1,0 +1,30 @@
+"""The `cluster:` block of the configuration, as far as every resource has it in common."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mta.settings import Duration, Settings
+
+
+class ClusterSettings(Settings):
+    """The base of each cluster resource's own settings."""
+
+    grace: Duration = Field(
+        default=10.0,
+        description="How long a virtual address may be away before ownership is given up. "
+        "Meanwhile nothing listens and nothing is sent.",
+    )
+    drain: Duration = Field(
+        default=10.0,
+        description="How long open associations may go on when we stop; the rest is aborted.",
+    )
+    takeover_after: Duration = Field(
+        default=10.0,
+        description="An address that has served before is claimed again only when the owner's "
+        "heartbeat in the spool has not moved for this long.",
+    )
+    spool_stall: Duration = Field(
+        default=5.0,
+        description="A spool whose disk does not answer for this long ends the tenure.",
+    )
