@@ -1,0 +1,199 @@
+"""Who is due: a heap of due times for each domain, and the turn of the domains.
+
+Law: bounded work for each message taken, whatever waits; fair over domains, so that ten thousand
+messages for a slow domain never stand before one for a quick one. Domains are interned while
+something is queued for them. Entries may be stale (taken, held, moved): the columns decide when an
+entry is popped.
+
+An entry is one int, half seconds of due time above the message's slot: 40 octets a message, and
+order within half a second.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Collection
+from heapq import heapify, heappop, heappush
+
+_BITS = 28
+_MASK = (1 << _BITS) - 1
+
+
+class Domains:
+    """Interned domain names with the number of messages queued for each."""
+
+    __slots__ = ("counts", "free", "heaps", "names", "numbers")
+
+    def __init__(self) -> None:
+        self.names: list[bytes] = []
+        self.numbers: dict[bytes, int] = {}
+        self.counts = array("I")
+        self.heaps: list[list[int]] = []
+        self.free: list[int] = []
+
+    def take(self, name: bytes) -> int:
+        number = self.numbers.get(name)
+        if number is None:
+            if self.free:
+                number = self.free.pop()
+                self.names[number] = name
+            else:
+                number = len(self.names)
+                self.names.append(name)
+                self.counts.append(0)
+                self.heaps.append([])
+            self.numbers[name] = number
+        self.counts[number] += 1
+        return number
+
+    def drop(self, number: int) -> None:
+        self.counts[number] -= 1
+        if not self.counts[number]:
+            del self.numbers[self.names[number]]
+            self.names[number] = b""
+            self.heaps[number] = []
+            self.free.append(number)
+
+
+class DueTimes:
+    """The order in which messages are offered. `due_of(slot, domain)` answers the message's due
+    time, or None when that slot is not waiting there (taken, held, gone, another domain).
+    """
+
+    __slots__ = ("_due_of", "_now", "_order", "_ready", "_waiting", "domains")
+
+    def __init__(self, domains: Domains, due_of: Callable[[int, int], float | None]) -> None:
+        self.domains = domains
+        self._due_of = due_of
+        self._order: list[int] = []
+        """Heap of (tick of the domain's first entry, domain)."""
+        self._ready: deque[int] = deque()
+        """Domains with something due, in the order of their turns."""
+        self._waiting = bytearray()
+        """1 for each domain in `_ready`."""
+        self._now = 0.0
+
+    def push(self, domain: int, due: float, slot: int) -> None:
+        heap = self.domains.heaps[domain]
+        entry = _tick(due) << _BITS | slot
+        heappush(heap, entry)
+        count = self.domains.counts[domain]
+        if len(heap) > 2 * count + 64:  # mostly stale: an operator's acts, many times over
+            self._rebuild(domain)
+        if heap[0] == entry and not (domain < len(self._waiting) and self._waiting[domain]):
+            heappush(self._order, entry >> _BITS << _BITS | domain)
+
+    def load(self, domain: int, entries: list[int]) -> None:
+        """All of a domain at once, as `entry` made them."""
+        heapify(entries)
+        self.domains.heaps[domain] = entries
+        if entries:
+            heappush(self._order, entries[0] >> _BITS << _BITS | domain)
+
+    def take(self, now: float, limit: int, avoid: Collection[bytes]) -> list[int]:
+        """Slots that are due, a turn for each domain."""
+        self._now = now
+        self._wake(now)
+        ready, names, waiting = self._ready, self.domains.names, self._waiting
+        taken: list[int] = []
+        passed: list[int] = []
+        seen: set[int] = set()
+        while ready and len(taken) < limit:
+            domain = ready.popleft()
+            if avoid and names[domain] in avoid:
+                passed.append(domain)
+                continue
+            slot = self._pop(domain, now, seen)
+            if slot < 0:
+                waiting[domain] = 0
+                heap = self.domains.heaps[domain]
+                if heap:
+                    heappush(self._order, heap[0] >> _BITS << _BITS | domain)
+                continue
+            taken.append(slot)
+            seen.add(slot)
+            ready.append(domain)
+        ready.extendleft(reversed(passed))
+        return taken
+
+    def next_due(self, avoid: Collection[bytes]) -> float | None:
+        """The earliest due time outside `avoid`; a domain whose turn it is answers for all."""
+        names = self.domains.names
+        found: float | None = None
+        for domain in self._ready:
+            if names[domain] not in avoid and (due := self._first(domain)) is not None:
+                if due <= self._now:
+                    return due
+                found = due if found is None else min(found, due)
+        order, passed = self._order, []
+        while order:
+            domain = order[0] & _MASK
+            stale = domain < len(self._waiting) and self._waiting[domain]
+            if not stale and names[domain] in avoid:
+                passed.append(heappop(order))
+                continue
+            due = None if stale else self._first(domain)
+            if due is None:
+                heappop(order)
+                continue
+            tick = _tick(due)
+            if order[0] >> _BITS < tick:  # its first entry was stale: look again by its new place
+                heappop(order)
+                heappush(order, tick << _BITS | domain)
+                continue
+            found = due if found is None else min(found, due)
+            break
+        for entry in passed:
+            heappush(order, entry)
+        return found
+
+    def _wake(self, now: float) -> None:
+        order, tick = self._order, _tick(now)
+        waiting = self._waiting
+        if len(waiting) < len(self.domains.names):
+            waiting.extend(bytes(len(self.domains.names) - len(waiting)))
+        while order and order[0] >> _BITS <= tick:
+            domain = heappop(order) & _MASK
+            if not waiting[domain] and self.domains.heaps[domain]:
+                waiting[domain] = 1
+                self._ready.append(domain)
+
+    def _first(self, domain: int) -> float | None:
+        """The due time of the domain's first entry that is not stale."""
+        heap = self.domains.heaps[domain]
+        while heap:
+            due = self._due_of(heap[0] & _MASK, domain)
+            if due is not None and _tick(due) == heap[0] >> _BITS:
+                return due
+            heappop(heap)
+        return None
+
+    def _pop(self, domain: int, now: float, seen: set[int]) -> int:
+        heap = self.domains.heaps[domain]
+        while (due := self._first(domain)) is not None:
+            if due > now:
+                return -1
+            slot = heappop(heap) & _MASK
+            if slot not in seen:
+                return slot
+        return -1
+
+    def _rebuild(self, domain: int) -> None:
+        kept = set()
+        for entry in self.domains.heaps[domain]:
+            due = self._due_of(entry & _MASK, domain)
+            if due is not None and _tick(due) == entry >> _BITS:
+                kept.add(entry)
+        entries = list(kept)
+        heapify(entries)
+        self.domains.heaps[domain][:] = entries
+
+
+def entry(due: float, slot: int) -> int:
+    """For `DueTimes.load`."""
+    return _tick(due) << _BITS | slot
+
+
+def _tick(due: float) -> int:
+    return int(due * 2) if due > 0 else 0

@@ -1,0 +1,202 @@
+"""Epoch files: the truth about who owns the spool.
+
+Law: an epoch is published by link(2) to exactly the next number, after its file is complete and
+synced; `S` (superseded) in octet 0 is set in every lower file before anything is read, and never
+taken back; `R` (released) stands in octet 1. An own file that is missing or marked S means: a newer
+owner exists. An unreadable epoch file counts as taken.
+
+Layout: octet 0 mark, octet 1 mark, octets 8-15 the heartbeat's counter, from octet 16 one line of
+JSON with the claim and its crc.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+from dataclasses import dataclass
+from ipaddress import ip_address
+from zlib import crc32
+
+from mta.errors import Fenced
+from mta.model import AddressInstance, Claim, EpochRecord
+from mta.spool.directory import Directory, read_whole, write_whole
+
+_COUNTER = struct.Struct("<Q")
+_COUNTER_AT = 8
+_CLAIM_AT = 16
+KEPT = 16
+"""Epoch files that stay."""
+
+
+def epochs(directory: Directory) -> list[int]:
+    """The numbers published, ascending."""
+    names = directory.disk.listdir(directory.join("epoch"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def path_of(directory: Directory, epoch: int) -> str:
+    return directory.join("epoch", str(epoch))
+
+
+def encode_claim(claim: Claim) -> bytes:
+    grant = claim.grant
+    text = json.dumps(
+        {
+            "node": claim.node,
+            "boot_id": claim.boot_id,
+            "process_started": claim.process_started,
+            "version": claim.version,
+            "configuration_digest": claim.configuration_digest,
+            "network_name": grant.network_name,
+            "token": grant.token,
+            "fencing": grant.fencing.value,
+            "addresses": [str(address) for address in grant.addresses],
+            "instances": [
+                [i.boot_id, i.ifindex, str(i.address), i.cstamp] for i in grant.instances
+            ],
+        }
+    ).encode()
+    return text + b" %08x\n" % crc32(text)
+
+
+def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
+    """A damaged or empty file is an epoch all the same: of an unknown node, and alive."""
+    heartbeat = 0
+    if len(octets) >= _CLAIM_AT:
+        (heartbeat,) = _COUNTER.unpack_from(octets, _COUNTER_AT)
+    node, boot_id = "", ""
+    instances: tuple[AddressInstance, ...] = ()
+    line = octets[_CLAIM_AT:].rstrip(b"\n")
+    text, _, crc = line.rpartition(b" ")
+    try:
+        if int(crc, 16) != crc32(text):
+            raise ValueError("crc")
+        facts = json.loads(text)
+        node, boot_id = str(facts["node"]), str(facts["boot_id"])
+        instances = tuple(
+            AddressInstance(str(boot), int(index), ip_address(address), int(stamp))
+            for boot, index, address, stamp in facts["instances"]
+        )
+    except (ValueError, KeyError, TypeError):
+        node = node or "unreadable"
+    return EpochRecord(
+        epoch=epoch,
+        node=node,
+        boot_id=boot_id,
+        superseded=octets[:1] == b"S",
+        released=octets[1:2] == b"R",
+        heartbeat=heartbeat,
+        instances=instances,
+    )
+
+
+def read_epochs(directory: Directory) -> tuple[EpochRecord, ...]:
+    """All epochs, oldest first. @raise OSError: the directory itself is unreadable."""
+    found = []
+    for epoch in epochs(directory):
+        try:
+            octets = read_whole(directory.disk, path_of(directory, epoch))
+        except OSError:
+            octets = b""
+        found.append(decode_epoch(epoch, octets))
+    return tuple(found)
+
+
+def publish(directory: Directory, claim: Claim, above: int) -> int:
+    """Publish `above + 1` and mark all lower ones.
+    @raise Fenced: a newer epoch exists. @raise OSError: nothing may be done under it.
+    """
+    disk = directory.disk
+    known = epochs(directory)
+    highest = known[-1] if known else 0
+    if highest != above:
+        raise _taken(above + 1, directory)
+    epoch = above + 1
+    aside = directory.join("epoch", f"new-{secrets.token_hex(8)}")
+    # Octets 0 and 1 are marks, 2 to 7 stay empty, 8 to 15 count.
+    write_whole(disk, aside, b"-" * 2 + bytes(_CLAIM_AT - 2) + encode_claim(claim))
+    try:
+        disk.link(aside, path_of(directory, epoch))
+    except FileExistsError:
+        raise _taken(epoch, directory) from None
+    finally:
+        disk.unlink(aside)
+    disk.sync_directory(directory.join("epoch"))
+    # Publish, then read: from here on an old owner's next check fails, and only then do we look.
+    for lower in reversed(known):
+        mark(directory, lower, 0, b"S")
+    return epoch
+
+
+def mark(directory: Directory, epoch: int, at: int, sign: bytes) -> None:
+    """One way: never written back. An epoch file that is gone needs no mark."""
+    disk = directory.disk
+    try:
+        fd = disk.open(path_of(directory, epoch), os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        if disk.pread(fd, 1, at) != sign:
+            disk.pwritev(fd, [sign], at)
+        # Also when it was there already: another's mark may not have been synced.
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
+
+
+def _taken(epoch: int, directory: Directory) -> Fenced:
+    return Fenced(
+        f"epoch {epoch} of {directory.path} exists already",
+        "another node acted on a newer grant",
+        "this node goes back to standby",
+    )
+
+
+@dataclass(slots=True)
+class OwnEpoch:
+    """The owner's hold on its own epoch file: the check, the heartbeat, the release."""
+
+    directory: Directory
+    epoch: int
+    reopens: bool
+    """NFS: only an open asks the server again."""
+    fd: int = -1
+    counter: int = 0
+
+    def open(self) -> None:
+        self.fd = self.directory.disk.open(path_of(self.directory, self.epoch), os.O_RDWR)
+
+    def is_current(self) -> bool:
+        """False: superseded, or not to be known (then nothing may be acknowledged either)."""
+        disk = self.directory.disk
+        try:
+            if not self.reopens:
+                return disk.pread(self.fd, 1, 0) == b"-"
+            fd = disk.open(path_of(self.directory, self.epoch), os.O_RDONLY)
+            try:
+                return disk.pread(fd, 1, 0) == b"-"
+            finally:
+                disk.close(fd)
+        except OSError:
+            return False
+
+    def beat(self) -> None:
+        self.counter += 1
+        self.directory.disk.pwritev(self.fd, [_COUNTER.pack(self.counter)], _COUNTER_AT)
+
+    def release(self) -> None:
+        mark(self.directory, self.epoch, 1, b"R")
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self.directory.disk.close(fd)
+
+    def superseded(self) -> Fenced:
+        return Fenced(
+            f"epoch {self.epoch} of {self.directory.path} is superseded",
+            "another node has published a newer one",
+            "this node stops at once",
+        )

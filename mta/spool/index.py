@@ -1,0 +1,297 @@
+"""The queue in memory: one slot a message, in columns of plain numbers.
+
+Law: no object is kept for a queued message; a column entry is 1 to 8 octets, a slot is reused when
+its message has left. Everything about a message that is not here is read from its record. The
+columns are what a checkpoint holds, octet by octet.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Collection, Iterator
+
+from mta.spool.due import Domains, DueTimes, entry
+from mta.spool.records import Place
+from mta.spool.sorted_keys import SortedKeys
+
+LIVE, TAKEN, HELD, BIG = 1, 2, 4, 8
+_PRIORITY_SHIFT = 4
+NOWHERE = Place(0, 0, 0)
+_SERIAL_DIGITS = 16
+"""Queue ids up to this long are a number; longer ones are derived (model.derived_queue_id)."""
+
+COLUMNS = (
+    ("key", "Q"),
+    ("message_segment", "I"),
+    ("message_offset", "I"),
+    ("message_length", "I"),
+    ("message_crc", "I"),
+    ("state_segment", "I"),
+    ("state_offset", "I"),
+    ("state_length", "I"),
+    ("state_crc", "I"),
+    ("due", "d"),
+    ("received", "I"),
+    ("size", "Q"),
+    ("domain", "I"),
+    ("flags", "B"),
+)
+
+
+class Index:
+    """Slots by queue id, their columns, and who is due."""
+
+    def __init__(self) -> None:
+        self.key = array("Q")
+        self.message_segment = array("I")
+        """Reference of the segment that holds the MSG or COPY; the ledger knows the name."""
+        self.message_offset = array("I")
+        self.message_length = array("I")
+        self.message_crc = array("I")
+        self.state_segment = array("I")
+        """0: the state is still the one in the MSG record."""
+        self.state_offset = array("I")
+        self.state_length = array("I")
+        self.state_crc = array("I")
+        self.due = array("d")
+        self.received = array("I")
+        self.size = array("Q")
+        self.domain = array("I")
+        self.flags = array("B")
+        self.derived: dict[str, int] = {}
+        """Slots of derived queue ids, which do not fit into 64 bits."""
+        self.derived_names: dict[int, str] = {}
+        self.serials = SortedKeys()
+        self.domains = Domains()
+        self.due_times = DueTimes(self.domains, self._due_of)
+        self.held = 0
+        self.octets = 0
+        self._free: list[int] = []
+        self._columns = tuple(getattr(self, name) for name, _ in COLUMNS)
+
+    def __len__(self) -> int:
+        return len(self.serials) + len(self.derived)
+
+    # one message
+
+    def find(self, queue_id: str) -> int:
+        """Its slot, or -1."""
+        if len(queue_id) <= _SERIAL_DIGITS:
+            try:
+                return self.serials.find(int(queue_id, 16))
+            except (ValueError, OverflowError):
+                return -1
+        return self.derived.get(queue_id, -1)
+
+    def queue_id(self, slot: int) -> str:
+        name = self.derived_names.get(slot) if self.derived_names else None
+        return f"{self.key[slot]:014X}" if name is None else name
+
+    def insert(
+        self,
+        queue_id: str,
+        segment: int,
+        place: Place,
+        *,
+        due: float,
+        received: float,
+        size: int,
+        domain: bytes,
+        priority: int = 1,
+        held: bool = False,
+        taken: bool = False,
+        big: bool = False,
+    ) -> int:
+        """A message that is not there yet; answers its slot."""
+        derived = len(queue_id) > _SERIAL_DIGITS
+        key = 0 if derived else int(queue_id, 16)
+        number = self.domains.take(domain)
+        flags = LIVE | taken * TAKEN | held * HELD | big * BIG | priority << _PRIORITY_SHIFT
+        stamp = int(received) if 0 < received < 1 << 32 else 0
+        if self._free:
+            slot = self._free.pop()
+            self.key[slot] = key
+            self.message_segment[slot] = segment
+            self.message_offset[slot], self.message_length[slot], self.message_crc[slot] = place
+            self.state_segment[slot] = 0
+            self.due[slot] = due
+            self.received[slot] = stamp
+            self.size[slot] = size
+            self.domain[slot] = number
+            self.flags[slot] = flags
+        else:
+            slot = len(self.key)
+            row = (key, segment, *place, 0, 0, 0, 0, due, stamp, size, number, flags)
+            for column, value in zip(self._columns, row, strict=True):
+                column.append(value)
+        if derived:
+            self.derived[queue_id] = slot
+            self.derived_names[slot] = queue_id
+        else:
+            self.serials.add(key, slot)
+        self.octets += size
+        if held:
+            self.held += 1
+        elif not taken:
+            self.due_times.push(number, due, slot)
+        return slot
+
+    def remove(self, slot: int) -> None:
+        flags = self.flags[slot]
+        name = self.derived_names.pop(slot, None) if self.derived_names else None
+        if name is None:
+            self.serials.remove(self.key[slot])
+        else:
+            del self.derived[name]
+        self.flags[slot] = 0
+        self.octets -= self.size[slot]
+        if flags & HELD:
+            self.held -= 1
+        self.domains.drop(self.domain[slot])
+        self._free.append(slot)
+
+    def priority(self, slot: int) -> int:
+        return self.flags[slot] >> _PRIORITY_SHIFT
+
+    def set_state_place(self, slot: int, segment: int, place: Place) -> None:
+        self.state_segment[slot] = segment
+        self.state_offset[slot], self.state_length[slot], self.state_crc[slot] = place
+
+    def state_place(self, slot: int) -> Place:
+        return Place(self.state_offset[slot], self.state_length[slot], self.state_crc[slot])
+
+    def set_message_place(self, slot: int, segment: int, place: Place) -> None:
+        self.message_segment[slot] = segment
+        self.message_offset[slot], self.message_length[slot], self.message_crc[slot] = place
+
+    def message_place(self, slot: int) -> Place:
+        return Place(self.message_offset[slot], self.message_length[slot], self.message_crc[slot])
+
+    # due
+
+    def schedule(
+        self,
+        slot: int,
+        due: float,
+        *,
+        held: bool,
+        domain: bytes | None = None,
+        taken: bool = False,
+    ) -> None:
+        """Set when the message is due; it is no longer taken, unless `taken` says so."""
+        flags = self.flags[slot]
+        self.held += held - bool(flags & HELD)
+        flags &= ~(TAKEN | HELD)
+        self.flags[slot] = flags | held * HELD | taken * TAKEN
+        self.due[slot] = due
+        number = self.domain[slot]
+        if domain is not None and domain != self.domains.names[number]:
+            # The new name is taken before the old is dropped: they may be the last users.
+            fresh = self.domains.take(domain)
+            self.domains.drop(number)
+            self.domain[slot] = number = fresh
+        if not held and not taken:
+            self.due_times.push(number, due, slot)
+
+    def take_due(self, now: float, limit: int, avoid: Collection[bytes]) -> list[int]:
+        slots = self.due_times.take(now, limit, avoid)
+        for slot in slots:
+            self.flags[slot] |= TAKEN
+        return slots
+
+    def _due_of(self, slot: int, domain: int) -> float | None:
+        if self.flags[slot] & (LIVE | TAKEN | HELD) != LIVE or self.domain[slot] != domain:
+            return None
+        return self.due[slot]
+
+    # all
+
+    def live_slots(self) -> Iterator[int]:
+        return (slot for slot, flags in enumerate(self.flags) if flags)
+
+    def after(self, queue_id: str) -> Iterator[int]:
+        """Slots in the order of queue ids, behind `queue_id`; derived ids follow their origin.
+        Nothing may change while it runs.
+        """
+        names = sorted(self.derived)
+        at = bisect_right(names, queue_id)
+        start = queue_id[:14] if len(queue_id) > _SERIAL_DIGITS else queue_id
+        key = int(start, 16) if start else 0
+        for serial, slot in self.serials.after(key):
+            name = f"{serial:014X}"
+            while at < len(names) and names[at] < name:
+                yield self.derived[names[at]]
+                at += 1
+            yield slot
+        for name in names[at:]:
+            yield self.derived[name]
+
+    def oldest_received(self) -> float | None:
+        """Of the message with the lowest queue id: ids ascend with time."""
+        slot = self.serials.first()
+        if slot < 0:
+            slot = next(iter(self.derived.values()), -1)
+        return float(self.received[slot]) if slot >= 0 else None
+
+    # checkpoints
+
+    def dump(self) -> list[bytes]:
+        """The columns as octets, in the order of COLUMNS: a copy of memory, no loop."""
+        return [column.tobytes() for column in self._columns]
+
+    @classmethod
+    def load(cls, columns: list[bytes], names: list[bytes], derived: dict[str, int]) -> Index:
+        """@raise ValueError: the columns do not fit together."""
+        made = cls()
+        for column, octets in zip(made._columns, columns, strict=True):
+            column.frombytes(octets)
+        rows = len(made.key)
+        if any(len(column) != rows for column in made._columns):
+            raise ValueError("columns of different length")
+        made.derived = derived
+        made.derived_names = {slot: name for name, slot in derived.items()}
+        made._rebuild(names)
+        return made
+
+    def _rebuild(self, names: list[bytes]) -> None:
+        """Everything that follows from the columns."""
+        flags, due, domain = self.flags, self.due, self.domain
+        domains = self.domains
+        domains.names = list(names)
+        domains.counts = array("I", bytes(4 * len(names)))
+        domains.heaps = [[] for _ in names]
+        heaps, counts = domains.heaps, domains.counts
+        serial_slots = []
+        free = self._free
+        derived_names = self.derived_names
+        for slot, flag in enumerate(flags):
+            if not flag:
+                free.append(slot)
+                continue
+            number = domain[slot]
+            counts[number] += 1
+            if flag & HELD:
+                self.held += 1
+                if flag & TAKEN:
+                    flags[slot] = flag & ~TAKEN
+            else:
+                if flag & TAKEN:  # whoever had taken it is gone
+                    flags[slot] = flag & ~TAKEN
+                heaps[number].append(entry(due[slot], slot))
+            if slot not in derived_names:
+                serial_slots.append(slot)
+        size = self.size
+        self.octets = sum(size) - sum(size[slot] for slot in free)
+        key = self.key
+        serial_slots.sort(key=key.__getitem__)
+        self.serials = SortedKeys.from_sorted(
+            array("Q", map(key.__getitem__, serial_slots)), array("I", serial_slots)
+        )
+        for number, name in enumerate(names):
+            if counts[number]:
+                domains.numbers[name] = number
+                self.due_times.load(number, heaps[number])
+            else:
+                domains.names[number] = b""
+                domains.free.append(number)

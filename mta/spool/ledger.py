@@ -1,0 +1,300 @@
+"""What the log says: the index, and everything else that a record can have changed.
+
+Law: there is one way to apply a record, whether it was just made durable or is being replayed.
+Applying is idempotent by id, and free of order as far as DONE goes: what is dead stays dead.
+Belongs to one thread at a time: the recovering worker first, then the reactor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mta.model import Doubt, FourTuple, Intent
+from mta.spool.index import BIG, TAKEN, Index
+from mta.spool.records import (
+    ASSOCIATION,
+    COPY,
+    DEFER,
+    DONE,
+    HAS_STATE,
+    HELD,
+    HOLD,
+    INTENT,
+    MSG,
+    NOT_SENT,
+    RESULT,
+    TRANSACTION,
+    UNKNOWN,
+    Big,
+    Message,
+    Place,
+    RecordView,
+    decode_association,
+    decode_change,
+    decode_done,
+    decode_hold,
+    decode_intent,
+    decode_message,
+    decode_transaction,
+)
+from mta.spool.segment import Segment
+
+
+@dataclass(slots=True)
+class OpenAssociation:
+    """An association that has opened and not closed; `last` is what was last accepted on it."""
+
+    ends: FourTuple
+    inbound: bool
+    last: str = ""
+
+
+@dataclass(slots=True)
+class Position:
+    """Up to where the log is accounted for: in this segment of the epoch, before this offset.
+    Number 0: the log has not begun.
+    """
+
+    number: int = 0
+    offset: int = 0
+
+
+class Ledger:
+    """The present state of the spool under one epoch."""
+
+    def __init__(self) -> None:
+        self.index = Index()
+        self.segments: dict[int, Segment] = {}
+        self.bigs: dict[int, Big] = {}
+        """Slot -> the file that holds the content."""
+        self.intents: dict[str, Intent] = {}
+        """Association slot -> its unresolved INTENT, of the running epoch."""
+        self.doubts: dict[tuple[str, str, str], Doubt] = {}
+        """(side, queue id, slot)."""
+        self.associations: dict[str, OpenAssociation] = {}
+        self.transactions: dict[tuple[str, str], tuple[str, float]] = {}
+        self.position = Position()
+        self.wall = 0.0
+        """The newest wall time seen in a batch."""
+        self._next_ref = 1
+
+    # segments
+
+    def add_segment(self, segment: Segment) -> int:
+        segment.ref = self._next_ref
+        self._next_ref += 1
+        self.segments[segment.ref] = segment
+        return segment.ref
+
+    def restore_segment(self, segment: Segment) -> None:
+        """One that a checkpoint names; keeps its reference."""
+        self.segments[segment.ref] = segment
+        self._next_ref = max(self._next_ref, segment.ref + 1)
+
+    def _count(self, ref: int, length: int, by: int) -> None:
+        segment = self.segments.get(ref)
+        if segment is not None:
+            segment.live_records += by
+            segment.live_octets += by * length
+
+    def count_all(self) -> None:
+        """Set every segment's live figures from the columns."""
+        for segment in self.segments.values():
+            segment.live_records = segment.live_octets = 0
+        index = self.index
+        for slot in index.live_slots():
+            self._count(index.message_segment[slot], index.message_length[slot], 1)
+            if index.state_segment[slot]:
+                self._count(index.state_segment[slot], index.state_length[slot], 1)
+
+    # one record
+
+    def message(
+        self, queue_id: str, ref: int, place: Place, message: Message, taken: bool = False
+    ) -> int:
+        """MSG: answers its slot, or -1 when it was there already."""
+        index = self.index
+        if index.find(queue_id) >= 0:
+            return -1
+        slot = index.insert(
+            queue_id,
+            ref,
+            place,
+            due=message.due,
+            received=message.received_at,
+            size=message.size_octets,
+            domain=message.domain,
+            priority=message.priority,
+            held=message.held,
+            taken=taken,
+            big=message.big is not None,
+        )
+        if message.big is not None:
+            self.bigs[slot] = message.big
+        self._count(ref, place.length, 1)
+        if message.association:
+            opened = self.associations.get(message.association)
+            if opened is not None:
+                opened.last = queue_id
+        return slot
+
+    def copied(self, queue_id: str, ref: int, place: Place) -> None:
+        """COPY: the message lies here now, if it lives."""
+        index = self.index
+        slot = index.find(queue_id)
+        if slot < 0:
+            return
+        self._count(index.message_segment[slot], index.message_length[slot], -1)
+        index.set_message_place(slot, ref, place)
+        self._count(ref, place.length, 1)
+
+    def done(self, queue_id: str, slot_name: str) -> Big | None:
+        """DONE: answers the big file that nobody needs any more."""
+        self._resolve(slot_name, queue_id)
+        index = self.index
+        slot = index.find(queue_id)
+        if slot < 0:
+            return None
+        self._count(index.message_segment[slot], index.message_length[slot], -1)
+        if index.state_segment[slot]:
+            self._count(index.state_segment[slot], index.state_length[slot], -1)
+        big = self.bigs.pop(slot, None) if index.flags[slot] & BIG else None
+        index.remove(slot)
+        self._settle_doubts(queue_id)
+        return big
+
+    def changed(
+        self,
+        queue_id: str,
+        ref: int,
+        place: Place,
+        *,
+        flags: int,
+        due: float,
+        slot_name: str,
+        domain: bytes,
+        epoch: int,
+    ) -> None:
+        """RESULT or DEFER."""
+        intent = self._resolve(slot_name, queue_id)
+        index = self.index
+        slot = index.find(queue_id)
+        if slot < 0:
+            return
+        if flags & UNKNOWN:
+            peer = intent.peer if intent is not None else ""
+            recipients = intent.recipients if intent is not None else ()
+            doubt = Doubt("outbound", queue_id, slot_name, peer, recipients, epoch)
+            self.doubts["outbound", queue_id, slot_name] = doubt
+        elif slot_name and not flags & NOT_SENT:
+            self._settle_doubts(queue_id)
+        if flags & HAS_STATE:
+            if index.state_segment[slot]:
+                self._count(index.state_segment[slot], index.state_length[slot], -1)
+            index.set_state_place(slot, ref, place)
+            self._count(ref, place.length, 1)
+            index.schedule(slot, due, held=bool(flags & HELD), domain=domain)
+
+    def held(self, queue_id: str, held: bool, due: float) -> None:
+        """HOLD: an operator's word, which overrides the state's own due time and hold."""
+        slot = self.index.find(queue_id)
+        if slot >= 0:
+            taken = bool(self.index.flags[slot] & TAKEN)
+            self.index.schedule(slot, due, held=held, taken=taken)
+
+    def intended(self, intent: Intent) -> None:
+        self.intents[intent.slot] = intent
+
+    def associated(self, slot: str, ends: FourTuple | None, inbound: bool) -> None:
+        if ends is None:
+            self.associations.pop(slot, None)
+        else:
+            self.associations[slot] = OpenAssociation(ends, inbound)
+
+    def remembered(self, client: str, transaction: str, queue_id: str, expires: float) -> None:
+        self.transactions[client, transaction] = (queue_id, expires)
+
+    def forget_expired(self, now: float) -> None:
+        """Remembered transactions whose time is over."""
+        for key in [k for k, (_, expires) in self.transactions.items() if expires <= now]:
+            del self.transactions[key]
+
+    def _resolve(self, slot_name: str, queue_id: str) -> Intent | None:
+        """The INTENT of that slot is answered."""
+        if not slot_name:
+            return None
+        intent = self.intents.get(slot_name)
+        if intent is None or intent.queue_id != queue_id:
+            return None
+        return self.intents.pop(slot_name)
+
+    def _settle_doubts(self, queue_id: str) -> None:
+        if self.doubts:
+            for key in [k for k in self.doubts if k[0] == "outbound" and k[1] == queue_id]:
+                del self.doubts[key]
+
+    # the end of an epoch
+
+    def conclude(self, epoch: int) -> None:
+        """The epoch whose log this was has ended: what was open then is in doubt now."""
+        self.doubts = {key: d for key, d in self.doubts.items() if d.side == "outbound"}
+        for slot, intent in self.intents.items():
+            if self.index.find(intent.queue_id) >= 0:
+                doubt = Doubt(
+                    "outbound", intent.queue_id, slot, intent.peer, intent.recipients, epoch
+                )
+                self.doubts["outbound", intent.queue_id, slot] = doubt
+        for slot, opened in self.associations.items():
+            if opened.inbound and opened.last:
+                peer = f"{opened.ends.peer_host}:{opened.ends.peer_port}"
+                doubt = Doubt("inbound", opened.last, slot, peer, (), epoch)
+                self.doubts["inbound", opened.last, slot] = doubt
+        self.intents.clear()
+        self.associations.clear()
+
+
+@dataclass(slots=True)
+class Replay:
+    """Applies the records of one log, in any order of DONE and MSG."""
+
+    ledger: Ledger
+    dead: set[str] = field(default_factory=set)
+    bigs_dead: list[Big] = field(default_factory=list)
+
+    def apply(self, view: RecordView, ref: int) -> None:
+        """@raise ValueError, struct.error: the payload is not what its kind promises."""
+        ledger, kind, queue_id = self.ledger, view.kind, view.queue_id
+        if kind == MSG:
+            message = decode_message(view.payload)
+            if queue_id not in self.dead:
+                ledger.message(queue_id, ref, view.place, message)
+        elif kind == DONE:
+            _, slot = decode_done(view.payload)
+            self.dead.add(queue_id)
+            big = ledger.done(queue_id, slot)
+            if big is not None:
+                self.bigs_dead.append(big)
+        elif kind in {RESULT, DEFER}:
+            change = decode_change(view.payload)
+            ledger.changed(
+                queue_id,
+                ref,
+                view.place,
+                flags=change.flags,
+                due=change.due,
+                slot_name=change.slot,
+                domain=change.domain,
+                epoch=view.epoch,
+            )
+        elif kind == INTENT:
+            ledger.intended(decode_intent(queue_id, view.payload))
+        elif kind == COPY:
+            ledger.copied(queue_id, ref, view.place)
+        elif kind == HOLD:
+            held, due = decode_hold(view.payload)
+            ledger.held(queue_id, held, due)
+        elif kind == ASSOCIATION:
+            ledger.associated(*decode_association(view.payload))
+        elif kind == TRANSACTION:
+            client, transaction, expires = decode_transaction(view.payload)
+            ledger.remembered(client, transaction, queue_id, expires)
