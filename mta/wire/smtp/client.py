@@ -1,0 +1,760 @@
+"""The initiator of an SMTP or LMTP association: transfers in, octets out, outcomes out.
+
+Law: before the final dot leaves, nothing was sent; once it may have left, a recipient whose reply
+does not come is UNKNOWN and nothing else. No octet of a content goes out before `content`, no dot
+before `finish`. Whatever a peer says, each recipient gets exactly one outcome.
+
+With PIPELINING the envelope of message n+1 may be prepared while n waits for its reply: body n, its
+dot and MAIL, RCPT, DATA of n+1 then leave together, one round trip a message (RFC 2920 3.1 lets
+DATA end a group, and what follows a dot begins a new one).
+
+RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
+RFC 1870, RFC 6152, RFC 1047 (why UNKNOWN exists).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mta.errors import LocalProtocolError, RemoteProtocolError
+from mta.model import Address, Outcome, OutcomeKind, Reply
+from mta.wire.smtp.content import Stuffer
+from mta.wire.smtp.reply import ReplyReader
+from mta.wire.smtp.states import Role
+
+# --- what is waited for -----------------------------------------------------------------------
+
+
+class Wait(enum.Enum):
+    """The replies that may be owed to us, in the words of a time-out."""
+
+    GREETING = "greeting"
+    HELLO = "reply to EHLO"
+    MAIL = "reply to MAIL"
+    RCPT = "reply to RCPT"
+    DATA = "reply to DATA"
+    CONTENT = "the peer to take the content"
+    """No reply: the peer must read on while we write."""
+    DOT = "reply to the final dot"
+    LONE_DOT = "reply to the dot that ended an unwanted DATA"
+    RSET = "reply to RSET"
+    QUIT = "reply to QUIT"
+
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds; the defaults are RFC 5321 4.5.3.2's."""
+
+    greeting: float = 300.0
+    hello: float = 300.0
+    mail: float = 300.0
+    rcpt: float = 300.0
+    data: float = 120.0
+    block: float = 180.0
+    dot: float = 600.0
+    reset: float = 300.0
+    quit: float = 5.0
+
+
+class State(enum.Enum):
+    """Where an association stands. GREETING -> HELLO (-> HELO) -> OPEN -> QUITTING -> ENDED; ENDED
+    from everywhere.
+    """
+
+    GREETING = "greeting"
+    HELLO = "hello"
+    """EHLO (LHLO) was said."""
+    HELO = "helo"
+    """EHLO was not understood; HELO was said."""
+    OPEN = "open"
+    QUITTING = "quitting"
+    ENDED = "ended"
+
+    __hash__ = object.__hash__
+
+
+class Class(enum.Enum):
+    """What the first digit of a reply says; 421 is a class of its own."""
+
+    POSITIVE = "2yz"
+    INTERMEDIATE = "3yz"
+    TRANSIENT = "4yz"
+    PERMANENT = "5yz"
+    CLOSING = "421"
+
+    __hash__ = object.__hash__
+
+
+class Row(NamedTuple):
+    after: State
+    action: str
+
+
+TABLE: dict[tuple[State, Class], Row] = {
+    (State.GREETING, Class.POSITIVE): Row(State.HELLO, "say EHLO"),
+    (State.GREETING, Class.TRANSIENT): Row(State.ENDED, "refused"),
+    (State.GREETING, Class.PERMANENT): Row(State.ENDED, "refused"),
+    (State.GREETING, Class.CLOSING): Row(State.ENDED, "refused"),
+    (State.HELLO, Class.POSITIVE): Row(State.OPEN, "opened"),
+    (State.HELLO, Class.TRANSIENT): Row(State.ENDED, "refused"),
+    (State.HELLO, Class.PERMANENT): Row(State.HELO, "say HELO"),
+    (State.HELLO, Class.CLOSING): Row(State.ENDED, "refused"),
+    (State.HELO, Class.POSITIVE): Row(State.OPEN, "opened"),
+    (State.HELO, Class.TRANSIENT): Row(State.ENDED, "refused"),
+    (State.HELO, Class.PERMANENT): Row(State.ENDED, "refused"),
+    (State.HELO, Class.CLOSING): Row(State.ENDED, "refused"),
+    (State.OPEN, Class.POSITIVE): Row(State.OPEN, "transaction"),
+    (State.OPEN, Class.INTERMEDIATE): Row(State.OPEN, "transaction"),
+    (State.OPEN, Class.TRANSIENT): Row(State.OPEN, "transaction"),
+    (State.OPEN, Class.PERMANENT): Row(State.OPEN, "transaction"),
+    (State.OPEN, Class.CLOSING): Row(State.ENDED, "closing"),
+    (State.QUITTING, Class.POSITIVE): Row(State.ENDED, "ended"),
+    (State.QUITTING, Class.INTERMEDIATE): Row(State.ENDED, "ended"),
+    (State.QUITTING, Class.TRANSIENT): Row(State.ENDED, "ended"),
+    (State.QUITTING, Class.PERMANENT): Row(State.ENDED, "ended"),
+    (State.QUITTING, Class.CLOSING): Row(State.ENDED, "ended"),
+}
+"""(state, class of the reply) -> (state after it, what is done). What is absent is no answer to
+what we asked: the association ends as it does after a reply that cannot be read."""
+
+
+class Phase(enum.Enum):
+    """Where one transaction stands. PREPARING -> PREPARED -> SENDING -> IN_DOUBT -> SETTLED;
+    SETTLED from everywhere.
+    """
+
+    PREPARING = "preparing"
+    """MAIL, RCPT and DATA are said or about to be."""
+    PREPARED = "prepared"
+    """354 is here: content may go."""
+    SENDING = "sending"
+    IN_DOUBT = "in doubt"
+    """The dot left, its reply is not here."""
+    SETTLED = "settled"
+
+    __hash__ = object.__hash__
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+class Opened(NamedTuple):
+    """The greetings are over: transfers may begin."""
+
+
+class Refused(NamedTuple):
+    """The peer does not want us now (4yz) or at all (5yz); the association is over."""
+
+    reply: Reply
+
+
+class Prepared(NamedTuple):
+    """Outcomes of the recipients that are settled; if some are left, content comes next."""
+
+    tag: str
+    outcomes: tuple[Outcome, ...]
+
+
+class NotSent(NamedTuple):
+    """The association ended before anything of this message was settled or sent."""
+
+    tag: str
+    reply: Reply
+
+
+class Committed(NamedTuple):
+    """Outcomes of the recipients that were left."""
+
+    tag: str
+    outcomes: tuple[Outcome, ...]
+
+
+class Withdrawn(NamedTuple):
+    """What was prepared under `tag` will not be sent."""
+
+    tag: str
+
+
+class Ended(NamedTuple):
+    """The association is over: close the connection. `reason` is for people."""
+
+    reason: str
+
+
+Event = Opened | Refused | Prepared | NotSent | Committed | Withdrawn | Ended
+
+
+class _Transaction:
+    """One message on its way over this association."""
+
+    __slots__ = (
+        "accepted",
+        "commands",
+        "is_data_said",
+        "is_withdrawn",
+        "mail_reply",
+        "outcomes",
+        "phase",
+        "recipients",
+        "replied",
+        "tag",
+    )
+
+    def __init__(self, tag: str, recipients: Sequence[int], commands: list[bytes]) -> None:
+        self.tag = tag
+        self.recipients = recipients
+        self.commands = commands
+        self.phase = Phase.PREPARING
+        self.mail_reply: Reply | None = None
+        self.accepted: list[int] = []
+        self.outcomes: list[Outcome] = []
+        self.replied = 0
+        """Replies to the dot so far (LMTP: one each)."""
+        self.is_data_said = False
+        self.is_withdrawn = False
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+
+class Initiator:
+    """One association's protocol, from the peer's greeting to the end.
+
+    Every method that takes something answers the events it made; what is to be sent then lies in
+    `take_output`. After `Ended` there is nothing more to send.
+    """
+
+    def __init__(
+        self, name: bytes, role: Role = Role.SMTP, timeouts: Timeouts | None = None
+    ) -> None:
+        """`name` is what we say in EHLO: the virtual server's network name."""
+        self.role = role
+        self.state = State.GREETING
+        self.extensions: dict[bytes, bytes] = {}
+        """Keyword in upper case -> its parameters, as the peer announced them."""
+        self._name = name
+        self._reader = ReplyReader()
+        self._seconds = _seconds(timeouts or Timeouts())
+        self._owed: deque[tuple[Wait, int]] = deque([(Wait.GREETING, 0)])
+        self._output: list[bytes] = []
+        self._preparing: _Transaction | None = None
+        self._sending: _Transaction | None = None
+        self._said = 0
+        """How many of the preparing transaction's commands were said."""
+        self._needs_reset = False
+        self._stuffer: Stuffer | None = None
+        self._ends_in_crlf = True
+        self._pipelines = False
+        self._size_limit = 0
+
+    # -- facts
+
+    @property
+    def pipelines(self) -> bool:
+        """The peer offered PIPELINING: a second message may be prepared behind the first."""
+        return self._pipelines
+
+    @property
+    def is_idle(self) -> bool:
+        """Open, and no transaction is under way."""
+        return self.state is State.OPEN and self._preparing is None and self._sending is None
+
+    @property
+    def timeout(self) -> tuple[Wait, float] | None:
+        """What the peer owes us now, and how many seconds it has for it; None: nothing."""
+        if self._owed:
+            wait = self._owed[0][0]
+            return wait, self._seconds[wait]
+        if self._sending is not None and self._sending.phase is Phase.SENDING:
+            return Wait.CONTENT, self._seconds[Wait.CONTENT]
+        return None
+
+    def take_output(self) -> bytes:
+        """All that is to be sent now; b"" when there is nothing."""
+        output = self._output
+        if not output:
+            return b""
+        data = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return data
+
+    # -- the transfer
+
+    def prepare(
+        self,
+        tag: str,
+        sender: Address,
+        recipients: Sequence[tuple[int, Address]],
+        size_octets: int,
+        eight_bit: bool,
+    ) -> list[Event]:
+        """Begin a transaction: MAIL, RCPT, DATA. Answers Prepared at once when nothing is left to
+        ask; otherwise it comes from `receive`.
+
+        May be called while the last message waits for its reply only if `pipelines`.
+        """
+        if self._preparing is not None:
+            raise LocalProtocolError("a transaction is being prepared already")
+        indexes = [index for index, _ in recipients]
+        if self.state is not State.OPEN:
+            return [NotSent(tag, _gone("the association has ended"))]
+        refusal = self._impossible(sender, recipients, size_octets, eight_bit)
+        if refusal is not None:
+            failed = tuple(Outcome(i, OutcomeKind.FAILED, refusal) for i in indexes)
+            return [Prepared(tag, failed)]
+        commands = [self._mail(sender, size_octets, eight_bit)]
+        commands += [b"RCPT TO:<%b>\r\n" % address.text for _, address in recipients]
+        commands.append(b"DATA\r\n")
+        if sum(command.count(b"\n") for command in commands) != len(commands):
+            raise LocalProtocolError("an address holds a line end")
+        self._preparing = _Transaction(tag, indexes, commands)
+        self._said = 0
+        self._say_more()
+        return []
+
+    def _impossible(
+        self,
+        sender: Address,
+        recipients: Sequence[tuple[int, Address]],
+        size_octets: int,
+        eight_bit: bool,
+    ) -> Reply | None:
+        """What this peer can never take is not asked for."""
+        if 0 < self._size_limit < size_octets:
+            text = b"message of %d octets is bigger than the %d the next server takes"
+            return Reply(552, "5.3.4", (text % (size_octets, self._size_limit),))
+        if eight_bit and b"8BITMIME" not in self.extensions:
+            text = b"the message has 8-bit content and the next server does not offer 8BITMIME"
+            return Reply(554, "5.6.3", (text,))
+        if not sender.text.isascii() or not all(a.text.isascii() for _, a in recipients):
+            text = b"an address is internationalized and SMTPUTF8 is not offered"
+            return Reply(553, "5.6.7", (text,))
+        return None
+
+    def _mail(self, sender: Address, size_octets: int, eight_bit: bool) -> bytes:
+        size = b" SIZE=%d" % size_octets if b"SIZE" in self.extensions else b""
+        body = b" BODY=8BITMIME" if eight_bit else b""
+        return b"MAIL FROM:<%b>%b%b\r\n" % (sender.text, size, body)
+
+    def content(self, piece: bytes, *, opaque: bool = False) -> None:
+        """A piece of the content: SMTP wire form, or `opaque` octets to be brought into it."""
+        transaction = self._sending
+        if transaction is None:
+            transaction = self._begin_content()
+        if transaction.phase is not Phase.SENDING:
+            raise LocalProtocolError("content behind the final dot")
+        if opaque:
+            if self._stuffer is None:
+                self._stuffer = Stuffer()
+            piece = self._stuffer.take(piece)
+        if piece:
+            self._output.append(piece)
+            self._ends_in_crlf = piece.endswith(b"\r\n")
+
+    def _begin_content(self) -> _Transaction:
+        transaction = self._preparing
+        if transaction is None or transaction.phase is not Phase.PREPARED:
+            raise LocalProtocolError("content without 354")
+        self._preparing = None
+        self._sending = transaction
+        transaction.phase = Phase.SENDING
+        self._stuffer = None
+        self._ends_in_crlf = True
+        return transaction
+
+    def finish(self) -> None:
+        """The final dot. From here on silence means UNKNOWN."""
+        transaction = self._sending
+        if transaction is None:
+            transaction = self._begin_content()  # an empty content
+        if transaction.phase is not Phase.SENDING:
+            raise LocalProtocolError("a second final dot")
+        if self._stuffer is not None:
+            last = self._stuffer.finish()
+            if last:
+                self._output.append(last)
+        elif not self._ends_in_crlf:
+            self._output.append(b"\r\n")
+        self._output.append(b".\r\n")
+        transaction.phase = Phase.IN_DOUBT
+        replies = len(transaction.accepted) if self.role is Role.LMTP else 1
+        self._owed.extend([(Wait.DOT, 0)] * replies)
+        self._say_more()
+
+    def withdraw(self) -> list[Event]:
+        """Do not send what was prepared. Withdrawn comes now or with the replies under way; Ended
+        follows where the protocol has no other way back (behind a 354).
+        """
+        transaction = self._preparing
+        if transaction is None:
+            return []
+        if transaction.phase is Phase.PREPARED:
+            # Any octet or a dot would now be a message: only the end of the association is none.
+            self._preparing = None
+            return [Withdrawn(transaction.tag), *self._end("withdrawn behind 354")]
+        transaction.is_withdrawn = True
+        if self._said == 0:
+            self._preparing = None
+            return [Withdrawn(transaction.tag)]
+        if not transaction.is_data_said:
+            # Replies to what was said are still owed; DATA stays unsaid.
+            del transaction.commands[self._said :]
+            self._needs_reset = True
+            if not self._owed:
+                return self._settle_preparing()
+        return []
+
+    def quit(self) -> list[Event]:
+        """Say QUIT if that is possible now; otherwise the association just ends."""
+        if not self.is_idle or self._owed:
+            return self._lost("closed by us") if self.state is not State.ENDED else []
+        self.state = State.QUITTING
+        self._output.append(b"QUIT\r\n")
+        self._owed.append((Wait.QUIT, 0))
+        return []
+
+    # -- what comes from the peer
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Octets of the peer."""
+        events: list[Event] = []
+        reader = self._reader
+        reader.receive(data)
+        try:
+            while self.state is not State.ENDED:
+                reply = reader.next_reply()
+                if reply is None:
+                    break
+                self._reply(reply, events)
+        except RemoteProtocolError as error:
+            events += self._lost(str(error))
+        return events
+
+    def connection_lost(self, reason: str = "the connection was lost") -> list[Event]:
+        """The connection has gone, at whatever octet."""
+        return self._lost(reason) if self.state is not State.ENDED else []
+
+    def expire(self) -> list[Event]:
+        """The time of `timeout` is over."""
+        timeout = self.timeout
+        if timeout is None:
+            return []
+        wait, seconds = timeout
+        return self._lost(f"timed out after {seconds:g} s while waiting for {wait.value}")
+
+    def _reply(self, reply: Reply, events: list[Event]) -> None:
+        klass = Class.CLOSING if reply.code == 421 else _CLASSES[reply.code // 100]
+        row = TABLE.get((self.state, klass))
+        if row is None:
+            raise RemoteProtocolError("the peer's reply fits nothing we said", reply.text)
+        if row.action == "transaction":
+            self._transaction_reply(reply, klass, events)
+            return
+        self.state = row.after
+        if row.action == "closing":
+            self._closing(reply, events)
+            return
+        self._owed.popleft()
+        if row.action == "refused":
+            self._end("")
+            events += [Refused(reply), Ended(reply.text)]
+        elif row.action == "opened":
+            self._learn(reply)
+            events.append(Opened())
+        elif row.action == "ended":
+            events += self._end("")
+        else:
+            verb = b"HELO" if row.after is State.HELO else b"EHLO"
+            if self.role is Role.LMTP:
+                if row.after is State.HELO:  # there is no older greeting to fall back upon
+                    self._end("")
+                    events += [Refused(reply), Ended(reply.text)]
+                    return
+                verb = b"LHLO"
+            self._output.append(b"%b %b\r\n" % (verb, self._name))
+            self._owed.append((Wait.HELLO, 0))
+
+    def _learn(self, reply: Reply) -> None:
+        """Keep what the EHLO reply announces; a HELO reply announces nothing."""
+        if len(reply.lines) > 1:
+            for line in reply.lines[1:]:
+                keyword, _, parameters = line.strip().partition(b" ")
+                self.extensions[keyword.upper()] = parameters.strip()
+        self._pipelines = b"PIPELINING" in self.extensions
+        size = self.extensions.get(b"SIZE", b"")
+        self._size_limit = int(size) if size.isdigit() and len(size) <= 20 else 0
+
+    # -- replies inside of transactions
+
+    def _transaction_reply(self, reply: Reply, klass: Class, events: list[Event]) -> None:
+        if not self._owed:
+            self._unasked(reply, klass, events)
+            return
+        wait, index = self._owed.popleft()
+        if wait is Wait.DOT:
+            self._dot_reply(reply, klass, events)
+        elif wait is Wait.LONE_DOT:
+            pass  # nobody was to get anything; whatever it says is right
+        elif wait is Wait.RSET:
+            if klass is not Class.POSITIVE:
+                raise RemoteProtocolError("the peer refuses RSET", reply.text)
+        else:
+            self._envelope_reply(wait, index, reply, klass, events)
+        self._say_more()
+
+    def _envelope_reply(
+        self, wait: Wait, index: int, reply: Reply, klass: Class, events: list[Event]
+    ) -> None:
+        transaction = self._preparing
+        assert transaction is not None  # whoever forgets a transaction forgets what it is owed
+        if (klass is Class.INTERMEDIATE) and wait is not Wait.DATA:
+            raise RemoteProtocolError("the peer answers an envelope command with 3yz", reply.text)
+        if wait is Wait.MAIL:
+            if klass is not Class.POSITIVE:
+                transaction.mail_reply = reply
+                self._drop_unsaid(transaction)
+        elif wait is Wait.RCPT:
+            if transaction.mail_reply is None:
+                if klass is Class.POSITIVE:
+                    transaction.accepted.append(index)
+                else:
+                    transaction.outcomes.append(self._recipient_outcome(index, reply, transaction))
+            is_last = index == transaction.recipients[-1]
+            if is_last and not transaction.accepted:
+                self._drop_unsaid(transaction)
+        elif klass is Class.POSITIVE:
+            raise RemoteProtocolError("the peer answers DATA with 2yz", reply.text)
+        elif klass is Class.INTERMEDIATE:
+            self._data_accepted(transaction, events)
+            return
+        else:
+            if transaction.accepted and transaction.mail_reply is None:
+                kind = _outcome_kind(reply)
+                transaction.outcomes += [Outcome(i, kind, reply) for i in transaction.accepted]
+            self._needs_reset = transaction.mail_reply is None
+            events += self._settle_preparing()
+            return
+        if (
+            not transaction.is_data_said
+            and self._said >= len(transaction.commands)
+            and not any(owed in _ENVELOPE for owed, _ in self._owed)
+        ):
+            self._needs_reset = transaction.mail_reply is None
+            events += self._settle_preparing()
+
+    def _drop_unsaid(self, transaction: _Transaction) -> None:
+        """Commands that have become pointless are not said (without pipelining)."""
+        del transaction.commands[self._said :]
+
+    def _recipient_outcome(self, index: int, reply: Reply, transaction: _Transaction) -> Outcome:
+        """RFC 5321 4.5.3.1.10: 452, and 552 from old servers, may mean that the list is too long:
+        then the rest goes into the next transaction. A first recipient cannot be too many.
+        """
+        is_too_many = reply.code in (452, 552) and reply.enhanced in ("", "4.5.3", "5.5.3")
+        if is_too_many:
+            return Outcome(index, OutcomeKind.DEFERRED, reply, bool(transaction.accepted))
+        return Outcome(index, _outcome_kind(reply), reply)
+
+    def _data_accepted(self, transaction: _Transaction, events: list[Event]) -> None:
+        if transaction.mail_reply is None and transaction.accepted:
+            if transaction.is_withdrawn:
+                self._preparing = None
+                events.append(Withdrawn(transaction.tag))
+                events += self._end("withdrawn behind 354")
+                return
+            transaction.phase = Phase.PREPARED
+            events.append(Prepared(transaction.tag, tuple(transaction.outcomes)))
+            return
+        # RFC 2920 3.1: DATA was accepted although no recipient was: end it at once.
+        self._output.append(b".\r\n")
+        self._owed.append((Wait.LONE_DOT, 0))
+        events += self._settle_preparing()
+
+    def _settle_preparing(self) -> list[Event]:
+        """No content will follow: every recipient has its outcome."""
+        transaction, self._preparing = self._preparing, None
+        assert transaction is not None
+        transaction.phase = Phase.SETTLED
+        if transaction.is_withdrawn:
+            return [Withdrawn(transaction.tag)]
+        reply = transaction.mail_reply
+        if reply is not None:
+            kind = _outcome_kind(reply)
+            transaction.outcomes = [Outcome(i, kind, reply) for i in transaction.recipients]
+        return [Prepared(transaction.tag, tuple(transaction.outcomes))]
+
+    def _dot_reply(self, reply: Reply, klass: Class, events: list[Event]) -> None:
+        transaction = self._sending
+        assert transaction is not None
+        if klass is Class.INTERMEDIATE:
+            raise RemoteProtocolError("the peer answers the final dot with 3yz", reply.text)
+        kind = _outcome_kind(reply)
+        if self.role is Role.LMTP:
+            recipient = transaction.accepted[transaction.replied]
+            transaction.outcomes.append(Outcome(recipient, kind, reply))
+            transaction.replied += 1
+            if transaction.replied < len(transaction.accepted):
+                return
+            outcomes = tuple(transaction.outcomes[-transaction.replied :])
+        elif len(transaction.accepted) == 1:
+            outcomes = (Outcome(transaction.accepted[0], kind, reply),)
+        else:
+            outcomes = tuple([Outcome(i, kind, reply) for i in transaction.accepted])
+        self._sending = None
+        transaction.phase = Phase.SETTLED
+        events.append(Committed(transaction.tag, outcomes))
+
+    def _unasked(self, reply: Reply, klass: Class, events: list[Event]) -> None:
+        """A reply that nobody asked for. In the middle of content a refusal is an early answer."""
+        transaction = self._sending
+        if transaction is None or klass not in (Class.TRANSIENT, Class.PERMANENT):
+            raise RemoteProtocolError("the peer said something unasked", reply.text)
+        self._sending = None
+        kind = _outcome_kind(reply)
+        outcomes = tuple(Outcome(i, kind, reply) for i in transaction.accepted)
+        events.append(Committed(transaction.tag, outcomes))
+        events += self._end(f"refused within the content: {reply.text}")
+
+    # -- ends
+
+    def _closing(self, reply: Reply, events: list[Event]) -> None:
+        """421: it answers what is owed first, and nothing more will come."""
+        transaction = self._sending
+        if transaction is not None:
+            is_answer = bool(self._owed) and self._owed[0][0] is Wait.DOT
+            if transaction.phase is Phase.SENDING or (is_answer and self.role is Role.SMTP):
+                left = transaction.accepted
+                deferred = tuple(Outcome(i, OutcomeKind.DEFERRED, reply) for i in left)
+                events.append(Committed(transaction.tag, deferred))
+                self._sending = None
+            elif is_answer:
+                recipient = transaction.accepted[transaction.replied]
+                transaction.outcomes.append(Outcome(recipient, OutcomeKind.DEFERRED, reply))
+                transaction.replied += 1
+        events += self._lost(reply.text, reply)
+
+    def _lost(self, reason: str, reply: Reply | None = None) -> list[Event]:
+        """The association is over without our doing: settle what was under way."""
+        events: list[Event] = []
+        transaction, self._sending = self._sending, None
+        if transaction is not None:
+            events.append(Committed(transaction.tag, self._left_over(transaction, reason)))
+        transaction, self._preparing = self._preparing, None
+        if transaction is not None:
+            events.append(self._unprepared(transaction, reply or _gone(reason)))
+        return events + self._end(reason)
+
+    def _left_over(self, transaction: _Transaction, reason: str) -> tuple[Outcome, ...]:
+        answered = transaction.outcomes[len(transaction.outcomes) - transaction.replied :]
+        left = transaction.accepted[transaction.replied :]
+        if transaction.phase is Phase.SENDING:
+            kind, reply = OutcomeKind.DEFERRED, _gone(f"{reason}; the message was not sent")
+        else:
+            kind, reply = OutcomeKind.UNKNOWN, _gone(f"{reason} after the final dot")
+        return (*answered, *[Outcome(i, kind, reply) for i in left])
+
+    def _unprepared(self, transaction: _Transaction, reply: Reply) -> Event:
+        if transaction.is_withdrawn:
+            return Withdrawn(transaction.tag)
+        if transaction.phase is Phase.PREPARED:
+            # `Prepared` was said, the content was not begun: nothing is said twice.
+            return NotSent(transaction.tag, reply)
+        refused = [o for o in transaction.outcomes if o.kind is OutcomeKind.FAILED]
+        if not refused:
+            return NotSent(transaction.tag, reply)
+        # What was refused for good is known; only the others may be tried elsewhere.
+        known = {outcome.recipient for outcome in refused}
+        rest = [i for i in transaction.recipients if i not in known]
+        deferred = [Outcome(i, OutcomeKind.DEFERRED, reply) for i in rest]
+        return Prepared(transaction.tag, (*refused, *deferred))
+
+    def _end(self, reason: str) -> list[Event]:
+        self.state = State.ENDED
+        self._owed.clear()
+        return [Ended(reason)]
+
+    # -- saying
+
+    def _say_more(self) -> None:
+        """Put out what may be said now of the transaction being prepared.
+
+        Nothing of it goes between DATA and dot of the one before; without pipelining, one command
+        at a time.
+        """
+        transaction = self._preparing
+        if transaction is None or self.state is not State.OPEN:
+            return
+        if self._sending is not None and self._sending.phase is Phase.SENDING:
+            return
+        commands = transaction.commands
+        if self._said == 0 and self._needs_reset:
+            if not self._pipelines and self._owed:
+                return
+            self._needs_reset = False
+            self._output.append(b"RSET\r\n")
+            self._owed.append((Wait.RSET, 0))
+        if self._pipelines:
+            if self._said:
+                return
+            self._output.extend(commands)
+            self._said = len(commands)
+            owed = self._owed
+            owed.append((Wait.MAIL, 0))
+            for index in transaction.recipients:
+                owed.append((Wait.RCPT, index))
+            owed.append((Wait.DATA, 0))
+            transaction.is_data_said = True
+            return
+        if self._owed or self._said >= len(commands):
+            return
+        command = commands[self._said]
+        self._said += 1
+        self._output.append(command)
+        if self._said == 1:
+            self._owed.append((Wait.MAIL, 0))
+        elif self._said == len(transaction.recipients) + 2:
+            transaction.is_data_said = True
+            self._owed.append((Wait.DATA, 0))
+        else:
+            self._owed.append((Wait.RCPT, transaction.recipients[self._said - 2]))
+
+
+_CLASSES = {
+    2: Class.POSITIVE,
+    3: Class.INTERMEDIATE,
+    4: Class.TRANSIENT,
+    5: Class.PERMANENT,
+}
+_ENVELOPE = frozenset((Wait.MAIL, Wait.RCPT, Wait.DATA))
+
+
+def _outcome_kind(reply: Reply) -> OutcomeKind:
+    if reply.code < 300:
+        return OutcomeKind.DELIVERED
+    return OutcomeKind.DEFERRED if reply.code < 500 else OutcomeKind.FAILED
+
+
+def _gone(reason: str) -> Reply:
+    """Our own words for an end that the peer did not put into a reply (RFC 3463 X.4.2)."""
+    return Reply(451, "4.4.2", (reason.encode(),))
+
+
+def _seconds(timeouts: Timeouts) -> dict[Wait, float]:
+    return {
+        Wait.GREETING: timeouts.greeting,
+        Wait.HELLO: timeouts.hello,
+        Wait.MAIL: timeouts.mail,
+        Wait.RCPT: timeouts.rcpt,
+        Wait.DATA: timeouts.data,
+        Wait.CONTENT: timeouts.block,
+        Wait.DOT: timeouts.dot,
+        Wait.LONE_DOT: timeouts.dot,
+        Wait.RSET: timeouts.reset,
+        Wait.QUIT: timeouts.quit,
+    }
