@@ -1,0 +1,125 @@
+"""`mta send`: submit one message, then say where it lies or what keeps it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+from mta.cli import smtp
+from mta.cli.addresses import mailboxes
+from mta.cli.client import Daemon, connect_unix, find
+from mta.cli.message import Message, encoded
+from mta.cli.output import CommandFailed, as_json, say, shown
+from mta.cli.sendmail import who
+
+POLL_SECONDS = 0.05
+
+
+def run(given: argparse.Namespace) -> int:
+    """0 when it was delivered or is queued; the refusal's code when it was not taken."""
+    body = given.body if given.body is not None else sys.stdin.read()
+    recipients = [address for word in given.to for address in _addresses(word)]
+    if not recipients:
+        raise CommandFailed(os.EX_USAGE, "--to names nobody")
+    sender = None
+    if given.sender is not None:
+        sender = _addresses(given.sender)[0] if given.sender not in {"", "<>"} else b""
+    user, full_name = who(given.environ)
+    order = smtp.Order(
+        message=Message(BytesIO(text(given.to, given.sender, given.subject, body))),
+        sender=sender,
+        user=user,
+        full_name=full_name if sender is None else "",
+        recipients=recipients,
+    )
+    place = find("submit", given=given.socket, config=given.config, environ=given.environ)
+    receipt = smtp.hand_over(order, connect_unix(place), smtp.dial_tcp)
+    for address, answer in receipt.refused:
+        print(f"mta: <{shown(address)}> was refused: {answer.text}", file=sys.stderr)
+    events = _outcome(given, receipt.queue_id)
+    if given.json:
+        as_json({"queue_id": receipt.queue_id, "reply": receipt.text, "events": events})
+    else:
+        for line in story(receipt, events):
+            say(line)
+    return receipt.exit_code
+
+
+def text(to: list[str], sender: str | None, subject: str, body: str) -> bytes:
+    """The message: what is missing here (Date, Message-ID, From) is added on the way."""
+    head = b"To: " + _field(", ".join(to)) + b"\n"
+    if sender:
+        head += b"From: " + _field(sender) + b"\n"
+    head += b"Subject: " + encoded(_one_line(subject)) + b"\n"
+    head += b"MIME-Version: 1.0\nContent-Type: text/plain; charset=utf-8\n"
+    head += b"Content-Transfer-Encoding: " + (b"7bit" if body.isascii() else b"8bit") + b"\n"
+    return head + b"\n" + body.encode("utf-8", "surrogateescape")
+
+
+def _one_line(value: str) -> str:
+    return " ".join(value.split("\n")).replace("\r", " ")
+
+
+def _field(value: str) -> bytes:
+    return _one_line(value).encode("utf-8", "surrogateescape")
+
+
+def _addresses(word: str) -> list[bytes]:
+    try:
+        return mailboxes(os.fsencode(word))
+    except ValueError as error:
+        raise CommandFailed(os.EX_USAGE, str(error)) from None
+
+
+def _outcome(
+    given: argparse.Namespace, queue_id: str, sleep: Callable[[float], None] = time.sleep
+) -> list[dict[str, Any]]:
+    """The message's events, once it was settled or tried or the time is over. Empty when there is
+    nobody to ask: the control socket may be closed to us, or the message went to another node.
+    """
+    if not queue_id or given.wait <= 0:
+        return []
+    events: list[dict[str, Any]] = []
+    try:
+        place = find("control", given=given.socket, config=given.config, environ=given.environ)
+        daemon = Daemon.at(place)
+    except CommandFailed:
+        return []
+    try:
+        deadline = time.monotonic() + given.wait
+        while True:
+            events, done = daemon.ask("trace", id=queue_id)
+            if done["removed"] or done["attempted"] or time.monotonic() >= deadline:
+                return events
+            sleep(POLL_SECONDS)
+    except CommandFailed:
+        return events
+    finally:
+        daemon.close()
+
+
+def story(receipt: smtp.Receipt, events: list[dict[str, Any]]) -> list[str]:
+    """What happened, one line a recipient; the last line answers "where is it now?"."""
+    name = receipt.queue_id or "the message"
+    lines = []
+    for event in events:
+        if event.get("event") != "transferred":
+            continue
+        to, by = shown(event["recipient"]), shown(event["connector"])
+        reply = shown(event["reply"])
+        if event["status"] == "sent":
+            lines.append(f"sent: {name} to <{to}> by connector {by}: {reply}")
+        elif event["status"] == "deferred":
+            retry = event.get("retry_in_seconds")
+            when = f"; tried again in {retry:.0f} s" if isinstance(retry, int | float) else ""
+            lines.append(f"queued: {name} to <{to}> is deferred: {reply}{when}")
+        else:
+            lines.append(f"{shown(event['status'])}: {name} to <{to}>: {reply}")
+    if not lines:
+        lines.append(f"queued: {shown(receipt.text)}")
+    return lines
