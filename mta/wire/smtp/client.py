@@ -182,9 +182,10 @@ class Withdrawn(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The association is over: close the connection. `reason` is for people."""
+    """The association is over: close the connection, abortively unless it is `polite`."""
 
     reason: str
+    polite: bool = False
 
 
 Event = Opened | Refused | Prepared | NotSent | Committed | Withdrawn | Ended
@@ -238,6 +239,8 @@ class Initiator:
         self.state = State.GREETING
         self.extensions: dict[bytes, bytes] = {}
         """Keyword in upper case -> its parameters, as the peer announced them."""
+        self.replies_read = 0
+        """Whole replies so far: what restarts the clock of `timeout`."""
         self._name = name
         self._reader = ReplyReader()
         self._seconds = _seconds(timeouts or Timeouts())
@@ -264,6 +267,11 @@ class Initiator:
     def is_idle(self) -> bool:
         """Open, and no transaction is under way."""
         return self.state is State.OPEN and self._preparing is None and self._sending is None
+
+    @property
+    def is_preparing(self) -> bool:
+        """A transaction is begun whose content is not."""
+        return self._preparing is not None
 
     @property
     def timeout(self) -> tuple[Wait, float] | None:
@@ -449,6 +457,7 @@ class Initiator:
         return self._lost(f"timed out after {seconds:g} s while waiting for {wait.value}")
 
     def _reply(self, reply: Reply, events: list[Event]) -> None:
+        self.replies_read += 1
         klass = Class.CLOSING if reply.code == 421 else _CLASSES[reply.code // 100]
         row = TABLE.get((self.state, klass))
         if row is None:
@@ -462,19 +471,17 @@ class Initiator:
             return
         self._owed.popleft()
         if row.action == "refused":
-            self._end("")
-            events += [Refused(reply), Ended(reply.text)]
+            events += [Refused(reply), *self._end(reply.text, polite=True)]
         elif row.action == "opened":
             self._learn(reply)
             events.append(Opened())
         elif row.action == "ended":
-            events += self._end("")
+            events += self._end(reply.text, polite=True)
         else:
             verb = b"HELO" if row.after is State.HELO else b"EHLO"
             if self.role is Role.LMTP:
                 if row.after is State.HELO:  # there is no older greeting to fall back upon
-                    self._end("")
-                    events += [Refused(reply), Ended(reply.text)]
+                    events += [Refused(reply), *self._end(reply.text, polite=True)]
                     return
                 verb = b"LHLO"
             self._output.append(b"%b %b\r\n" % (verb, self._name))
@@ -674,10 +681,10 @@ class Initiator:
         deferred = [Outcome(i, OutcomeKind.DEFERRED, reply) for i in rest]
         return Prepared(transaction.tag, (*refused, *deferred))
 
-    def _end(self, reason: str) -> list[Event]:
+    def _end(self, reason: str, polite: bool = False) -> list[Event]:
         self.state = State.ENDED
         self._owed.clear()
-        return [Ended(reason)]
+        return [Ended(reason, polite)]
 
     # -- saying
 

@@ -1,0 +1,539 @@
+"""The association kinds `smtp` and `lmtp` in the initiator's role.
+
+Law: the machine in wire/smtp/client.py decides; here octets are fed and written, deadlines are
+kept, and its events become the Deferreds of ISender. The final dot leaves only inside `commit`.
+
+Contents that do not lie in memory are read piece by piece as the transport takes them: at most one
+piece is under way besides what the transport holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mta.association.deadline import Deadline
+from mta.association.transport import abort_now, send_now
+from mta.errors import MTAError, PermanentFailure, TransientFailure
+from mta.interfaces import (
+    IAssociationKind,
+    IClock,
+    IContent,
+    IRevocable,
+    ISender,
+    ISurroundings,
+    ITenure,
+)
+from mta.model import (
+    BodyType,
+    ContentForm,
+    Envelope,
+    NextHop,
+    Outcome,
+    OutcomeKind,
+    Reply,
+    Requires,
+)
+from mta.settings import Duration, Settings
+from mta.wire.smtp.client import (
+    Committed,
+    Ended,
+    Event,
+    Initiator,
+    NotSent,
+    Opened,
+    Prepared,
+    Refused,
+    State,
+    Timeouts,
+    Wait,
+    Withdrawn,
+)
+from mta.wire.smtp.states import Role
+
+Outcomes = tuple[Outcome, ...]
+_AT_ONCE = 65536
+"""Octets of output under which a following envelope is waited for, to leave in the same write."""
+
+
+class ConnectorTimeouts(Settings):
+    """The `timeouts:` of a connector."""
+
+    connect: Duration = Field(default=30.0, description="For the TCP connection to be made.")
+    greeting: Duration = Field(
+        default=300.0, description="For the 220 (RFC 5321 4.5.3.2.1: 5 minutes) and reply to EHLO."
+    )
+    envelope: Duration = Field(
+        default=300.0, description="For each reply to MAIL, RCPT and RSET (RFC 5321: 5 minutes)."
+    )
+    data: Duration = Field(
+        default=120.0, description="For the reply to DATA (RFC 5321 4.5.3.2.4: 2 minutes)."
+    )
+    block: Duration = Field(
+        default=180.0,
+        description="For the peer to take a piece of the content (RFC 5321: 3 minutes).",
+    )
+    final_dot: Duration = Field(
+        default=600.0,
+        description="For the reply to the final dot (RFC 5321: 10 minutes). Less means "
+        "duplicates at slow receivers.",
+    )
+    quit: Duration = Field(default=5.0, description="For the reply to QUIT; nothing hangs on it.")
+
+    def of_machine(self) -> Timeouts:
+        return Timeouts(
+            greeting=self.greeting,
+            hello=self.greeting,
+            mail=self.envelope,
+            rcpt=self.envelope,
+            data=self.data,
+            block=self.block,
+            dot=self.final_dot,
+            reset=self.envelope,
+            quit=self.quit,
+        )
+
+
+class SmtpConnectorSettings(Settings):
+    """What an `smtp` connector has besides the keys that all connectors have."""
+
+    timeouts: ConnectorTimeouts = Field(
+        default_factory=ConnectorTimeouts, description="How long the peer may take."
+    )
+
+
+class LmtpConnectorSettings(SmtpConnectorSettings):
+    """What an `lmtp` connector has besides the keys that all connectors have."""
+
+    path: str | None = Field(
+        default=None,
+        description="A UNIX socket of this node (instead of bridgeheads): /run/dovecot/lmtp.",
+        pattern=r"^/",
+        max_length=107,
+    )
+
+
+class Flusher:
+    """Lets many senders write at the end of a reactor turn, by one timer for all of them."""
+
+    def __init__(self, clock: IClock) -> None:
+        self._clock = clock
+        self._waiting: list[SmtpSender] = []
+
+    def soon(self, sender: SmtpSender) -> None:
+        self._waiting.append(sender)
+        if len(self._waiting) == 1:
+            self._clock.call_later(0, self._flush)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for sender in waiting:
+            sender.flush()
+
+
+@implementer(ISender, IPushProducer, IRevocable)
+class SmtpSender(Protocol):
+    """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
+
+    def __init__(
+        self,
+        slot: str,
+        kind: str,
+        relay: str,
+        machine: Initiator,
+        *,
+        clock: IClock,
+        flusher: Flusher,
+    ) -> None:
+        self.slot = slot
+        self.association_kind = kind
+        self.relay = relay
+        self.source = ""
+        self._machine = machine
+        self._flusher = flusher
+        self._deadline = Deadline(clock, self._expired)
+        self._waited: Wait | None = None
+        self._is_lost = False
+        self._is_paused = False
+        self._tenure: ITenure | None = None
+        self._opened: Deferred[SmtpSender] | None = None
+        self._prepared: Deferred[Outcomes] | None = None
+        self._committed: Deferred[Outcomes] | None = None
+        self._withdrawn: Deferred[None] | None = None
+        self._closed: list[Deferred[None]] = []
+        self._asked: tuple[int, ...] = ()
+        self._left: tuple[int, ...] = ()
+        self._gone = Reply(451, "4.4.2", (b"the association has ended; the message was not sent",))
+        self._content: IContent | None = None
+        self._is_opaque = False
+        self._octets = 0
+        self._reading: Deferred[bytes] | None = None
+        self._is_looping = False
+
+    # -- ISender
+
+    @property
+    def is_open(self) -> bool:
+        return self._machine.state is State.OPEN and not self._is_lost
+
+    @property
+    def can_overlap(self) -> bool:
+        return self._machine.pipelines
+
+    def opened(self, tenure: ITenure | None = None) -> Deferred[SmtpSender]:
+        """Fires with this sender when the greetings are over. `tenure`: who must be able to revoke
+        it where the door does not see to that. @raise TransientFailure, PermanentFailure.
+        """
+        self._opened = Deferred(lambda _: self._abort("cancelled"))
+        if tenure is not None:
+            try:
+                tenure.adopt(self)
+                self._tenure = tenure
+            except MTAError:
+                opened, self._opened = self._opened, None
+                opened.errback()
+                self._abort("the tenure has ended")
+                return opened
+        opened = self._opened
+        if self._is_lost:
+            self._give_up(self._gone)
+        return opened
+
+    def prepare(
+        self, queue_id: str, envelope: Envelope, recipients: tuple[int, ...], size_octets: int
+    ) -> Deferred[Outcomes]:
+        done = self._prepared = Deferred(self._prepare_cancelled)
+        self._asked = recipients
+        self._is_opaque = envelope.content_form is ContentForm.OPAQUE
+        everyone = envelope.recipients
+        events = self._machine.prepare(
+            queue_id,
+            envelope.sender,
+            [(index, everyone[index].address) for index in recipients],
+            size_octets,
+            envelope.body_type is not BodyType.SEVEN_BIT
+            or bool(envelope.requires & Requires.EIGHT_BIT),
+        )
+        self.flush()
+        if events:
+            self._handle(events)
+        return done
+
+    def commit(self, content: IContent) -> Deferred[Outcomes]:
+        if not self.is_open:
+            gone = self._gone
+            return succeed(tuple(Outcome(i, OutcomeKind.DEFERRED, gone) for i in self._left))
+        done = self._committed = Deferred(lambda _: self._abort("cancelled"))
+        machine = self._machine
+        resident = content.resident
+        if resident is None:
+            machine.content(b"")
+            self._content = content
+            self._octets = 0
+            self._arm()
+            self._read_on()
+            return done
+        for piece in resident:
+            machine.content(piece, opaque=self._is_opaque)
+        machine.finish()
+        if machine.pipelines and content.size_octets < _AT_ONCE:
+            # The next envelope is likely to come in this very turn, and then leaves with it.
+            self._flusher.soon(self)
+        else:
+            self.flush()
+        return done
+
+    def withdraw(self) -> Deferred[None]:
+        done = self._withdrawn = Deferred()
+        events = self._machine.withdraw()
+        self.flush()
+        self._handle(events)
+        if self._withdrawn is not None and not self._machine.is_preparing:
+            self._on_withdrawn(Withdrawn(""))  # there was nothing to withdraw
+        return done
+
+    def close(self) -> Deferred[None]:
+        if self._is_lost:
+            return succeed(None)
+        done: Deferred[None] = Deferred(lambda _: self._abort("cancelled"))
+        self._closed.append(done)
+        if self._machine.state is not State.QUITTING:
+            events = self._machine.quit()
+            self.flush()
+            self._handle(events)
+        return done
+
+    def revoke(self) -> None:
+        """IRevocable: only where the door has not adopted the transport itself."""
+        if not self._is_lost and self.transport is not None:
+            abort_now(self.transport)
+
+    # -- Protocol
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        self.source = getattr(transport.getHost(), "host", "")
+        transport.registerProducer(self, True)
+        self._arm()
+
+    def dataReceived(self, data: bytes) -> None:
+        machine = self._machine
+        before = machine.replies_read
+        events = machine.receive(data)
+        if machine.replies_read != before:
+            self._waited = None  # the clock of what is owed next begins now
+        self.flush()
+        if events:
+            self._handle(events)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._is_lost = True
+        self._deadline.cancel()
+        self._handle(self._machine.connection_lost())
+        if self._tenure is not None:
+            self._tenure.disown(self)
+        closed, self._closed = self._closed, []
+        for done in closed:
+            done.callback(None)
+
+    # -- IPushProducer: the transport's back-pressure
+
+    def pauseProducing(self) -> None:
+        self._is_paused = True
+
+    def resumeProducing(self) -> None:
+        self._is_paused = False
+        if self._content is not None:
+            self._waited = None  # the peer took something
+            self._arm()
+            self._read_on()
+
+    def stopProducing(self) -> None:
+        """The transport is going; connectionLost follows."""
+
+    # -- output and time
+
+    def flush(self) -> None:
+        """Send what the machine has said, and keep the deadline of what it waits for."""
+        data = self._machine.take_output()
+        if data and not self._is_lost:
+            send_now(self.transport, data)
+        self._arm()
+
+    def _arm(self) -> None:
+        timeout = self._machine.timeout
+        if timeout is None or self._is_lost:
+            self._waited = None
+            self._deadline.clear()
+        elif timeout[0] is not self._waited:
+            self._waited, seconds = timeout
+            self._deadline.set(seconds)
+
+    def _expired(self) -> None:
+        self._handle(self._machine.expire())
+
+    # -- content
+
+    def _read_on(self) -> None:
+        """Read and write until the transport has enough, the content ends, or a read takes time."""
+        if self._is_looping:
+            return
+        self._is_looping = True
+        try:
+            while self._content is not None and self._reading is None and not self._is_paused:
+                self._reading = reading = self._content.read()
+                reading.addCallbacks(self._piece, self._unreadable)
+        finally:
+            self._is_looping = False
+
+    def _piece(self, piece: bytes) -> None:
+        self._reading = None
+        content = self._content
+        if content is None:
+            return
+        if not piece:
+            self._content = None
+            if self._octets != content.size_octets:
+                self._give_back(f"the content has {self._octets} of {content.size_octets} octets")
+                return
+            self._machine.finish()
+        else:
+            self._octets += len(piece)
+            self._machine.content(piece, opaque=self._is_opaque)
+            self._waited = None
+        self.flush()
+        self._read_on()
+
+    def _unreadable(self, failure: Failure) -> None:
+        self._reading = None
+        if self._content is not None:
+            self._give_back(f"the content cannot be read: {failure.value}")
+
+    def _give_back(self, why: str) -> None:
+        """The content is not whole: no dot, so the peer has no message; the association ends."""
+        self._content = None
+        self._handle(self._machine.connection_lost(why))
+
+    # -- events
+
+    def _handle(self, events: list[Event]) -> None:
+        for event in events:
+            _HANDLERS[type(event)](self, event)
+
+    def _on_opened(self, event: Opened) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.callback(self)
+
+    def _on_refused(self, event: Refused) -> None:
+        self._give_up(event.reply)
+
+    def _on_prepared(self, event: Prepared) -> None:
+        done, self._prepared = self._prepared, None
+        settled = {outcome.recipient for outcome in event.outcomes}
+        asked = self._asked
+        self._left = tuple(i for i in asked if i not in settled) if settled else asked
+        if done is not None:
+            done.callback(event.outcomes)
+
+    def _on_not_sent(self, event: NotSent) -> None:
+        self._gone = event.reply
+        done, self._prepared = self._prepared, None
+        if done is not None:
+            done.errback(_failure(self.relay, event.reply))
+
+    def _on_committed(self, event: Committed) -> None:
+        self._content = None
+        done, self._committed = self._committed, None
+        if done is not None:
+            done.callback(event.outcomes)
+
+    def _on_withdrawn(self, event: Withdrawn) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared.errback(TransientFailure(self.relay, "withdrawn before it was prepared"))
+        done, self._withdrawn = self._withdrawn, None
+        if done is not None:
+            done.callback(None)
+
+    def _on_ended(self, event: Ended) -> None:
+        self._deadline.cancel()
+        self._content = None
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+        self._give_up(Reply(451, "4.4.2", (event.reason.encode(),)))
+        withdrawn, self._withdrawn = self._withdrawn, None
+        if withdrawn is not None:
+            withdrawn.callback(None)
+        transport: Any = self.transport
+        if transport is None or self._is_lost:
+            return
+        transport.unregisterProducer()
+        if event.polite:
+            transport.loseConnection()
+        else:
+            # Nothing more is to leave, be it half a content that a proxy would take for whole.
+            abort_now(transport)
+
+    def _give_up(self, reply: Reply) -> None:
+        """The greetings did not come to their end."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.errback(_failure(self.relay, reply))
+
+    def _prepare_cancelled(self, _: Deferred[Outcomes]) -> None:
+        self._prepared = None
+        events = self._machine.withdraw()
+        self.flush()
+        self._handle(events)
+
+    def _abort(self, why: str) -> None:
+        self._handle(self._machine.connection_lost(why))
+
+
+_HANDLERS: dict[type[Any], Callable[[SmtpSender, Any], None]] = {
+    Opened: SmtpSender._on_opened,
+    Refused: SmtpSender._on_refused,
+    Prepared: SmtpSender._on_prepared,
+    NotSent: SmtpSender._on_not_sent,
+    Committed: SmtpSender._on_committed,
+    Withdrawn: SmtpSender._on_withdrawn,
+    Ended: SmtpSender._on_ended,
+}
+
+
+def _failure(relay: str, reply: Reply) -> TransientFailure | PermanentFailure:
+    """What an agent hears of an end: `what` is whom we spoke with, `why` what was said."""
+    kind = PermanentFailure if reply.is_permanent else TransientFailure
+    why = reply.text if reply.enhanced != "4.4.2" else b" ".join(reply.lines).decode()
+    enhanced = reply.enhanced or ("5.0.0" if reply.is_permanent else "4.0.0")
+    return kind(relay, why, code=reply.code, enhanced=enhanced)
+
+
+@implementer(IAssociationKind)
+class SmtpInitiator:
+    """Opens SMTP associations."""
+
+    name = "smtp"
+    commit_point = "final dot"
+    may_send = True
+    may_receive = False
+    role = Role.SMTP
+
+    def __init__(self, settings: SmtpConnectorSettings, surroundings: ISurroundings) -> None:
+        self._settings = settings
+        self._clock = surroundings.clock
+        self._doors = surroundings.doors
+        self._flusher = Flusher(surroundings.clock)
+        # Every connector has its kind's object, but slots are unique in the epoch: the counter that
+        # all of them share numbers them.
+        self._number = surroundings.telemetry.counter(
+            "mta_associations_opened_total", "Associations that we opened.", kind=self.name
+        )
+
+    def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
+        sender = self._sender(tenure, hop.relay)
+        return Deferred.fromCoroutine(self._open(tenure, hop, sender))
+
+    def _sender(self, tenure: ITenure, relay: str) -> SmtpSender:
+        self._number.inc()
+        slot = f"{self.name}/out/{int(self._number.value)}"
+        timeouts = self._settings.timeouts.of_machine()
+        machine = Initiator(tenure.network_name.encode(), self.role, timeouts)
+        return SmtpSender(slot, self.name, relay, machine, clock=self._clock, flusher=self._flusher)
+
+    async def _open(self, tenure: ITenure, hop: NextHop, sender: SmtpSender) -> ISender:
+        timeout = self._settings.timeouts.connect
+        await self._doors.connect(tenure, hop.host, hop.port, sender, timeout)
+        return await sender.opened()
+
+
+class LmtpInitiator(SmtpInitiator):
+    """Opens LMTP associations: over TCP to a bridgehead, or to a UNIX socket of this node."""
+
+    name = "lmtp"
+    role = Role.LMTP
+
+    def __init__(self, settings: LmtpConnectorSettings, surroundings: ISurroundings) -> None:
+        super().__init__(settings, surroundings)
+        self._path = settings.path
+
+    def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
+        if self._path is None:
+            return super().open(tenure, hop)
+        sender = self._sender(tenure, f"{hop.host}[{self._path}]")
+        return Deferred.fromCoroutine(self._open_path(tenure, self._path, sender))
+
+    async def _open_path(self, tenure: ITenure, path: str, sender: SmtpSender) -> ISender:
+        # A UNIX socket has no address that could be wrong, but it must not outlive the tenure.
+        tenure.check()
+        await self._doors.service_connect("store", f"unix:{path}", sender)
+        return await sender.opened(tenure)
