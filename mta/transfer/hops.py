@@ -198,11 +198,8 @@ def _literal_host(domain: bytes) -> MailHost:
     """[192.0.2.1] or [IPv6:2001:db8::1]. @raise PermanentFailure: neither."""
     text = domain.decode("ascii", "replace").strip("[]")
     try:
-        address: IPAddress
-        if text[:5].lower() == "ipv6:":
-            address = IPv6Address(text[5:])
-        else:
-            address = IPv4Address(text)
+        is_six = text[:5].lower() == "ipv6:"
+        address: IPAddress = IPv6Address(text[5:]) if is_six else IPv4Address(text)
     except ValueError:
         raise PermanentFailure(
             f"{text} is not an address literal", code=550, enhanced="5.1.2"

@@ -51,7 +51,7 @@ class Message:
 class Job:
     """One message's recipients for one destination: what one transfer carries."""
 
-    __slots__ = ("grade", "lane", "message", "prefer", "recipients", "route", "taken_at")
+    __slots__ = ("grade", "lane", "message", "prefer", "recipients", "route")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Job:
         recipients: tuple[int, ...],
         route: Route,
         lane: Lane[Job],
+        *,
         grade: int,
         prefer: str = "",
     ) -> None:
@@ -69,4 +70,3 @@ class Job:
         self.grade = grade
         self.prefer = prefer
         """The peer (`host:port`) that may have it already: it is asked first."""
-        self.taken_at = 0.0

@@ -1,0 +1,486 @@
+"""One association slot: opens an association, carries jobs over it one behind the other, ends.
+
+Law: justify durably, re-read the epoch, then act (spool.md section 6). For every message: prepare;
+INTENT durable, in one batch with the RESULT of the message before it; the commit point; RESULT.
+No commit point comes before the RESULT of the last one on this slot is durable. After content was
+let go nobody else is asked in the same attempt (RFC 5321 4.5.3.2.6, RFC 1047). Cancelling is safe
+at every await: what was not journalled is found on the in-doubt list, never lost.
+
+`prepare` of the next message overlaps `commit` of the last one where the association can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+
+from mta.errors import (
+    Failure,
+    Fenced,
+    PermanentFailure,
+    SpoolError,
+    TenureRevoked,
+    TransientFailure,
+)
+from mta.interfaces import IClock, IContent, ISender, ISpool, ITenure
+from mta.model import FourTuple, Intent, Outcome, OutcomeKind, Reply, Result, Route
+from mta.telemetry import Telemetry
+from mta.transfer.hops import Hop, HopFinder, HopHealth
+from mta.transfer.ledger import Ledger, Via
+from mta.transfer.schedule import Lane
+from mta.transfer.work import Job
+
+FAIR_SHARE = 50
+"""Messages after which an association makes way when other destinations wait for one."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+"""Seconds between attempts to journal a RESULT while the spool is unavailable."""
+
+
+def reply_of(failure: Failure, *, transient: bool) -> Reply:
+    """What a failure says to a sender: its code and its facts, never the remedy (that is ours)."""
+    code, enhanced = failure.code, failure.enhanced
+    if transient and code >= 500:
+        code, enhanced = 451, "4" + enhanced[1:]
+    text = f"{failure.what}: {failure.why}" if failure.why else failure.what
+    clean = "".join(c if c.isprintable() else "?" for c in text)
+    return Reply(code, enhanced, (clean.encode("ascii", "backslashreplace"),))
+
+
+class Floor(Protocol):
+    """What an agent needs of the dispatch that started it."""
+
+    tenure: ITenure
+    spool: ISpool
+    clock: IClock
+    telemetry: Telemetry
+    ledger: Ledger
+    finder: HopFinder
+    health: HopHealth
+    messages_per_association: int
+
+    def take(self, lane: Lane[Job]) -> Job | None:
+        """The next job of this lane."""
+
+    def requeue(self, job: Job) -> None:
+        """It was not attempted: first in its lane again."""
+
+    def began(self, lane: Lane[Job]) -> None:
+        """The agent has its first job, or there was none."""
+
+    def must_yield(self) -> bool:
+        """Other lanes wait for an association."""
+
+    def rest(self, agent: Agent) -> None:
+        """Keep it among the idle ones until `wake`."""
+
+    def unrest(self, agent: Agent) -> None: ...
+
+    def reached(self, lane: Lane[Job]) -> None: ...
+
+    def via(self, hop: Hop, sender: ISender, connecting: float) -> Via: ...
+
+    def durable(self, results: Sequence[Result]) -> None: ...
+
+    def finish(
+        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
+    ) -> Result | Deferred[Result]:
+        """End the job: the Result to journal, its reports in it."""
+
+    async def unreachable(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
+        """No association could be opened for `job`."""
+
+    async def refuse(self, job: Job, lane: Lane[Job], failure: PermanentFailure) -> None:
+        """Nothing of this lane can ever be sent."""
+
+    def postpone(self, job: Job, seconds: float) -> None:
+        """Not attempted; later."""
+
+
+class Agent:
+    """The life of one slot. `run` is the coroutine that dispatch starts and owns."""
+
+    __slots__ = (
+        "_failure",
+        "_floor",
+        "_hop",
+        "_opening_seconds",
+        "_recording",
+        "_refused",
+        "_stages",
+        "_untried",
+        "_waiting",
+        "idle_since",
+        "lane",
+        "sender",
+    )
+
+    def __init__(self, floor: Floor, lane: Lane[Job]) -> None:
+        self._floor = floor
+        self.lane = lane
+        self.sender: ISender | None = None
+        self.idle_since = 0.0
+        self._waiting: Deferred[Job | None] | None = None
+        self._recording: Deferred[None] | None = None
+        self._untried: list[Hop] = []
+        self._stages: list[Route] = []
+        self._failure: Failure | None = None
+        self._refused: PermanentFailure | None = None
+        self._hop: Hop | None = None
+        self._opening_seconds = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """It has an open association and no work."""
+        return self._waiting is not None and self.sender is not None and self.sender.is_open
+
+    def wake(self, job: Job | None) -> None:
+        """Work for an idle agent; None: close the association."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(job)
+        elif job is not None:
+            self._floor.requeue(job)
+
+    async def run(self) -> None:
+        floor, lane = self._floor, self.lane
+        job = floor.take(lane)
+        floor.began(lane)
+        fresh_attempt = True
+        while job is not None:
+            if fresh_attempt:
+                self._stages = [job.route, *job.route.alternatives]
+                self._untried = []
+                self._failure = self._refused = None
+            sender = await self._reach(job)
+            if sender is None:
+                failure = self._failure or TransientFailure(f"{lane.key} cannot be reached")
+                if self._refused is not None and self._refused is failure:
+                    await floor.refuse(job, lane, self._refused)
+                else:
+                    await floor.unreachable(job, lane, failure)
+                return
+            assert self._hop is not None
+            hop, self.sender = self._hop, sender
+            floor.spool.open_association(
+                sender.slot, FourTuple(sender.source, 0, hop.hop.host, hop.hop.port), False
+            )
+            try:
+                job, fresh_attempt = await self._serve(job, sender, hop)
+            finally:
+                self.sender = None
+                floor.spool.close_association(sender.slot)
+            if job is None and not floor.must_yield():
+                job, fresh_attempt = floor.take(lane), True
+
+    # --- opening ---
+
+    async def _reach(self, job: Job) -> ISender | None:
+        """The first server that lets us in, going on where the attempt stands. None: nobody."""
+        floor = self._floor
+        while True:
+            while not self._untried:
+                if not self._stages:
+                    return None
+                try:
+                    found = await floor.finder.find(self._stages.pop(0))
+                except PermanentFailure as failure:
+                    if self._failure is None:
+                        self._failure = self._refused = failure
+                except TransientFailure as failure:
+                    self._failure = failure
+                else:
+                    self._untried = floor.health.order(found, floor.clock.monotonic(), job.prefer)
+            hop = self._untried.pop(0)
+            began = floor.clock.monotonic()
+            try:
+                sender = await hop.kind.open(floor.tenure, hop.hop)
+            except (CancelledError, Fenced, TenureRevoked):
+                raise
+            except (TransientFailure, PermanentFailure) as failure:
+                self._failed(hop, failure)
+            except Exception as problem:
+                # WrongSourceAddress, or a kind that broke: the operator hears, the mail waits.
+                floor.telemetry.notice(
+                    "error",
+                    "transfer",
+                    f"connector {hop.hop.connector!r} to {hop.hop.relay}: {problem}",
+                )
+                self._failed(hop, _local_problem(hop))
+            else:
+                floor.health.answered(hop.peer)
+                floor.reached(self.lane)
+                self._hop = hop
+                self._opening_seconds = floor.clock.monotonic() - began
+                return sender
+
+    def _failed(self, hop: Hop, failure: Failure) -> None:
+        self._failure = failure
+        self._floor.health.failed(hop.peer, self._floor.clock.monotonic())
+
+    # --- carrying ---
+
+    async def _serve(self, job: Job | None, sender: ISender, hop: Hop) -> tuple[Job | None, bool]:
+        """Carry jobs until there are none or the association ends.
+
+        Answers a job that was not attempted (or None), and whether its attempt begins anew; if
+        not, the next server of the same attempt is asked.
+        """
+        floor = self._floor
+        spool, clock = floor.spool, floor.clock
+        via = floor.via(hop, sender, self._opening_seconds)
+        slot, peer = sender.slot, hop.peer
+        results: list[Result] = []
+        preparing: Deferred[tuple[Outcome, ...]] | None = None
+        content: IContent | None = None
+        began_at = 0.0
+        carried = 0
+        try:
+            while job is not None:
+                message, recipients = job.message, job.recipients
+                try:
+                    if preparing is None:
+                        began_at = clock.monotonic()
+                        opened = spool.content(message.queue_id)
+                        content = await opened if isinstance(opened, Deferred) else opened
+                        preparing = sender.prepare(
+                            message.queue_id, message.envelope, recipients, content.size_octets
+                        )
+                    settled = await preparing
+                    preparing = None
+                except (CancelledError, Fenced, TenureRevoked):
+                    raise
+                except SpoolError as problem:
+                    preparing = None
+                    self._unreadable(job, problem)
+                    job = self._more(carried)
+                    continue
+                except KeyError:  # an operator deleted it while it waited here
+                    preparing = None
+                    message.is_gone = True
+                    floor.postpone(job, 0.0)
+                    job = self._more(carried)
+                    continue
+                except Exception as problem:
+                    preparing = None
+                    await self._flush(results)
+                    if not isinstance(problem, TransientFailure):
+                        floor.telemetry.notice(
+                            "error", "transfer", f"{via.kind} to {via.relay}: {problem}"
+                        )
+                        problem = _local_problem(hop)
+                    if not carried:
+                        self._failed(hop, problem)
+                    return job, carried > 0
+                assert content is not None
+                following: Job | None = None
+                if len(settled) < len(recipients):
+                    if self._recording is not None:
+                        recording, self._recording = self._recording, None
+                        await recording
+                    left = recipients
+                    if settled:
+                        done = {outcome.recipient for outcome in settled}
+                        left = tuple(i for i in recipients if i not in done)
+                    try:
+                        await spool.journal(results, (Intent(message.queue_id, slot, left, peer),))
+                    except (Fenced, CancelledError):
+                        raise
+                    except SpoolError as problem:
+                        # Nothing was let go: take it back, keep the results, try all of it later.
+                        self._unreadable(job, problem)
+                        job = None
+                        await self._flush(results)
+                        await sender.withdraw()
+                        break
+                    if results:
+                        floor.durable(results)
+                        results = []
+                    committing = sender.commit(content)
+                    next_content: IContent | None = None
+                    next_began = 0.0
+                    if sender.can_overlap:
+                        following = self._more(carried + 1)
+                        if following is not None:
+                            ready = self._resident(following)
+                            if ready is not None:
+                                next_content, next_began = ready, clock.monotonic()
+                                preparing = sender.prepare(
+                                    following.message.queue_id,
+                                    following.message.envelope,
+                                    following.recipients,
+                                    ready.size_octets,
+                                )
+                    try:
+                        brought = await committing
+                    except (CancelledError, Fenced, TenureRevoked):
+                        raise
+                    except Exception as problem:
+                        floor.telemetry.notice(
+                            "error", "transfer", f"{via.kind} to {via.relay}: {problem}"
+                        )
+                        brought = _in_doubt(left, "the association kind failed after it sent")
+                    content.close()
+                    if len(brought) != len(left):
+                        brought = _completed(brought, left)
+                    outcomes = (*settled, *brought) if settled else brought
+                    content, next_content = next_content, None
+                else:
+                    content.close()
+                    content = None
+                    outcomes, next_began = settled, 0.0
+                carried += 1
+                finished = floor.finish(*self._divide(job, outcomes), via, began_at)
+                results.append(await finished if isinstance(finished, Deferred) else finished)
+                began_at = next_began
+                job = following or self._more(carried)
+                if job is None:
+                    if self._recording is not None:
+                        recording, self._recording = self._recording, None
+                        await recording
+                    self._recording = Deferred.fromCoroutine(self._record(results))
+                    results = []
+                    if carried < floor.messages_per_association and sender.is_open:
+                        job = await self._rest()
+                if job is not None and preparing is None and not sender.is_open:
+                    await self._flush(results)
+                    return job, True
+            await self._flush(results)
+            await sender.close()
+            return job, True
+        finally:
+            if content is not None:
+                content.close()
+            if preparing is not None:
+                preparing.addErrback(_swallow)
+                preparing.cancel()
+            if self._recording is not None:
+                recording, self._recording = self._recording, None
+                recording.addErrback(_swallow)
+                recording.cancel()
+
+    def _resident(self, job: Job) -> IContent | None:
+        """The content for an overlapping prepare, if it is at hand without waiting."""
+        try:
+            opened = self._floor.spool.content(job.message.queue_id)
+        except (SpoolError, KeyError):
+            return None  # asked again in its turn, where the problem is told
+        if isinstance(opened, Deferred):
+            opened.addCallbacks(_close, _swallow)
+            return None
+        return opened
+
+    def _more(self, carried: int) -> Job | None:
+        """The next job at hand, unless this association has carried its share."""
+        floor = self._floor
+        if carried >= floor.messages_per_association:
+            return None
+        if carried >= FAIR_SHARE and floor.must_yield():
+            return None
+        return floor.take(self.lane)
+
+    async def _rest(self) -> Job | None:
+        """Idle: wait for work. None: nobody needs this association any longer."""
+        waiting: Deferred[Job | None] = Deferred()
+        self._waiting = waiting
+        self._floor.rest(self)
+        try:
+            return await waiting
+        finally:
+            self._waiting = None
+            self._floor.unrest(self)
+
+    def _divide(self, job: Job, outcomes: Sequence[Outcome]) -> tuple[Job, Sequence[Outcome]]:
+        """Recipients for the next transaction (452 too many) become a job of their own, the first
+        in line. If the peer took nobody at all they are deferred like others.
+        """
+        for outcome in outcomes:
+            if outcome.next_transfer:
+                break
+        else:
+            return job, outcomes
+        now = [outcome for outcome in outcomes if not outcome.next_transfer]
+        if not now:
+            return job, outcomes
+        later = tuple(outcome.recipient for outcome in outcomes if outcome.next_transfer)
+        rest = Job(job.message, later, job.route, job.lane, grade=job.grade, prefer=job.prefer)
+        job.message.jobs += 1
+        self._floor.requeue(rest)
+        return job, now
+
+    # --- recording ---
+
+    async def _flush(self, results: list[Result]) -> None:
+        """What is not recorded yet becomes durable now."""
+        if self._recording is not None:
+            recording, self._recording = self._recording, None
+            await recording
+        if results:
+            taken = list(results)
+            results.clear()
+            await self._record(taken)
+
+    async def _record(self, results: list[Result]) -> None:
+        """RESULTs without an INTENT. A transfer that happened is recorded however long it takes:
+        the slot has no next commit point before. @raise Fenced.
+        """
+        floor = self._floor
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await floor.spool.journal(results, ())
+            except (Fenced, CancelledError):
+                raise
+            except SpoolError as problem:
+                floor.telemetry.notice(
+                    "error",
+                    "transfer",
+                    f"an outcome cannot be recorded, trying again in {pause:g} s: {problem}",
+                    results[0].queue_id,
+                )
+                await _sleep(floor.clock, pause)
+                pause = min(pause * 2.0, _LONGEST_PAUSE)
+            else:
+                floor.durable(results)
+                return
+
+    def _unreadable(self, job: Job, problem: SpoolError) -> None:
+        self._floor.telemetry.notice("error", "transfer", str(problem), job.message.queue_id)
+        self._floor.postpone(job, 60.0)
+
+
+async def _sleep(clock: IClock, seconds: float) -> None:
+    done: Deferred[None] = Deferred()
+    timer = clock.call_later(seconds, done.callback, None)
+    try:
+        await done
+    finally:
+        timer.cancel()
+
+
+def _local_problem(hop: Hop) -> TransientFailure:
+    return TransientFailure(
+        f"{hop.hop.connector} cannot deliver now", "local problem", enhanced="4.3.0"
+    )
+
+
+def _in_doubt(recipients: Sequence[int], text: str) -> tuple[Outcome, ...]:
+    reply = Reply(451, "4.4.2", (text.encode(),))
+    return tuple(Outcome(index, OutcomeKind.UNKNOWN, reply) for index in recipients)
+
+
+def _completed(brought: Sequence[Outcome], left: Sequence[int]) -> tuple[Outcome, ...]:
+    """A kind must answer for every recipient; those it forgot are in doubt."""
+    answered = {outcome.recipient: outcome for outcome in brought}
+    forgotten = _in_doubt([i for i in left if i not in answered], "no outcome was told")
+    return tuple(answered[i] for i in left if i in answered) + forgotten
+
+
+def _close(content: IContent) -> None:
+    content.close()
+
+
+def _swallow(_failure: object) -> None:
+    """An end that somebody else already knows of."""

@@ -1,0 +1,745 @@
+"""Brings queued messages to the agents and their outcomes back: the queue's moving part.
+
+Law: a message in work is in memory once and bounded in number; all others lie in the spool. A
+destination that cannot be reached is probed with one message while its others wait in the spool;
+they expire on time all the same, with what the destination's last attempt under this epoch said.
+Nothing is tried, expired or reported unless the tenure of this epoch stands behind it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.python.failure import Failure as TwistedFailure
+
+from mta.errors import Failure, Fenced, PermanentFailure, SpoolError, TenureRevoked
+from mta.interfaces import (
+    IAssociationKind,
+    IClock,
+    IResolver,
+    IRouting,
+    ISender,
+    ISpool,
+    ITenure,
+    ITimer,
+)
+from mta.model import (
+    Address,
+    Connector,
+    DueWork,
+    Envelope,
+    InDoubt,
+    IPAddress,
+    MessageState,
+    Outcome,
+    OutcomeKind,
+    Reply,
+    Result,
+    Route,
+    Unroutable,
+)
+from mta.telemetry import Telemetry
+from mta.transfer.agent import Agent, reply_of
+from mta.transfer.hops import Hop, HopFinder, HopHealth
+from mta.transfer.ledger import Ledger, Via
+from mta.transfer.report import Reporter
+from mta.transfer.schedule import GRADES, Lane, Reach, Schedule
+from mta.transfer.settings import QueueSettings
+from mta.transfer.settle import ReportDue, Rules
+from mta.transfer.work import Job, Message
+
+_BATCH = 200
+"""Messages taken from the spool before other work gets its turn."""
+_LONGEST_WAIT = 60.0
+"""Seconds after which the spool is asked again whatever it said: the wall clock may jump."""
+_DOUBT_GRADE = GRADES - 1
+_DOWN_AFTER = 2
+"""Failures in a row after which routing hears that a connector is down."""
+
+
+class Dispatch:
+    """The scheduler, its agents and their book-keeping, for one tenure."""
+
+    def __init__(  # noqa: PLR0917 - one argument a collaborator
+        self,
+        tenure: ITenure,
+        spool: ISpool,
+        routing: IRouting,
+        connectors: Mapping[str, tuple[Connector, IAssociationKind]],
+        resolver: IResolver,
+        clock: IClock,
+        telemetry: Telemetry,
+        settings: QueueSettings,
+        postmaster: Address,
+        is_ourselves: Callable[[IPAddress, int], bool],
+        *,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.tenure = ITenure(tenure)
+        self.spool = ISpool(spool)
+        self.clock = IClock(clock)
+        self.telemetry = telemetry
+        self.messages_per_association = settings.messages_per_association
+        self._routing = IRouting(routing)
+        self._connectors = dict(connectors)
+        self._settings = settings
+        self.rules = Rules(settings, postmaster)
+        self.ledger = Ledger(self.rules, clock, telemetry, chance)
+        self.finder = HopFinder(self._connectors, resolver, is_ourselves)
+        self.health = HopHealth()
+        self._reporter = Reporter(self.spool, self.clock, tenure.network_name, postmaster)
+        self._schedule: Schedule[Job] = Schedule(
+            settings.associations, settings.destination_retry, max(settings.backoff)
+        )
+        self._lane_limit = max(100, settings.active_limit // 4)
+        self._domains: dict[str, set[bytes]] = {}
+        """Lane key -> the domains seen in it: what to avoid while it rests or is full."""
+        self._down: dict[str, Lane[Job]] = {}
+        self._idle: dict[Agent, None] = {}
+        self._tasks: set[Deferred[None]] = set()
+        self._loading = 0
+        self._is_running = False
+        self._is_draining = False
+        self._is_filling = False
+        self._has_more = False
+        """There may be due work in the spool that had no room here."""
+        self._timer: ITimer | None = None
+        self._timer_at = float("inf")
+        self._idle_timer: ITimer | None = None
+        self._drained: list[Deferred[None]] = []
+        external = tenure.addresses[0].external
+        self._vip = str(external)
+        self._externals = {str(a.bind): str(a.external) for a in tenure.addresses}
+        telemetry.gauge("mta_queue_active", "Messages in work.").read = lambda: float(
+            len(self.ledger.active)
+        )
+        telemetry.gauge("mta_queue_waiting_jobs", "Jobs that wait for an association.").read = (
+            lambda: float(self._schedule.queued)
+        )
+        telemetry.gauge(
+            "mta_outbound_slots", "Outbound associations, open or being opened."
+        ).read = lambda: float(self._schedule.associations)
+
+    # --- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Let the queue move. What is in doubt goes last, and to the same peer first."""
+        self._is_running = True
+        for doubt in self.spool.in_doubt():
+            if doubt.side == "outbound":
+                self.ledger.doubts[doubt.queue_id] = doubt.peer
+        self.pump()
+
+    def drain(self, deadline: float) -> Deferred[None]:
+        """Begin nothing new; fires when every association is closed, or at `deadline`
+        (monotonic), when those that are left are cancelled.
+        """
+        self._is_draining = True
+        self._cancel_timer()
+        for lane in list(self._schedule.lanes.values()):
+            for job in self._schedule.empty(lane):
+                self.postpone(job, 0.0)
+        for agent in list(self._idle):
+            self._wake(agent, None)
+        if not self._tasks:
+            return succeed(None)
+        done: Deferred[None] = Deferred()
+        self._drained.append(done)
+        timer = self.clock.call_later(
+            max(0.0, deadline - self.clock.monotonic()), self.stop, "the time to drain is over"
+        )
+
+        done.addBoth(lambda _: timer.cancel())
+        return done
+
+    def stop(self, reason: str) -> None:
+        """The tenure has ended, or the drain's time is over: cancel everything. Never raises."""
+        if not self._is_running:
+            return
+        self._is_running = False
+        self._cancel_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        for task in list(self._tasks):
+            task.cancel()
+        self._idle.clear()
+        for message in list(self.ledger.active.values()):
+            # If this epoch still stands (an address went for a moment) others may have it again.
+            self._give_back(message.queue_id, None)
+        if self.ledger.active:
+            self.telemetry.notice(
+                "info", "transfer", f"{len(self.ledger.active)} messages went back: {reason}"
+            )
+        self.ledger.active.clear()
+        self._fire_drained()
+
+    # --- work comes in ----------------------------------------------------------------------
+
+    def offer(self, queue_id: str, envelope: Envelope, state: MessageState) -> None:
+        """A message that was just committed, and is taken: send it from memory if possible."""
+        wall = self.clock.wall()
+        if not self._is_running or self._is_draining or state.held or state.due > wall:
+            self._give_back(queue_id, None)
+            if self._is_running and not state.held:
+                self._wake_at(state.due)
+            return
+        if len(self.ledger.active) >= self._settings.active_limit:
+            self._has_more = True
+            self._give_back(queue_id, None)
+            return
+        self._begin(queue_id, envelope, state, wall)
+
+    def pump(self) -> None:
+        """Take due work from the spool as far as there is room, and set the timer for the rest."""
+        if not self._is_running or self._is_draining:
+            return
+        now, wall = self.clock.monotonic(), self.clock.wall()
+        self._lift_connectors(now)
+        avoid = self._avoided(now)
+        room = self._settings.active_limit - len(self.ledger.active) - self._loading
+        taken: list[DueWork] = []
+        if room > 0:
+            taken = self.spool.due(wall, min(room, _BATCH), avoid)
+            for work in taken:
+                self._load(work.queue_id, wall)
+        self._has_more = room <= 0 or len(taken) >= min(room, _BATCH)
+        self._fill()
+        if taken and self._has_more:
+            self._set_timer(0.0)  # let associations speak in between
+            return
+        self._set_timer_for(self.spool.next_due(avoid), now, wall)
+
+    def retry_now(self, queue_ids: Sequence[str] = ()) -> None:
+        """An operator made these due: destinations that rest are tried at once."""
+        now = self.clock.monotonic()
+        for lane in self._schedule.resting(now):
+            self._schedule.lift(lane, now)
+        self.pump()
+
+    def forget(self, queue_ids: Sequence[str]) -> None:
+        """An operator held or deleted these: none of their transfers begins any more."""
+        for queue_id in queue_ids:
+            message = self.ledger.active.get(queue_id)
+            if message is not None:
+                message.is_gone = True
+
+    def _load(self, queue_id: str, wall: float) -> None:
+        active = self.ledger.active.get(queue_id)
+        if active is not None:
+            active.is_retaken = True
+            return
+        try:
+            loaded = self.spool.load(queue_id)
+        except KeyError:
+            return
+        except SpoolError as problem:
+            self._unreadable(queue_id, problem)
+            return
+        if isinstance(loaded, Deferred):
+            self._loading += 1
+            self._run(self._load_later(queue_id, loaded))
+        else:
+            self._begin(queue_id, *loaded, wall)
+
+    async def _load_later(
+        self, queue_id: str, loaded: Deferred[tuple[Envelope, MessageState]]
+    ) -> None:
+        try:
+            envelope, state = await loaded
+        except KeyError:
+            return
+        except (Fenced, CancelledError):
+            raise
+        except SpoolError as problem:
+            self._unreadable(queue_id, problem)
+            return
+        finally:
+            self._loading -= 1
+        self._begin(queue_id, envelope, state, self.clock.wall())
+
+    def _unreadable(self, queue_id: str, problem: SpoolError) -> None:
+        self.telemetry.notice("error", "transfer", str(problem), queue_id)
+        self._give_back(queue_id, self.clock.wall() + 300.0)
+
+    def _begin(self, queue_id: str, envelope: Envelope, state: MessageState, wall: float) -> None:
+        """Divide a message by destination and hand its jobs out."""
+        if not self._is_running:
+            self._give_back(queue_id, None)
+            return
+        message = Message(queue_id, envelope, state, self.clock.monotonic(), wall)
+        recipients = envelope.recipients
+        prefer = ""
+        if self.ledger.doubts:
+            prefer = self.ledger.doubts.get(queue_id, "")
+        self.ledger.active[queue_id] = message
+        if len(recipients) == 1:
+            route = self._routing.route(recipients[0].address, envelope)
+            message.jobs = 1
+            if isinstance(route, Route):
+                self._enqueue(message, (0,), route, prefer)
+            else:
+                self._run(self._unroutable(message, (0,), route))
+            return
+        groups: dict[str, tuple[Route, list[int]]] = {}
+        lost: dict[Unroutable, list[int]] = {}
+        for index in state.pending:
+            found = self._routing.route(recipients[index].address, envelope)
+            if isinstance(found, Unroutable):
+                lost.setdefault(found, []).append(index)
+            else:
+                groups.setdefault(found.destination, (found, []))[1].append(index)
+        message.jobs = len(groups) + len(lost)
+        if not message.jobs:  # nobody is pending: the record of its end was lost with a crash
+            message.jobs = 1
+            self._run(self._conclude(Job(message, (), _NOWHERE, _no_lane(), grade=0), (), _error()))
+            return
+        for unroutable, indexes in lost.items():
+            self._run(self._unroutable(message, tuple(indexes), unroutable))
+        for route, indexes in groups.values():
+            self._enqueue(message, tuple(indexes), route, prefer)
+
+    def _enqueue(
+        self, message: Message, indexes: tuple[int, ...], route: Route, prefer: str
+    ) -> None:
+        key = route.destination
+        connector = self._connectors[route.connector][0]
+        grade = int(message.envelope.priority)
+        if prefer:
+            if connector.in_doubt is InDoubt.HOLD and message.queue_id not in self.ledger.held:
+                self._hold(message, indexes)
+                return
+            key, grade = f"{key} (in doubt at {prefer})", _DOUBT_GRADE
+        schedule = self._schedule
+        lane = schedule.lanes.get(key)
+        if lane is None:
+            lane = schedule.lane(key, connector.name, 1 if prefer else connector.concurrency)
+            self._domains[key] = set()
+        self._domains[key].add(message.envelope.recipients[indexes[0]].address.domain)
+        job = Job(message, indexes, route, lane, grade=grade, prefer=prefer)
+        if lane.reach is not Reach.OPEN and schedule.is_resting(lane, self.clock.monotonic()):
+            self._not_now(job)
+            return
+        if lane.queued >= self._lane_limit and message.jobs == 1:
+            self._has_more = True
+            self.postpone(job, 0.0)
+            return
+        if prefer and not lane.associations and self._has_others(route.destination):
+            # Resends go last: what is certain to be new passes before (spool.md section 6).
+            self.postpone(job, self._settings.destination_retry)
+            return
+        idle = lane.idle
+        while idle:
+            agent = idle.pop()
+            assert isinstance(agent, Agent)
+            if agent.is_waiting:
+                agent.wake(job)
+                return
+            agent.wake(None)
+        schedule.push(lane, job, grade)
+        self._fill()
+
+    def _has_others(self, destination: str) -> bool:
+        lane = self._schedule.lanes.get(destination)
+        return lane is not None and lane.queued > 0
+
+    # --- the floor on which agents work ------------------------------------------------------
+
+    def take(self, lane: Lane[Job]) -> Job | None:
+        while not self._is_draining:
+            job = self._schedule.pop(lane)
+            if job is None:
+                return None
+            if job.message.is_gone:
+                self.postpone(job, 0.0)
+                continue
+            return job
+        return None
+
+    def requeue(self, job: Job) -> None:
+        if self._is_draining:
+            self.postpone(job, 0.0)
+        else:
+            self._schedule.push_back(job.lane, job, job.grade)
+            self._fill()
+
+    def began(self, lane: Lane[Job]) -> None:
+        self._schedule.began(lane)
+
+    def must_yield(self) -> bool:
+        return self._schedule.is_crowded
+
+    def rest(self, agent: Agent) -> None:
+        if self._is_draining or self._schedule.is_crowded:
+            agent.wake(None)
+            return
+        agent.idle_since = self.clock.monotonic()
+        agent.lane.idle.append(agent)
+        self._idle[agent] = None
+        if self._idle_timer is None:
+            self._idle_timer = self.clock.call_later(self._settings.idle / 2, self._close_idle)
+
+    def unrest(self, agent: Agent) -> None:
+        if self._idle.pop(agent, False) is None and agent in agent.lane.idle:
+            agent.lane.idle.remove(agent)
+
+    def reached(self, lane: Lane[Job]) -> None:
+        if lane.failures:
+            self._schedule.reached(lane)
+            self._connector_up(lane)
+            self._has_more = True
+            self._set_timer(0.0)
+
+    def via(self, hop: Hop, sender: ISender, connecting: float) -> Via:
+        connector = self._connectors[hop.hop.connector][0]
+        return Via(
+            connector.name,
+            hop.kind.name,
+            relay=sender.relay,
+            source=sender.source,
+            slot=sender.slot,
+            peer=hop.peer,
+            connecting=connecting,
+            hold_unknown=connector.in_doubt is InDoubt.HOLD,
+            vip=self._externals.get(sender.source, self._vip),
+        )
+
+    def finish(
+        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
+    ) -> Result | Deferred[Result]:
+        result, due = self.ledger.conclude(job, outcomes, via, began_at)
+        if not due:
+            return result
+        return Deferred.fromCoroutine(self._with_reports(result, due, job.message, outcomes, via))
+
+    async def _with_reports(
+        self,
+        result: Result,
+        due: Sequence[ReportDue],
+        message: Message,
+        outcomes: Sequence[Outcome],
+        via: Via,
+    ) -> Result:
+        reports = await self._reporter.make(message, due, outcomes, via.relay)
+        return replace(result, reports=reports)
+
+    def durable(self, results: Sequence[Result]) -> None:
+        """These results are on disk."""
+        for queue_id, due, is_retaken in self.ledger.durable(results):
+            if is_retaken:
+                self._give_back(queue_id, due)
+            self._wake_at(due)
+        for result in results:
+            if result.reports:
+                self._has_more = True
+        if self._has_more and len(self.ledger.active) < self._settings.active_limit * 0.9:
+            self._set_timer(0.0)
+
+    async def unreachable(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
+        """`job` was tried in vain; the lane rests, and its other work goes back to the spool."""
+        now = self.clock.monotonic()
+        reply = reply_of(failure, transient=True)
+        self._schedule.failed(lane, now, reply.text, self.ledger.spread())
+        self._connector_down(lane, reply.text)
+        jobs = self._schedule.empty(lane)
+        await self._conclude(job, _all(job, OutcomeKind.DEFERRED, reply), _none(lane))
+        for other in jobs:
+            self._not_now(other)
+
+    async def refuse(self, job: Job, lane: Lane[Job], failure: PermanentFailure) -> None:
+        """Its domain takes no mail or does not exist, or the mail would loop: all of it fails."""
+        reply = reply_of(failure, transient=False)
+        for refused in (job, *self._schedule.empty(lane)):
+            await self._conclude(refused, _all(refused, OutcomeKind.FAILED, reply), _none(lane))
+
+    def postpone(self, job: Job, seconds: float) -> None:
+        """Not attempted; its message goes back when its other jobs are done."""
+        message = job.message
+        message.jobs -= 1
+        if seconds:
+            due = self.clock.wall() + seconds
+            message.postponed = due if message.postponed is None else min(message.postponed, due)
+        if message.jobs:
+            return
+        self.ledger.active.pop(message.queue_id, None)
+        if message.is_journalled and not message.is_retaken:
+            return  # its last result said when it is due
+        self._give_back(message.queue_id, message.postponed)
+        if message.postponed is not None:
+            self._wake_at(message.postponed)
+
+    def _not_now(self, job: Job) -> None:
+        """Its destination rests. Expired messages end here; the others wait in the spool."""
+        lane, message = job.lane, job.message
+        wall = self.clock.wall()
+        if self.rules.is_expired(message.envelope, wall) and not message.is_gone:
+            reply = Reply(451, "4.4.1", (_plain(lane.last_reply) or b"destination unreachable",))
+            outcomes = _all(job, OutcomeKind.DEFERRED, reply)
+            self._run(self._conclude(job, outcomes, _none(lane)))
+            return
+        rest = max(1.0, lane.retry_at - self.clock.monotonic())
+        self.postpone(job, rest * (1.0 + 0.1 * abs(self.ledger.spread())))
+
+    # --- ends without an association -----------------------------------------------------------
+
+    async def _unroutable(
+        self, message: Message, indexes: tuple[int, ...], unroutable: Unroutable
+    ) -> None:
+        kind = OutcomeKind.FAILED if unroutable.code >= 500 else OutcomeKind.DEFERRED
+        reply = Reply(unroutable.code, unroutable.enhanced, (_plain(unroutable.why),))
+        job = Job(message, indexes, _NOWHERE, _no_lane(), grade=0)
+        await self._conclude(job, _all(job, kind, reply), _error())
+
+    async def _conclude(self, job: Job, outcomes: Sequence[Outcome], via: Via) -> None:
+        """Outcomes that no association brought: journal them and be done."""
+        finished = self.finish(job, outcomes, via, self.clock.monotonic())
+        result = await finished if isinstance(finished, Deferred) else finished
+        try:
+            await self.spool.journal((result,), ())
+        except (Fenced, CancelledError):
+            raise
+        except SpoolError as problem:
+            self.telemetry.notice("error", "transfer", str(problem), job.message.queue_id)
+            if not job.message.jobs:
+                self.ledger.active.pop(job.message.queue_id, None)
+                self._unreadable(job.message.queue_id, problem)
+        else:
+            self.durable((result,))
+
+    def _hold(self, message: Message, indexes: tuple[int, ...]) -> None:
+        """`in-doubt: hold`: an operator decides whether it is sent once more."""
+        message.is_gone = True
+        self.ledger.held.add(message.queue_id)
+        job = Job(message, indexes, _NOWHERE, _no_lane(), grade=0)
+        self._run(self._hold_later(job))
+
+    async def _hold_later(self, job: Job) -> None:
+        message = job.message
+        message.jobs -= 1
+        message.is_journalled = True
+        message.state = replace(message.state, held=True)
+        self.telemetry.notice(
+            "warning",
+            "transfer",
+            "held: it may have been delivered already (in-doubt: hold); release it to send again",
+            message.queue_id,
+        )
+        result = Result(message.queue_id, "", message.state, (), True)
+        try:
+            await self.spool.journal((result,), ())
+        except (Fenced, CancelledError):
+            raise
+        except SpoolError as problem:
+            self._unreadable(message.queue_id, problem)
+        self.durable((result,))
+
+    # --- up and down ------------------------------------------------------------------------
+
+    def _connector_down(self, lane: Lane[Job], reply: str) -> None:
+        connector = self._connectors[lane.connector][0]
+        if connector.by_mx or lane.failures < _DOWN_AFTER or lane.connector in self._down:
+            return
+        self._down[lane.connector] = lane
+        self._routing.connector_down(lane.connector)
+        self.telemetry.notice(
+            "warning", "transfer", f"connector {lane.connector!r} is down: {reply}"
+        )
+
+    def _connector_up(self, lane: Lane[Job]) -> None:
+        if self._down.pop(lane.connector, None) is not None:
+            self._routing.connector_up(lane.connector)
+            self.telemetry.notice("info", "transfer", f"connector {lane.connector!r} is up again")
+
+    def _lift_connectors(self, now: float) -> None:
+        """When its pause is over a connector may be chosen again: that is its probe."""
+        for name, lane in list(self._down.items()):
+            if now >= lane.retry_at:
+                del self._down[name]
+                self._routing.connector_up(name)
+
+    def _avoided(self, now: float) -> set[bytes]:
+        """Domains whose lane rests or is full."""
+        avoid: set[bytes] = set()
+        for lane in self._schedule.resting(now):
+            avoid |= self._domains.get(lane.key, set())
+        if self._schedule.queued >= self._lane_limit:
+            for lane in self._schedule.lanes.values():
+                if lane.queued >= self._lane_limit:
+                    avoid |= self._domains.get(lane.key, set())
+        return avoid
+
+    # --- agents and tasks -------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Start an agent for every lane whose turn it is."""
+        if self._is_filling or self._is_draining or not self._is_running:
+            return
+        self._is_filling = True  # an agent that fails at once must not nest another round
+        try:
+            while (lane := self._schedule.next_lane()) is not None:
+                self._run(self._agent(Agent(self, lane)))
+        finally:
+            self._is_filling = False
+        if self._idle and self._schedule.is_crowded:
+            self._wake(next(iter(self._idle)), None)  # the one that was idle the longest
+
+    async def _agent(self, agent: Agent) -> None:
+        lane = agent.lane
+        try:
+            await agent.run()
+        finally:
+            self._schedule.ended(lane)
+            self._schedule.forget_idle(lane)
+            if lane.key not in self._schedule.lanes:
+                self._domains.pop(lane.key, None)
+            self._fill()
+
+    def _wake(self, agent: Agent, job: Job | None) -> None:
+        self._idle.pop(agent, None)
+        if agent in agent.lane.idle:
+            agent.lane.idle.remove(agent)
+        agent.wake(job)
+
+    def _close_idle(self) -> None:
+        """Close what had no work for long enough. One timer for all: the hot path sets none."""
+        self._idle_timer = None
+        latest = self.clock.monotonic() - self._settings.idle
+        for agent in list(self._idle):
+            if agent.idle_since <= latest or not agent.is_waiting:
+                self._wake(agent, None)
+        if self._idle and self._idle_timer is None and self._is_running:
+            self._idle_timer = self.clock.call_later(self._settings.idle / 2, self._close_idle)
+
+    def _run(self, coroutine: Any) -> Deferred[None]:
+        """Own a coroutine: it is cancelled by `stop`, and what it raises is heard."""
+        task: Deferred[None] = Deferred.fromCoroutine(coroutine)
+        if not task.called:
+            self._tasks.add(task)
+        task.addBoth(self._ended, task)
+        return task
+
+    def _ended(self, result: object, task: Deferred[None]) -> None:
+        self._tasks.discard(task)
+        if isinstance(result, TwistedFailure):
+            self._fault(result)
+        if self._is_draining and not self._tasks:
+            self._fire_drained()
+
+    def _fault(self, failure: TwistedFailure) -> None:
+        if failure.check(CancelledError) is not None:
+            return
+        if failure.check(Fenced, TenureRevoked) is not None:
+            self.stop(str(failure.value))
+            return
+        self.telemetry.notice(
+            "critical", "transfer", f"defect: {failure.getErrorMessage()}\n{failure.getTraceback()}"
+        )
+
+    def _fire_drained(self) -> None:
+        waiting, self._drained = self._drained, []
+        for done in waiting:
+            done.callback(None)
+
+    def _give_back(self, queue_id: str, due: float | None) -> None:
+        try:
+            self.spool.give_back(queue_id, due)
+        except (KeyError, SpoolError):
+            pass  # deleted meanwhile, or no longer ours: there is nothing to give
+
+    # --- time -------------------------------------------------------------------------------
+
+    def _wake_at(self, due: float) -> None:
+        """Wall time at which the spool has work."""
+        self._set_timer(max(0.0, due - self.clock.wall()))
+
+    def _set_timer_for(self, due: float | None, now: float, wall: float) -> None:
+        wait = _LONGEST_WAIT
+        if due is not None:
+            wait = min(wait, max(0.05, due - wall))
+        probe = self._schedule.next_probe(now)
+        if probe is not None:
+            wait = min(wait, probe - now)
+        self._cancel_timer()
+        self._set_timer(wait)
+
+    def _set_timer(self, seconds: float) -> None:
+        """Pump in `seconds`, or earlier if that was said before."""
+        if not self._is_running or self._is_draining:
+            return
+        at = self.clock.monotonic() + min(seconds, _LONGEST_WAIT)
+        if at >= self._timer_at:
+            return
+        self._cancel_timer()
+        self._timer_at = at
+        self._timer = self.clock.call_later(min(seconds, _LONGEST_WAIT), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = float("inf")
+        self.pump()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        self._timer_at = float("inf")
+
+    # --- for people -------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """What `mta status` shows: numbers, and one entry a destination."""
+        now = self.clock.monotonic()
+        return {
+            "running": self._is_running,
+            "draining": self._is_draining,
+            "active": len(self.ledger.active),
+            "queued": self._schedule.queued,
+            "associations": self._schedule.associations,
+            "in_doubt": len(self.ledger.doubts),
+            "down": sorted(self._down),
+            "destinations": [
+                {
+                    "destination": lane.key,
+                    "connector": lane.connector,
+                    "state": lane.reach.value,
+                    "queued": lane.queued,
+                    "associations": lane.associations,
+                    "idle": len(lane.idle),
+                    "failures": lane.failures,
+                    "retry_in_seconds": (
+                        round(max(0.0, lane.retry_at - now), 1)
+                        if lane.reach is Reach.RESTING
+                        else None
+                    ),
+                    "last_reply": lane.last_reply,
+                }
+                for lane in sorted(self._schedule.lanes.values(), key=lambda x: x.key)
+            ],
+        }
+
+
+_NOWHERE = Route("", "", (), 0, "")
+
+
+def _no_lane() -> Lane[Job]:
+    return Lane("", "", 1)
+
+
+def _all(job: Job, kind: OutcomeKind, reply: Reply) -> tuple[Outcome, ...]:
+    return tuple(Outcome(index, kind, reply) for index in job.recipients)
+
+
+def _none(lane: Lane[Job]) -> Via:
+    return Via(lane.connector, "error")
+
+
+def _error() -> Via:
+    return Via("none", "error")
+
+
+def _plain(text: str) -> bytes:
+    return "".join(c if c.isprintable() else "?" for c in text).encode("ascii", "backslashreplace")

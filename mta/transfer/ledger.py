@@ -1,0 +1,210 @@
+"""Where a transfer's outcomes become a Result to journal, log events, counters and reports.
+
+Law: this module alone ends a job. What it answers is journalled before the next commit point of
+the slot; `durable` is called when it is on disk, and only then does the message leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mta.interfaces import IClock
+from mta.model import Outcome, OutcomeKind, Recipient, Result
+from mta.telemetry import Counter, Removed, Reported, Telemetry, Transferred
+from mta.transfer.settle import ReportDue, Rules
+from mta.transfer.work import Job, Message
+
+
+class Via:
+    """The association that outcomes came over, or what stands in its place."""
+
+    __slots__ = (
+        "connecting",
+        "connector",
+        "hold_unknown",
+        "kind",
+        "peer",
+        "relay",
+        "slot",
+        "source",
+        "success",
+        "vip",
+    )
+
+    def __init__(
+        self,
+        connector: str,
+        kind: str,
+        *,
+        relay: str = "none",
+        source: str = "",
+        slot: str = "",
+        peer: str = "",
+        connecting: float = 0.0,
+        hold_unknown: bool = False,
+        vip: str = "",
+    ) -> None:
+        self.connector = connector
+        self.kind = kind
+        self.relay = relay
+        self.source = source
+        self.slot = slot
+        self.peer = peer
+        self.connecting = connecting
+        """Seconds that opening it took; 0 from its second message on."""
+        self.hold_unknown = hold_unknown
+        self.vip = vip
+        """The virtual server's address as peers see it; `source` is what was bound."""
+        self.success = "relayed" if kind == "smtp" else "delivered"
+        """Which report a sender gets who asked for one: SMTP only hands the message on."""
+
+
+class Ledger:
+    """Concludes jobs. Keeps the messages in work by queue id, and the in-doubt peers."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        clock: IClock,
+        telemetry: Telemetry,
+        chance: Callable[[], float],
+    ) -> None:
+        self.rules = rules
+        self.active: dict[str, Message] = {}
+        self.doubts: dict[str, str] = {}
+        """Queue id -> peer that may have it already."""
+        self.held: set[str] = set()
+        """Of these, the ones that were held once: an operator who releases one wants it sent."""
+        self._clock = clock
+        self._telemetry = telemetry
+        self._chance = chance
+        self._deliveries: dict[tuple[str, str], Counter] = {}
+
+    def spread(self) -> float:
+        """-1.0 to 1.0 by chance."""
+        return self._chance() * 2.0 - 1.0
+
+    def conclude(
+        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
+    ) -> tuple[Result, tuple[ReportDue, ...]]:
+        """End `job` with these outcomes: the Result to journal and the reports to put into it.
+
+        `began_at`: monotonic time at which the transfer over the open association began.
+        """
+        message = job.message
+        wall = self._clock.wall()
+        settled = self.rules.settle(
+            message.envelope,
+            message.state,
+            outcomes,
+            now=wall,
+            spread=self.spread(),
+            attempts=message.attempts,
+            remote=via.relay,
+            success=via.success,
+            hold_unknown=via.hold_unknown,
+        )
+        message.jobs -= 1
+        message.is_journalled = True
+        state = settled.state
+        retry_in = None
+        if state is not None:
+            if message.is_gone and not state.held:
+                state = replace(state, held=True)  # an operator's hold outlives this transfer
+            message.state = state
+            retry_in = state.due - wall
+        unknown = False
+        for outcome in outcomes:
+            if outcome.kind is OutcomeKind.UNKNOWN:
+                unknown = True
+        if unknown:
+            self.doubts[message.queue_id] = via.peer
+            if via.hold_unknown:
+                self.held.add(message.queue_id)
+        elif self.doubts and via.slot:
+            self.doubts.pop(message.queue_id, None)
+            self.held.discard(message.queue_id)
+        self._tell(job, outcomes, settled.statuses, via=via, began_at=began_at, retry_in=retry_in)
+        if settled.dropped:
+            self._telemetry.notice(
+                "warning",
+                "transfer",
+                "dropped: neither its recipient nor the postmaster can be reached",
+                message.queue_id,
+            )
+        return Result(message.queue_id, via.slot, state, (), unknown), settled.reports
+
+    def _tell(
+        self,
+        job: Job,
+        outcomes: Sequence[Outcome],
+        statuses: Sequence[str],
+        *,
+        via: Via,
+        began_at: float,
+        retry_in: float | None,
+    ) -> None:
+        message = job.message
+        now = self._clock.monotonic()
+        connecting, via.connecting = via.connecting, 0.0
+        queued = began_at - connecting - message.taken_at
+        sending = now - began_at
+        delays = (message.waited, queued if queued > 0.0 else 0.0, connecting, sending)
+        delay = message.waited + now - message.taken_at
+        recipients = message.envelope.recipients
+        event = self._telemetry.event
+        for outcome, status in zip(outcomes, statuses, strict=True):
+            recipient: Recipient = recipients[outcome.recipient]
+            reply = outcome.reply
+            event(
+                Transferred(
+                    message.queue_id,
+                    recipient.address.text,
+                    recipient.original,
+                    via.connector,
+                    via.kind,
+                    via.relay,
+                    delay,
+                    delays,
+                    reply.enhanced,
+                    status,
+                    reply.text,
+                    via.vip,
+                    via.source,
+                    retry_in if status == "deferred" else None,
+                )
+            )
+            counter = self._deliveries.get((via.connector, status))
+            if counter is None:
+                counter = self._deliveries[via.connector, status] = self._telemetry.counter(
+                    "mta_deliveries_total",
+                    "Recipients by connector and by what became of them.",
+                    connector=via.connector,
+                    result=status,
+                )
+            counter.inc()
+
+    def durable(self, results: Sequence[Result]) -> list[tuple[str, float, bool]]:
+        """The results are on disk. Answers (queue id, due, must be given back) of those messages
+        that left the work at hand and wait in the spool now.
+        """
+        waiting: list[tuple[str, float, bool]] = []
+        for result in results:
+            queue_id = result.queue_id
+            for report in result.reports:
+                kind = "sender non-delivery notification"
+                if report.envelope.recipients[0].address.text == b"":
+                    kind = "postmaster notification"
+                self._telemetry.event(Reported(queue_id, report.queue_id, kind))
+            message = self.active.get(queue_id)
+            if result.state is None:
+                self.active.pop(queue_id, None)
+                self._telemetry.event(Removed(queue_id))
+            elif message is not None and not message.jobs:
+                del self.active[queue_id]
+                due = result.state.due
+                if message.postponed is not None:
+                    due = min(due, message.postponed)
+                waiting.append((queue_id, due, message.is_retaken))
+        return waiting
