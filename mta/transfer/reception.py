@@ -141,7 +141,7 @@ class Reception:
         if desk.room is not None:
             size = parameters.get(b"SIZE") if parameters else None
             try:
-                desk.room.check_room(int(size) if size and size.isdigit() else 0)
+                desk.room.check_room(int(size[:20]) if size and size.isdigit() else 0)
             except (Full, Unavailable) as error:
                 return self._refused(store_reply(error), "MAIL")
         answer = desk.chain.ask("mail", transaction)
