@@ -68,7 +68,7 @@ class Facts:
     retry_now: Callable[[Sequence[str]], object]
     pump: Callable[[], object]
     forget: Callable[[Sequence[str]], object]
-    """These ids left the queue by an operator's hand."""
+    """These were held or deleted: no transfer of them begins any more."""
     plugins: Callable[[], Sequence[Mapping[str, Any]]]
     """One mapping a plugin: kind, name, distribution, version, and reason when it is broken."""
     probe: Callable[[int], Deferred[Health]]
@@ -271,8 +271,9 @@ class Commands:
         return {"act": act.value, "messages": applied, "not_queued": list(wanted)}
 
     def _tell_the_house(self, act: QueueAct, done: Sequence[str]) -> None:
-        if act is QueueAct.DELETE:
+        if act in {QueueAct.HOLD, QueueAct.DELETE}:
             self._facts.forget(done)
+        if act is QueueAct.DELETE:
             for queue_id in done:
                 self._telemetry.event(Notice("info", "queue", "deleted by an operator", queue_id))
                 self._telemetry.event(Removed(queue_id))

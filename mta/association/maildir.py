@@ -42,7 +42,6 @@ _LONGEST_NAME = 200
 _KNOWN_DIRECTORIES = 10_000
 _QUEUE_ID_DIGITS = 14
 
-_DELIVERED = Reply(250, "2.0.0", (b"delivered to maildir",))
 _FULL = Reply(452, "4.2.2", (b"mailbox or its file system is full",))
 
 
@@ -406,7 +405,10 @@ class _Writer:
     def _placed_already(self, mailbox: _Mailbox) -> Outcome:
         # Whoever placed it may have been cut off before the name was durable.
         self._disk.sync_directory(f"{mailbox.directory}/new")
-        return Outcome(mailbox.recipient, OutcomeKind.DELIVERED, _DELIVERED)
+        # Where it lies: for the log and `mta send`. A reader moves it to cur/ sooner or later.
+        path = f"{mailbox.directory}/new/{mailbox.final}".encode("utf-8", "backslashreplace")
+        reply = Reply(250, "2.0.0", (b"delivered to " + _one_line(path),))
+        return Outcome(mailbox.recipient, OutcomeKind.DELIVERED, reply)
 
     def _create(self, mailbox: _Mailbox, mode: int = os.O_WRONLY) -> None:
         self._fd = self._disk.open(mailbox.temporary, mode | os.O_CREAT | os.O_EXCL, 0o600)

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     # SUPPRESS: given before the command they must survive the defaults of the one behind it.
     common.add_argument("--socket", default=argparse.SUPPRESS, help="the MTA's control socket")
     common.add_argument("--config", default=argparse.SUPPRESS, help="the MTA's configuration file")
