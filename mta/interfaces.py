@@ -547,6 +547,15 @@ class IListenerKind(Interface):
         """Open the ports on every usable address of the tenure."""
 
 
+class IDrains(Interface):
+    """Add-on of a listener kind that can end its open associations politely."""
+
+    def drain() -> Deferred[None]:
+        """Each association ends when no transaction is open on it; fires when all have. Call it
+        after the ports were revoked.
+        """
+
+
 # --- outbound: transfer -> association kind ---------------------------------------------------
 
 

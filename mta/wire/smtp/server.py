@@ -141,6 +141,11 @@ class Responder:
         """An event was handed out and not answered."""
         return self._awaiting is not None or self.state is State.GREETING
 
+    @property
+    def is_ending_message(self) -> bool:
+        """The content is complete and its answer is owed: the message may be ours already."""
+        return self._awaiting is Verb.END
+
     def take_output(self) -> bytes:
         """All that is to be sent now, in one piece; b"" when there is nothing."""
         output = self._output
@@ -166,11 +171,14 @@ class Responder:
     def answer(self, reply: Reply | None) -> None:
         """Answer the event handed out last. None: the usual positive reply.
 
-        In the LMTP role the answer to End stands for every accepted recipient.
+        In the LMTP role the answer to End stands for every accepted recipient. An End that had a
+        fault is answered by that fault if `reply` does not refuse it.
         """
         verb = self._awaiting
         if verb is None:
             raise LocalProtocolError("nothing was asked that this would answer")
+        if verb is Verb.END and (reply is None or reply.is_positive):
+            reply = self._fault() or reply
         if verb is Verb.END and self.role is Role.LMTP:
             self.answer_each([reply] * self.recipients_accepted)
             return

@@ -1,0 +1,619 @@
+"""The association kinds `smtp` and `lmtp` in the responder's role: the listener and its adapter.
+
+Law: the machine in wire/smtp/server.py decides what is said; here octets are fed and written, hooks
+are asked one at a time, deadlines are kept. A 250 for content is written only with the answer of
+`IReception.end`; `acknowledged` follows the write and comes before the next `end`. Fenced or
+revoked: the association is reset without a reply.
+
+RFC 5321 4.5.3.2.7 (5 minutes for a command), 4.5.3.2.5 (a block of data), RFC 2920.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IProtocol, IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure as TwistedFailure
+from zope.interface import implementer
+
+from mta.association.deadline import Deadline
+from mta.association.transport import abort_now, send_now
+from mta.errors import Failure, Fenced, Full, MTAError, SpoolError, TenureRevoked, Unknown
+from mta.interfaces import (
+    IClock,
+    IDrains,
+    IListenerKind,
+    IReception,
+    IReceptionHost,
+    IRevocable,
+    ISurroundings,
+    ITenure,
+)
+from mta.model import PeerInfo, Reply
+from mta.settings import Count, Duration, Network, Port, Settings, Size
+from mta.telemetry import Rejected as RejectedEvent
+from mta.telemetry import Telemetry
+from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected, Reset
+from mta.wire.smtp.reply import render
+from mta.wire.smtp.server import Limits, Responder
+from mta.wire.smtp.states import Role, State
+
+BUFFER_OCTETS = 65536
+"""Unread octets above which a peer must wait: one read of the reactor's."""
+LINGER_SECONDS = 30.0
+"""How long a peer may take to read our last words."""
+
+_AT_REST = (State.START, State.IDLE)
+_LOCAL_ERROR = Reply(451, "4.3.0", (b"Local error, try again later",))
+_FULL = Reply(452, "4.3.1", (b"No room for mail now, try again later",))
+_TIMEOUT = Reply(421, "4.4.2", (b"Timeout, closing the connection",))
+_SHUTTING_DOWN = Reply(421, "4.3.2", (b"Shutting down, try again",))
+_NOT_NOW = Reply(421, "4.3.2", (b"Not in service now, try again later",))
+_TOO_MANY = Reply(421, "4.7.0", (b"Too many connections, try again later",))
+_TOO_MANY_OF_YOURS = Reply(421, "4.7.0", (b"Too many connections from your address",))
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+class ListenerLimits(Settings):
+    """The `limits:` of a listener."""
+
+    connections: Count = Field(
+        default=1000, description="Open connections of this listener; more are told 421."
+    )
+    connections_per_client: Count = Field(
+        default=500, description="Of these, from one client address; more are told 421."
+    )
+    recipients: Count = Field(
+        default=1000,
+        description="Recipients of one transaction; more are told 452 and come in the next "
+        "(RFC 5321 4.5.3.1.8 asks for 100 at least).",
+    )
+    size: Size = Field(
+        default=25 * 2**20, description="Of one message; announced by SIZE. 0: no limit."
+    )
+    line: Size = Field(
+        default=998,
+        description="Octets of a line of content without CRLF (RFC 5321 4.5.3.1.6: 998). "
+        "A message with a longer line is refused with 554 5.6.0. 0: no limit.",
+    )
+    errors: Count = Field(
+        default=20,
+        description="Refused commands since the last accepted message; then 421. Refused "
+        "recipients of a transaction that has accepted ones do not count.",
+    )
+    commands: int = Field(
+        default=0, ge=0, description="Commands of one connection; then 421. 0: no limit."
+    )
+    backlog: Count = Field(default=1024, description="Connections that wait to be accepted.")
+
+
+class ListenerTimeouts(Settings):
+    """The `timeouts:` of a listener."""
+
+    command: Duration = Field(
+        default=300.0, description="For the next whole command (RFC 5321 4.5.3.2.7: 5 minutes)."
+    )
+    block: Duration = Field(
+        default=180.0, description="Between two pieces of content (RFC 5321: 3 minutes)."
+    )
+    transaction: Duration = Field(
+        default=3600.0,
+        description="From MAIL to the final dot, so that a client that sends an octet now and "
+        "then cannot hold a connection for ever.",
+    )
+
+
+class SmtpListenerSettings(Settings):
+    """A `listeners:` block of kind smtp or lmtp."""
+
+    name: str = Field(default="", description="For logs and metrics; by default kind:port.")
+    port: Port = Field(default=25, description="On every address of the virtual server.")
+    relay_from: tuple[Network, ...] | None = Field(
+        default=None,
+        description="Networks whose clients may send to any routable recipient; by default "
+        "loopback and our own virtual addresses.",
+    )
+    banner: str = Field(
+        default="",
+        max_length=400,
+        pattern=r"^[ -~]*$",
+        description="What follows the network name and ESMTP in the greeting.",
+    )
+    bare_newline: Literal["reject", "normalise"] = Field(
+        default="reject",
+        description="Content with a CR or LF that is not part of CRLF: reject it with 550 5.5.2, "
+        "or normalise each to CRLF. Neither ends the content.",
+    )
+    limits: ListenerLimits = Field(
+        default_factory=ListenerLimits, description="What clients may use."
+    )
+    timeouts: ListenerTimeouts = Field(
+        default_factory=ListenerTimeouts, description="How long clients may take."
+    )
+
+    def of_machine(self) -> Limits:
+        limits = self.limits
+        return Limits(
+            size_octets=limits.size,
+            recipients=limits.recipients,
+            errors=limits.errors,
+            commands=limits.commands,
+            line_octets=limits.line,
+            normalise_newlines=self.bare_newline == "normalise",
+        )
+
+
+# --- the adapter ------------------------------------------------------------------------------
+
+
+@implementer(IPushProducer)
+class SmtpResponder(Protocol):
+    """One accepted association."""
+
+    transport: Any
+    association_kind = "smtp"
+
+    def __init__(
+        self,
+        machine: Responder,
+        reception: IReception,
+        peer: PeerInfo,
+        timeouts: ListenerTimeouts,
+        *,
+        clock: IClock,
+        telemetry: Telemetry,
+        on_lost: Callable[[SmtpResponder], None] | None = None,
+    ) -> None:
+        self.peer = peer
+        self._machine = machine
+        self._reception = reception
+        self._timeouts = timeouts
+        self._clock = clock
+        self._telemetry = telemetry
+        self._on_lost = on_lost
+        self._deadline = Deadline(clock, self._expired)
+        self._transaction_ends = 0.0
+        self._waiting: Deferred[Any] | None = None
+        """A hook's answer, or the end of a pause that a chunk asked for."""
+        self._is_pumping = False
+        self._is_choked = False
+        self._is_reading_paused = False
+        self._is_unacknowledged = False
+        self._is_ending = False
+        self._is_lost = False
+        self._is_draining = False
+
+    # -- Protocol
+
+    def connectionMade(self) -> None:
+        self.transport.registerProducer(self, True)
+        self._guarded(SmtpResponder._ask_connected, None)
+        self._pump()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._is_ending:
+            return
+        machine = self._machine
+        machine.receive(data)
+        if self._waiting is None:
+            self._pump()
+        if machine.buffered_octets > BUFFER_OCTETS and not self._is_reading_paused:
+            self._is_reading_paused = True
+            self.transport.pauseProducing()
+
+    def connectionLost(self, reason: TwistedFailure = connectionDone) -> None:
+        if self._is_lost:
+            return
+        machine, stage = self._machine, ""
+        if not self._is_ending:
+            stage = machine.stage
+        self._is_lost = self._is_ending = True
+        self._deadline.cancel()
+        waiting, self._waiting = self._waiting, None
+        # What was committed stays ours, whoever has gone; the rest is told by `closed`.
+        if waiting is not None and not machine.is_ending_message:
+            waiting.cancel()
+        self._reception.closed(stage, machine.commands)
+        if self._on_lost is not None:
+            self._on_lost(self)
+
+    # -- IPushProducer: the peer does not read what we say
+
+    def pauseProducing(self) -> None:
+        self._is_choked = True
+
+    def resumeProducing(self) -> None:
+        self._is_choked = False
+        self._pump()
+
+    def stopProducing(self) -> None:
+        """The transport is going; connectionLost follows."""
+
+    # -- the listener's words
+
+    def drain(self) -> None:
+        """End as soon as no transaction is open."""
+        self._is_draining = True
+        self._pump()
+
+    def abort(self) -> None:
+        """Reset the connection, now and without a word."""
+        if not self._is_lost:
+            self._is_ending = True
+            abort_now(self.transport)
+
+    # -- the loop
+
+    def _pump(self) -> None:
+        """Hand out events until an answer is owed, the peer must read first, or none is left."""
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        machine = self._machine
+        is_moved = False
+        try:
+            while self._waiting is None and not self._is_choked and not self._is_ending:
+                event = machine.next_event()
+                if event is None:
+                    break
+                is_moved = True
+                self._guarded(_HANDLERS[type(event)], event)
+        finally:
+            self._is_pumping = False
+        if self._is_lost:
+            return
+        if self._is_draining and machine.state in _AT_REST and not machine.is_awaiting:
+            machine.shut_down(_SHUTTING_DOWN)
+            self._is_draining = False
+            self._pump()
+            return
+        self._flush()
+        if self._is_ending:
+            return
+        if machine.is_awaiting or self._waiting is not None:
+            self._deadline.clear()
+        elif is_moved or not self._deadline.is_set:
+            self._arm()
+        if self._is_reading_paused and machine.buffered_octets <= BUFFER_OCTETS:
+            self._is_reading_paused = False
+            self.transport.resumeProducing()
+
+    def _arm(self) -> None:
+        timeouts, state = self._timeouts, self._machine.state
+        seconds = timeouts.block if state is State.CONTENT else timeouts.command
+        if state is not State.IDLE and state is not State.START:
+            left = self._transaction_ends - self._clock.monotonic()
+            if left < seconds:
+                seconds = max(left, 0.0)
+        self._deadline.set(seconds)
+
+    def _expired(self) -> None:
+        if self._is_ending:
+            self.abort()
+            return
+        if self._is_choked:
+            self.abort()  # it would not read our reason either
+            return
+        self._machine.shut_down(_TIMEOUT)
+        self._pump()
+
+    def _flush(self) -> None:
+        data = self._machine.take_output()
+        if data:
+            send_now(self.transport, data)
+        if self._is_unacknowledged:
+            self._is_unacknowledged = False
+            self._reception.acknowledged()
+
+    # -- hooks
+
+    def _guarded(self, handle: Callable[[SmtpResponder, Any], None], event: Any) -> None:
+        try:
+            handle(self, event)
+        except Exception as error:
+            self._failed_with(error)
+
+    def _ask(self, answer: Reply | None | Deferred[Reply | None]) -> None:
+        if isinstance(answer, Deferred):
+            self._waiting = answer
+            answer.addCallbacks(self._answered, self._failed)
+        else:
+            self._machine.answer(answer)
+
+    def _answered(self, reply: Reply | None) -> None:
+        self._waiting = None
+        if not self._is_ending:
+            self._machine.answer(reply)
+            self._pump()
+
+    def _ended_message(self, reply: Reply) -> None:
+        self._waiting = None
+        if not self._is_ending:
+            self._machine.answer(reply)
+            self._is_unacknowledged = True
+            self._pump()
+
+    def _failed(self, failure: TwistedFailure) -> None:
+        self._waiting = None
+        self._failed_with(failure.value)
+        self._pump()
+
+    def _failed_with(self, error: BaseException | None) -> None:
+        """A hook raised: the peer gets a reply that says nothing of our insides, or a reset."""
+        if self._is_ending or isinstance(error, CancelledError):
+            return
+        machine = self._machine
+        if isinstance(error, Fenced | TenureRevoked | Unknown):
+            self.abort()
+            return
+        if isinstance(error, Failure):
+            reply = Reply(error.code, error.enhanced, (b"Refused",))
+        elif isinstance(error, Full):
+            reply = _FULL
+        else:
+            reply = _LOCAL_ERROR
+            self._notice(error)
+        if machine.state is State.GREETING:
+            machine.greet(Reply(421, reply.enhanced, reply.lines))
+        elif machine.is_awaiting:
+            machine.answer(reply)
+        else:
+            self.abort()
+
+    def _notice(self, error: BaseException | None) -> None:
+        what = str(error) if isinstance(error, MTAError) else f"{type(error).__name__}: {error}"
+        level = "warning" if isinstance(error, SpoolError) else "error"
+        text = f"{self.peer.association}: {what} after {self._machine.stage}"
+        self._telemetry.notice(level, "association", text)
+
+    def _ask_connected(self, _: None) -> None:
+        answer = self._reception.connected()
+        if isinstance(answer, Deferred):
+            self._waiting = answer
+            answer.addCallbacks(self._connected, self._failed)
+        else:
+            self._machine.greet(answer)
+
+    def _connected(self, refusal: Reply | None) -> None:
+        self._waiting = None
+        if not self._is_ending:
+            self._machine.greet(refusal)
+            self._pump()
+
+    def _on_helo(self, event: Helo) -> None:
+        self._ask(self._reception.helo(event.name, event.protocol))
+
+    def _on_mail(self, event: Mail) -> None:
+        self._transaction_ends = self._clock.monotonic() + self._timeouts.transaction
+        self._ask(self._reception.mail(event.sender, event.parameters))
+
+    def _on_rcpt(self, event: Rcpt) -> None:
+        self._ask(self._reception.rcpt(event.recipient, event.parameters))
+
+    def _on_data(self, event: Data) -> None:
+        self._ask(self._reception.data())
+
+    def _on_chunk(self, event: Chunk) -> None:
+        pause = self._reception.chunk(event.data)
+        if pause is not None:
+            self._waiting = pause
+            pause.addCallbacks(self._go_on, self._failed)
+
+    def _go_on(self, _: object) -> None:
+        self._waiting = None
+        self._pump()
+
+    def _on_end(self, event: End) -> None:
+        if self._is_unacknowledged:
+            self._flush()  # one unread reply an association at most
+        answer = self._reception.end(event.fault)
+        self._waiting = answer
+        answer.addCallbacks(self._ended_message, self._failed)
+
+    def _on_reset(self, event: Reset) -> None:
+        self._reception.reset()
+
+    def _on_rejected(self, event: Rejected) -> None:
+        machine, peer = self._machine, self.peer
+        self._telemetry.event(
+            RejectedEvent(
+                association=peer.association,
+                client=peer.host,
+                stage=event.stage,
+                reply=event.reply.text,
+                sender=event.sender,
+                recipient=event.recipient,
+                helo=machine.helo,
+                protocol=machine.protocol,
+            )
+        )
+
+    def _on_quit(self, event: Quit) -> None:
+        self._flush()
+        self._is_ending = True
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+        self._deadline.set(LINGER_SECONDS)
+
+
+_HANDLERS: dict[type[Any], Callable[[SmtpResponder, Any], None]] = {
+    Helo: SmtpResponder._on_helo,
+    Mail: SmtpResponder._on_mail,
+    Rcpt: SmtpResponder._on_rcpt,
+    Data: SmtpResponder._on_data,
+    Chunk: SmtpResponder._on_chunk,
+    End: SmtpResponder._on_end,
+    Reset: SmtpResponder._on_reset,
+    Rejected: SmtpResponder._on_rejected,
+    Quit: SmtpResponder._on_quit,
+}
+
+
+class TurnedAway(Protocol):
+    """Says one reply and closes: a connection beyond a limit."""
+
+    transport: Any
+
+    def __init__(self, reply: Reply, clock: IClock) -> None:
+        self._reply = reply
+        self._deadline = Deadline(clock, self._expired)
+
+    def connectionMade(self) -> None:
+        send_now(self.transport, render(self._reply))
+        self.transport.loseConnection()
+        self._deadline.set(LINGER_SECONDS)
+
+    def connectionLost(self, reason: TwistedFailure = connectionDone) -> None:
+        self._deadline.cancel()
+
+    def _expired(self) -> None:
+        abort_now(self.transport)
+
+
+# --- the listener -----------------------------------------------------------------------------
+
+
+@implementer(IListenerKind, IDrains)
+class SmtpListener:
+    """A `listeners:` block: opens its port on every address and counts who is connected."""
+
+    def __init__(
+        self, settings: SmtpListenerSettings, surroundings: ISurroundings, lmtp: bool = False
+    ) -> None:
+        self.kind = "lmtp" if lmtp else "smtp"
+        self.settings = settings
+        self.name = settings.name or f"{self.kind}:{settings.port}"
+        self._role = Role.LMTP if lmtp else Role.SMTP
+        self._surroundings = surroundings
+        self._limits = settings.of_machine()
+        self._banner = settings.banner.encode()
+        self._open: set[SmtpResponder] = set()
+        self._clients: dict[str, int] = {}
+        self._drained: list[Deferred[None]] = []
+        self._is_full = False
+        self._turned_away = surroundings.telemetry.counter(
+            "mta_connections_refused_total",
+            "Connections answered with 421 for a limit.",
+            listener=self.name,
+        )
+
+    def listen(self, tenure: ITenure, host: IReceptionHost) -> Sequence[IRevocable]:
+        def build(peer: PeerInfo) -> IProtocol:
+            return self.build(tenure, host, peer)
+
+        ports: list[IRevocable] = []
+        try:
+            for address in tenure.addresses:
+                ports.append(
+                    self._surroundings.doors.listen(
+                        tenure,
+                        address,
+                        self.settings.port,
+                        build,
+                        name=self.kind,
+                        backlog=self.settings.limits.backlog,
+                    )
+                )
+        except MTAError:
+            for port in ports:
+                port.revoke()
+            raise
+        return ports
+
+    def build(self, tenure: ITenure, host: IReceptionHost, peer: PeerInfo) -> IProtocol:
+        """The protocol of one accepted connection."""
+        limits, clock = self.settings.limits, self._surroundings.clock
+        mine = self._clients.get(peer.host, 0)
+        if len(self._open) >= limits.connections or mine >= limits.connections_per_client:
+            full = len(self._open) >= limits.connections
+            self._turn_away(peer, full)
+            return TurnedAway(_TOO_MANY if full else _TOO_MANY_OF_YOURS, clock)
+        peer = replace(peer, listener=self.name, protocol=self._role.value)
+        try:
+            reception = host.reception(tenure, peer)
+        except MTAError as error:
+            self._surroundings.telemetry.notice("warning", "association", f"{self.name}: {error}")
+            return TurnedAway(_NOT_NOW, clock)
+        responder = SmtpResponder(
+            Responder(tenure.network_name.encode(), self._role, self._limits, self._banner),
+            reception,
+            peer,
+            self.settings.timeouts,
+            clock=clock,
+            telemetry=self._surroundings.telemetry,
+            on_lost=self._ended,
+        )
+        responder.association_kind = self.kind
+        self._open.add(responder)
+        self._clients[peer.host] = mine + 1
+        return responder
+
+    @property
+    def open_associations(self) -> int:
+        return len(self._open)
+
+    def drain(self) -> Deferred[None]:
+        if not self._open:
+            return succeed(None)
+        done: Deferred[None] = Deferred()
+        self._drained.append(done)
+        for responder in tuple(self._open):
+            responder.drain()
+        return done
+
+    def _turn_away(self, peer: PeerInfo, full: bool) -> None:
+        self._turned_away.inc()
+        if not self._is_full:  # one line a flood
+            self._is_full = True
+            limits = self.settings.limits
+            which = (
+                f"{limits.connections} connections"
+                if full
+                else f"{limits.connections_per_client} connections from {peer.host}"
+            )
+            self._surroundings.telemetry.notice(
+                "warning", "association", f"{self.name}: {which} are open, more are told 421"
+            )
+
+    def _ended(self, responder: SmtpResponder) -> None:
+        if responder not in self._open:
+            return
+        self._open.discard(responder)
+        host = responder.peer.host
+        left = self._clients.get(host, 1) - 1
+        if left:
+            self._clients[host] = left
+        else:
+            self._clients.pop(host, None)
+        if len(self._open) < self.settings.limits.connections // 2:
+            self._is_full = False
+        if not self._open:
+            drained, self._drained = self._drained, []
+            for done in drained:
+                done.callback(None)
+
+
+def build_submission_responder(
+    tenure: ITenure,
+    host: IReceptionHost,
+    peer: PeerInfo,
+    surroundings: ISurroundings,
+    settings: SmtpListenerSettings | None = None,
+) -> IProtocol:
+    """The responder for this node's own programs (submit.sock). `host` sets the size limit."""
+    settings = settings or SmtpListenerSettings(limits=ListenerLimits(size=0, line=0))
+    return SmtpResponder(
+        Responder(tenure.network_name.encode(), Role.SMTP, settings.of_machine()),
+        host.reception(tenure, peer),
+        peer,
+        settings.timeouts,
+        clock=surroundings.clock,
+        telemetry=surroundings.telemetry,
+    )
