@@ -241,6 +241,7 @@ virtual-server:
   network-name: bench.example.org
   addresses: [{HOST}]
 postmaster: postmaster@example.org
+node: {{name: bench, state-directory: {directory}/state}}
 cluster: {{resource: standalone}}
 spool: {{store: log, directory: {directory}/spool}}
 listeners:

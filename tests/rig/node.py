@@ -71,6 +71,7 @@ virtual-server:
   network-name: {NETWORK_NAME}
   addresses: {addresses}
 postmaster: postmaster@example.org
+node: {{name: node-a, state-directory: {self.directory}/state}}
 cluster:
   resource: interface
 {block(cluster or "grace: 10s", 2)}
@@ -86,7 +87,7 @@ listeners:
 connectors:
 {block(connectors or hub, 2)}
 queue:
-{block(queue or "lifetime: 1h", 2)}
+{block(queue or "destination-retry: 1s", 2)}
 admin:
   socket: {self.control}
   submit-socket: {os.path.join(self.directory, "submit.sock")}

@@ -40,7 +40,7 @@ def scenario_full_disk(rig: Rig) -> None:
     sink = Sink(rig)
     rig.online(
         spool=os.path.join(where, "spool"),
-        queue="lifetime: 1h\nbackoff: [2s]",
+        queue="lifetime: 1h\nbackoff: [2s]\ndestination-retry: 1s",
     )
     promised, answer, client = 0, b"", None
     for number in range(400):
@@ -72,7 +72,7 @@ def scenario_full_disk(rig: Rig) -> None:
 
 def scenario_dead_next_hop(rig: Rig) -> None:
     """While the next hop is dead the mail waits; it goes when the hop lives, without being asked."""
-    rig.online(queue="lifetime: 1h\nbackoff: [1s, 2s]")
+    rig.online(queue="lifetime: 1h\nbackoff: [1s, 2s]\ndestination-retry: 1s")
     source(rig, 50)
     rig.wait_log("status=deferred")
     queue = rig.command("queue", "list").stdout
@@ -166,7 +166,7 @@ def scenario_expiry(rig: Rig) -> None:
           bridgeheads: ["{PEER}:25"]
           address-spaces: [{{domain: "*", cost: 10}}]
         """,
-        queue="lifetime: 4s\nbackoff: [1s]",
+        queue="lifetime: 4s\nbackoff: [1s]\ndestination-retry: 1s",
     )
     swaks(rig, "--server", VIRTUAL, "--from", "sender@example.net", "--to", "x@dead.example.com")
     sink.wait(1, 30)
