@@ -8,8 +8,8 @@ either prints a traceback or hangs the daemon's parent).
 from __future__ import annotations
 
 import os
+import socket
 import sys
-import time
 from typing import NoReturn, cast
 
 from twisted.application.service import IService
@@ -17,8 +17,11 @@ from twisted.python import usage
 
 from mta.errors import MTAError
 
+DEFAULT_PORT = 2525
+DEFAULT_DIRECTORY = "var"
 
-class Options(usage.Options):  # type: ignore[misc]  # usage.Options is untyped
+
+class Options(usage.Options):
     """What follows `twistd mta`."""
 
     synopsis = "[--config FILE | --port PORT --directory DIR]"
@@ -42,23 +45,28 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     from mta.config.errors import ConfigErrors
-    from mta.config.load import default_text, load
+    from mta.config.generate import default_text
+    from mta.config.load import load, load_file
+    from mta.plugins.find import Catalogue
+    from mta.process import boottime
     from mta.service import MTAService
 
     # callLater follows time.time (measured); it has to follow a clock that never jumps and that
     # counts while the machine sleeps (spool.md section 9).
-    reactor.seconds = _boottime  # type: ignore[attr-defined]
+    reactor.seconds = boottime  # type: ignore[method-assign]
 
+    path = options["config"]
+    catalogue = Catalogue()
     try:
-        path = options["config"]
         if path:
-            text = _read(path)
-            config = load(text, path)
+            config = load_file(path, catalogue.find)
         else:
-            text = default_text(os.path.abspath(options["directory"] or "var"), options["port"])
-            config = load(text, "embedded default")
+            directory = os.path.abspath(options["directory"] or DEFAULT_DIRECTORY)
+            text = default_text(directory, options["port"] or DEFAULT_PORT, socket.gethostname())
+            config = load(text, "embedded default", catalogue.find)
         made = MTAService(
             config,
+            catalogue,
             reactor,
             configuration_file=path,
             uid=options.parent["uid"] if options.parent else None,
@@ -70,18 +78,7 @@ def makeService(options: Options) -> IService:
     return cast(IService, made)
 
 
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        _refuse(f"mta: {path}: {error}", os.EX_CONFIG)
-
-
 def _refuse(text: str, code: int) -> NoReturn:
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
     raise SystemExit(code)

@@ -1,0 +1,137 @@
+"""What this process and this node are: time, surroundings, and the facts that refuse a start.
+
+Law: looked at once, before the fork, and said by name. Nothing here knows mail.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from zope.interface import implementer
+
+from mta.errors import StartRefused
+from mta.interfaces import (
+    IClock,
+    IDisk,
+    IDoors,
+    IExecutor,
+    IPluginFactory,
+    IResolver,
+    ISurroundings,
+    ITimer,
+)
+from mta.model import VirtualServer
+from mta.telemetry import Telemetry
+
+CAP_NET_BIND_SERVICE = 10
+"""Its bit in CapEff (linux/capability.h)."""
+
+
+def boottime() -> float:
+    """CLOCK_BOOTTIME, seconds: never jumps, and counts while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@implementer(ITimer)
+class _Timer:
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def cancel(self) -> None:
+        try:
+            self._call.cancel()
+        except (AlreadyCalled, AlreadyCancelled):
+            pass  # that is what was wanted
+
+
+@implementer(IClock)
+class ReactorClock:
+    """The reactor's timers; `tap` has put the reactor itself on CLOCK_BOOTTIME."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def call_later(self, seconds: float, call: Callable[..., object], *arguments: object) -> ITimer:
+        return _Timer(self._reactor.callLater(max(0.0, seconds), call, *arguments))
+
+    def monotonic(self) -> float:
+        return boottime()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+@implementer(ISurroundings)
+@dataclass(frozen=True)
+class Surroundings:
+    """See ISurroundings. `granted` is what a plugin's factory gets: doors for its purposes only."""
+
+    clock: IClock
+    doors: IDoors
+    telemetry: Telemetry
+    disk: IDisk
+    executor: IExecutor
+    resolver: IResolver
+    node: str
+    state_directory: str
+    virtual_server: VirtualServer
+
+    def granted(self, factory: IPluginFactory, doors: Any) -> Surroundings:
+        return replace(self, doors=doors.granted(factory.name, factory.purposes))
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot; "" where there is none (no Linux /proc)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def refuse_privileged_ports(ports: Iterable[int], uid: int | None) -> None:
+    """@raise StartRefused (77): a port that this process will not be allowed to bind at takeover.
+
+    `uid` is what twistd will change to before it binds (None: nothing changes).
+    """
+    lowest = _first_unprivileged_port()
+    low = sorted({port for port in ports if port < lowest})
+    if not low:
+        return
+    will_be = os.geteuid() if uid is None else uid
+    if will_be == 0 or (uid in {None, os.geteuid()} and _has_capability(CAP_NET_BIND_SERVICE)):
+        return
+    raise StartRefused(
+        f"port {', '.join(map(str, low))} cannot be bound by uid {will_be}",
+        f"ports under {lowest} need CAP_NET_BIND_SERVICE when the virtual server comes online",
+        "give AmbientCapabilities=CAP_NET_BIND_SERVICE in the systemd unit; or "
+        f"sysctl net.ipv4.ip_unprivileged_port_start={low[0]}; or listen on a higher port and "
+        "redirect to it",
+        exit_code=os.EX_NOPERM,
+    )
+
+
+def _first_unprivileged_port() -> int:
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1024
+
+
+def _has_capability(bit: int) -> bool:
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("CapEff:"):
+                    return bool(int(line.split()[1], 16) >> bit & 1)
+    except (OSError, ValueError):
+        pass
+    return False

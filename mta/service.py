@@ -1,0 +1,405 @@
+"""The composition root: builds every room once, and the tenant that lives while a tenure does.
+
+Law: the only module that knows every room. Only the ownership machine starts by itself; what
+listens or connects for mail is made when a Tenure exists and goes with it. What can be refused
+without waiting is refused in the constructor, before twistd forks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogLevel
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mta.admin.commands import Commands, Facts
+from mta.admin.control import ControlServer
+from mta.admin.http import Http
+from mta.admin.logs import LogObserver
+from mta.admin.metrics import Exposition
+from mta.admin.sdnotify import Notifier
+from mta.admin.submit import SubmitServer
+from mta.association.endpoints import Doors
+from mta.cluster.admission import refuse_unfenced
+from mta.cluster.driver import ClaimFacts, Ownership
+from mta.cluster.settings import ClusterSettings
+from mta.config.errors import ConfigErrors
+from mta.config.load import load_file
+from mta.config.schema import Config, PluginBlock
+from mta.errors import ClusterNotInitialised, MTAError, PluginError
+from mta.interfaces import IClusterResource, IRevocable, ISpool, ITenure
+from mta.plugins.find import Catalogue, create
+from mta.process import ReactorClock, Surroundings, boot_id, refuse_privileged_ports
+from mta.resolver.dns import DnsResolver
+from mta.spool.disk import Disk, ThreadExecutor
+from mta.telemetry import Event, Telemetry, Transition
+from mta.tenant import Bridgehead
+from mta.wire.smtp.grammar import parse_mailbox
+
+
+def own_version() -> str:
+    try:
+        return version("mta")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0"
+
+
+@implementer(ILogObserver)
+class TwistedLog:
+    """Twisted's own log, into ours: its warnings and failures; the rest is of no use to anybody."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        level = event.get("log_level", LogLevel.info)
+        failure: Failure | None = event.get("log_failure")
+        if failure is not None:
+            text = f"{failure.value.__class__.__name__}: {failure.getErrorMessage()}"
+            trace = failure.getTraceback(elideFrameworkCode=True)
+            self._telemetry.notice("error", "twisted", f"{text} | {' | '.join(trace.split())}")
+        elif level >= LogLevel.warn:
+            from twisted.logger import formatEvent
+
+            self._telemetry.notice("warning", "twisted", formatEvent(event))
+
+
+class MTAService(Service):
+    """What twistd runs. `configuration_file` is None for the embedded default."""
+
+    def __init__(
+        self,
+        config: Config,
+        catalogue: Catalogue,
+        reactor: Any,
+        *,
+        configuration_file: str | None,
+        uid: int | None,
+    ) -> None:
+        self._config = config
+        self._catalogue = catalogue
+        self._reactor = reactor
+        self._file = configuration_file
+        self._started_at = time.time()
+        self._admin_ports: list[IRevocable] = []
+        self._announced = False
+        self._exit_code = os.EX_OK
+
+        self.telemetry = telemetry = Telemetry()
+        self.clock = clock = ReactorClock(reactor)
+        self._doors = Doors(reactor, clock, telemetry)
+        self._executor = ThreadExecutor(reactor)
+        node = config.node.name or socket.gethostname()
+        self._log = LogObserver(
+            config.log, clock, self._executor, telemetry, host=node, environment=os.environ
+        )
+        telemetry.attach(self._log)
+        self._notifier = Notifier(os.environ, clock)
+        self._resolver = DnsResolver(config.resolver, self._doors, clock, telemetry)
+        self._surroundings = Surroundings(
+            clock=clock,
+            doors=self._doors,
+            telemetry=telemetry,
+            disk=Disk(),
+            executor=self._executor,
+            resolver=self._resolver,
+            node=node,
+            state_directory=config.node.state_directory,
+            virtual_server=config.virtual_server,
+        )
+        refuse_privileged_ports((p for b in config.listeners for p in _ports(b.settings)), uid)
+        if os.geteuid() == 0 and uid is None:
+            telemetry.notice(
+                "warning", "start", "running as root: give twistd --uid and --gid of a user"
+            )
+        resource = IClusterResource(self._created(config.cluster))
+        spool = ISpool(self._created(config.spool))
+        refuse_unfenced(resource, spool, config.spool.settings)
+        resource.prepare(config.virtual_server)
+        self._resource = resource
+        self._spool = spool
+        self.tenant = Bridgehead(config, spool, self._surroundings, self._created)
+        self.ownership = Ownership(
+            resource,
+            spool,
+            self.tenant,
+            self._doors,
+            clock,
+            telemetry,
+            config.virtual_server,
+            ClaimFacts(
+                node=node,
+                boot_id=boot_id(),
+                process_started=self._started_at,
+                version=own_version(),
+                configuration_digest=config.digest,
+            ),
+            _cluster_settings(config.cluster),
+        )
+        self.ownership.on_fatal(self._fatal)
+        telemetry.attach(self._on_event)
+        self.commands = Commands(
+            Facts(
+                status=self.status,
+                spool=self._owned_spool,
+                routing=lambda: self.tenant.routing,
+                parse_address=parse_mailbox,
+                retry_now=self.tenant.retry_now,
+                pump=self.tenant.pump,
+                forget=self.tenant.forget,
+                plugins=self._plugin_facts,
+                probe=resource.probe,
+            ),
+            clock,
+            telemetry,
+        )
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def setServiceParent(self, parent: Any) -> None:
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]  # Twisted's
+        set_component = getattr(parent, "setComponent", None)
+        if set_component is not None:
+            set_component(ILogObserver, TwistedLog(self.telemetry))
+
+    def startService(self) -> None:
+        """After the fork. Standby is health: nothing here waits for the virtual server."""
+        super().startService()  # type: ignore[no-untyped-call]  # Twisted's
+        self._log.start()
+        self._open_admin()
+        self._reactor.callWhenRunning(self._install_signals)
+        self._notifier.start_watchdog(self._config.admin.watchdog)
+        self._notifier.ready("standby")
+        self.ownership.start()
+
+    def stopService(self) -> Deferred[None]:
+        """SIGTERM: drain, release, then let the reactor stop."""
+        super().stopService()  # type: ignore[no-untyped-call]  # Twisted's
+        self._notifier.stopping()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await self.ownership.stop("the process was told to stop")
+        except MTAError as error:
+            self.telemetry.notice("error", "stop", str(error))
+        for port in self._admin_ports:
+            port.revoke()
+        self._admin_ports.clear()
+        self._notifier.stop()
+        self._executor.stop()
+        self._log.stop()
+
+    def _fatal(self, exit_code: int, reason: str) -> None:
+        """The tenure cannot be ended cleanly (LOST): leave at once, and never by reactor.stop(),
+        which joins threads that may hang in the kernel (cluster.md section 4).
+        """
+        self.telemetry.notice("critical", "ownership", f"leaving with {exit_code}: {reason}")
+        self._log.stop()
+        os._exit(exit_code)
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _created(self, block: Any) -> Any:
+        """Build a plugin from its block of the configuration."""
+        surroundings = self._surroundings.granted(block.factory, self._doors)
+        return create(block.factory, block.settings, surroundings)
+
+    def _open_admin(self) -> None:
+        admin = self._config.admin
+        control = ControlServer(self.commands, self.telemetry, self.clock, group=admin.group)
+        submit = SubmitServer(
+            admin,
+            self.tenant.build_submission(admin),
+            self._elsewhere,
+            self.telemetry,
+            network_name=self._config.virtual_server.network_name,
+        )
+        for path, factory, mode in (
+            (admin.socket, control, control.mode),
+            (admin.submit_socket, submit, 0o666),
+        ):
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            self._admin_ports.append(
+                self._doors.service_listen("admin", f"unix:{path}", factory, mode)
+            )
+        control.secure(admin.socket)
+        if admin.http is not None:
+            http = Http(
+                admin.http,
+                self.commands,
+                Exposition(
+                    self.telemetry,
+                    own_version(),
+                    self._surroundings.node,
+                    process=admin.http_process_metrics,
+                ),
+                ready=self._ready,
+                clock=self.clock,
+                telemetry=self.telemetry,
+            )
+            self._admin_ports.append(self._doors.service_listen("admin", http.endpoint, http))
+
+    def _ready(self) -> tuple[bool, str]:
+        return self.ownership.tenure is not None, self.ownership.explain()
+
+    def _plugin_facts(self) -> list[dict[str, str]]:
+        inventory = self._catalogue.inventory()
+        return [
+            {
+                "kind": plugin.kind,
+                "name": plugin.name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "module": plugin.module,
+            }
+            for plugin in inventory.plugins
+        ] + [{"module": broken.module, "reason": broken.reason} for broken in inventory.broken]
+
+    def _elsewhere(self) -> Sequence[tuple[str, int]]:
+        """Where a program of this standby node hands its mail over: the virtual server itself."""
+        ports = [port for block in self._config.listeners for port in _ports(block.settings)]
+        return [
+            (str(address.external), port)
+            for address in self._config.virtual_server.addresses
+            for port in ports
+        ]
+
+    def _owned_spool(self) -> ISpool:
+        if self.ownership.tenure is None:
+            raise ClusterNotInitialised(
+                "this node does not own the queue", self.ownership.explain(), "ask the owner"
+            )
+        return self._spool
+
+    # --- what is said ---------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """One picture of everything, for `mta status` and /status.json."""
+        config = self._config
+        tenure: ITenure | None = self.ownership.tenure
+        answer: dict[str, Any] = {
+            "version": own_version(),
+            "node": self._surroundings.node,
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "network_name": config.virtual_server.network_name,
+            "addresses": [str(address) for address in config.virtual_server.addresses],
+            "role": "standby" if tenure is None else "owner",
+            "state": self.ownership.state.name.lower(),
+            "why": self.ownership.explain(),
+            "epoch": 0 if tenure is None else tenure.epoch,
+            "configuration": {"file": config.filename, "digest": config.digest},
+            "cluster": self.ownership.snapshot(),
+            "services": self._doors.snapshot(),
+            "log": self._log.trouble or "ok",
+        }
+        if tenure is not None:
+            answer["listeners"] = self.tenant.listening
+            answer["queue"] = self._spool.stats()
+            answer["in_doubt"] = len(self._spool.in_doubt())
+            answer["destinations"] = self.tenant.snapshot()
+        return answer
+
+    def _on_event(self, event: Event) -> None:
+        if type(event) is not Transition or event.machine != "ownership":
+            return
+        tenure = self.ownership.tenure
+        self._log.epoch = 0 if tenure is None else tenure.epoch
+        self._notifier.status(f"{event.after.lower()}: {event.reason}")
+        if event.after == "ONLINE" and self._file is None and not self._announced:
+            self._announced = True
+            self._announce()
+
+    def _announce(self) -> None:
+        """The embedded default configuration is for a first look: say what to try."""
+        program = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "mta")
+        shown = os.path.relpath(program) if os.path.exists(program) else "mta"
+        lines = [
+            f"mta {own_version()}: {self._config.virtual_server.network_name} is online",
+            *(f"  listening: {text}" for text in self.tenant.listening),
+            f"  spool:     {getattr(self._config.spool.settings, 'directory', '')}",
+            "Try it from another terminal:",
+            f"  {shown} send --to you@example.com --subject Hello --body 'It works.'",
+            f"  {shown} status",
+            "",
+        ]
+        os.write(2, "\n".join(lines).encode())
+
+    # --- signals --------------------------------------------------------------------------------
+
+    def _install_signals(self) -> None:
+        """twistd knows no SIGHUP, whose default would kill the process."""
+        self._on_signal(signal.SIGHUP, self.reload)
+        self._on_signal(signal.SIGUSR1, self._log.reopen)
+        self._on_signal(signal.SIGUSR2, self._dump)
+
+    def _on_signal(self, number: signal.Signals, action: Callable[[], None]) -> None:
+        signal.signal(number, lambda _number, _frame: self._reactor.callFromThread(action))
+
+    def reload(self) -> None:
+        """SIGHUP: take over what can change while we run; an invalid file changes nothing."""
+        notice = self.telemetry.notice
+        if self._file is None:
+            notice("warning", "reload", "the embedded default configuration has no file to read")
+            return
+        try:
+            config = load_file(self._file, Catalogue().find)
+        except ConfigErrors as errors:
+            for line in str(errors).splitlines():
+                notice("error", "reload", f"{line} (the former configuration stays)")
+            return
+        fixed = [
+            block
+            for block in ("virtual_server", "node", "cluster", "spool", "listeners", "admin", "log")
+            if _differs(getattr(self._config, block), getattr(config, block))
+        ]
+        if fixed:
+            names = ", ".join(name.replace("_", "-") for name in fixed)
+            notice("warning", "reload", f"{names}: changed in the file; needs a restart to apply")
+        try:
+            self.tenant.reconfigure(config)
+        except MTAError as error:
+            notice("error", "reload", f"{error} (the former configuration stays)")
+            return
+        notice("info", "reload", f"{self._file}: routing, connectors, policies and queue reloaded")
+
+    def _dump(self) -> None:
+        """SIGUSR2: the state, into the log."""
+        for key, value in self.commands.status().items():
+            self.telemetry.notice("info", "state", f"{key}: {value}")
+
+
+def _cluster_settings(block: PluginBlock) -> ClusterSettings:
+    """@raise PluginError: a resource whose schema lacks what the ownership machine needs."""
+    if isinstance(block.settings, ClusterSettings):
+        return block.settings
+    raise PluginError(
+        f"cluster resource {block.name} has a schema of its own",
+        "grace, drain and the like are missing from it",
+        "derive the schema from mta.cluster.settings.ClusterSettings",
+    )
+
+
+def _ports(settings: Any) -> tuple[int, ...]:
+    port = getattr(settings, "port", None)
+    return (port,) if isinstance(port, int) else ()
+
+
+def _differs(old: Any, new: Any) -> bool:
+    """Blocks are compared by what was configured; a factory is the same when its name is."""
+    if isinstance(old, tuple) and isinstance(new, tuple):
+        return len(old) != len(new) or any(map(_differs, old, new))
+    if hasattr(old, "factory"):
+        return (old.name, old.settings) != (new.name, new.settings)
+    return bool(old != new)

@@ -1,0 +1,275 @@
+"""What lives only while a tenure does: listeners, intake, routing, connectors, dispatch.
+
+Law: nothing of mail exists before `start(tenure)`, and `stop` leaves nothing running. Part of the
+composition: `service` builds one and gives it to the ownership driver, which knows nothing of mail.
+
+A reload swaps intake and dispatch under a running tenure: associations that are open finish with
+what they began with; the next one meets the new configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IProtocol
+from zope.interface import implementer
+
+from mta.admin.settings import AdminSettings
+from mta.admin.submit import SubmissionHost
+from mta.association.smtp_in import build_submission_responder
+from mta.config.schema import Config, ConnectorBlock, ListenerBlock
+from mta.errors import ClusterNotInitialised, MTAError
+from mta.interfaces import (
+    IAssociationKind,
+    IListenerKind,
+    IPolicy,
+    IReception,
+    IReceptionHost,
+    IRevocable,
+    IRouting,
+    IRoutingBuilder,
+    ISpool,
+    ISurroundings,
+    ITenant,
+    ITenure,
+)
+from mta.model import Connector, Envelope, IPAddress, MessageState, PeerInfo, VirtualServer
+from mta.transfer.dispatch import Dispatch
+from mta.transfer.intake import Intake
+
+Network = IPv4Network | IPv6Network
+LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+RELOAD_DRAIN_SECONDS = 30.0
+"""How long transfers that were open at a reload may finish under the former configuration."""
+
+
+@implementer(IReceptionHost)
+class _Front:
+    """What listeners hold: always the present intake."""
+
+    def __init__(self) -> None:
+        self.intake: Intake | None = None
+
+    def reception(self, tenure: ITenure, peer: PeerInfo) -> IReception:
+        if self.intake is None:
+            raise ClusterNotInitialised("no mail is accepted now")
+        return self.intake.reception(tenure, peer)
+
+
+@implementer(ITenant)
+class Bridgehead:
+    """One virtual server's mail, while it is ours. `create` builds a plugin from its block."""
+
+    def __init__(
+        self,
+        config: Config,
+        spool: ISpool,
+        surroundings: ISurroundings,
+        create: Callable[[Any], Any],
+    ) -> None:
+        self._config = config
+        self._spool = spool
+        self._surroundings = surroundings
+        self._create = create
+        self._front = _Front()
+        self._tenure: ITenure | None = None
+        self._dispatch: Dispatch | None = None
+        self._former: set[Dispatch] = set()
+        self._listeners: dict[str, IListenerKind] = {
+            block.name: IListenerKind(create(block)) for block in config.listeners
+        }
+        self._open: list[IRevocable] = []
+        self.listening: tuple[str, ...] = ()
+        self._take(config)
+
+    def _take(self, config: Config) -> None:
+        """Build what routing, connectors and policies of `config` are. @raise MTAError: refused."""
+        connectors = {
+            block.connector.name: (block.connector, self._kind(block))
+            for block in config.connectors
+        }
+        builder = IRoutingBuilder(self._create(config.routing))
+        routing = IRouting(builder.build(tuple(pair[0] for pair in connectors.values())))
+        policies = [IPolicy(self._create(block)) for block in config.policies]
+        self._config = config
+        self._connectors: dict[str, tuple[Connector, IAssociationKind]] = connectors
+        self.routing = routing
+        self._policies = policies
+
+    def _kind(self, block: ConnectorBlock) -> IAssociationKind:
+        """An unchanged block keeps its kind over a reload: its slots go on counting."""
+        for old in getattr(self, "_config", self._config).connectors:
+            if old is not block and old.name == block.name and old.settings == block.settings:
+                known = getattr(self, "_connectors", {}).get(block.connector.name)
+                if known is not None and known[0].kind == block.connector.kind:
+                    return known[1]  # type: ignore[no-any-return]
+        return IAssociationKind(self._create(block))
+
+    # --- ITenant --------------------------------------------------------------------------------
+
+    def start(self, tenure: ITenure) -> Deferred[None]:
+        """Listen, then let the queue move (cluster.md section 4: nothing moves before)."""
+        self._tenure = tenure
+        self._assemble(tenure)
+        shown: list[str] = []
+        try:
+            for block in self._config.listeners:
+                ports = self._listeners[block.name].listen(tenure, self._front)
+                self._open.extend(ports)
+                port = getattr(block.settings, "port", 0)
+                shown.extend(f"{block.kind} on {a}, port {port}" for a in tenure.addresses)
+        except MTAError:
+            self._end("a listener could not be opened")
+            raise
+        self.listening = tuple(shown)
+        assert self._dispatch is not None
+        self._dispatch.start()
+        return succeed(None)
+
+    def suspend(self, reason: str) -> None:
+        self._end(reason)
+
+    def drain(self, deadline: float) -> Deferred[None]:
+        """Stop listening; finish what is open."""
+        for port in self._open:
+            port.revoke()
+        self._open.clear()
+        self.listening = ()
+        if self._dispatch is None:
+            return succeed(None)
+        return self._dispatch.drain(deadline)
+
+    def stop(self, reason: str) -> None:
+        self._end(reason)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _assemble(self, tenure: ITenure) -> None:
+        config, surroundings = self._config, self._surroundings
+        self._dispatch = dispatch = Dispatch(
+            tenure,
+            self._spool,
+            self.routing,
+            self._connectors,
+            surroundings.resolver,
+            surroundings.clock,
+            surroundings.telemetry,
+            config.queue,
+            config.postmaster,
+            self.is_ourselves,
+        )
+        intake = Intake(
+            self._spool,
+            self.routing,
+            self._policies,
+            self._offer,
+            surroundings.clock,
+            surroundings.telemetry,
+            config.intake,
+            config.postmaster,
+            config.virtual_server,
+        )
+        intake.admit = {
+            block.name: _admitted(block, config.virtual_server) for block in config.listeners
+        }
+        former, self._front.intake = self._front.intake, intake
+        if former is not None:
+            former.stop()
+        self._dispatch = dispatch
+
+    def _offer(self, queue_id: str, envelope: Envelope, state: MessageState) -> None:
+        dispatch = self._dispatch
+        if dispatch is not None:
+            dispatch.offer(queue_id, envelope, state)
+
+    def _end(self, reason: str) -> None:
+        for port in self._open:
+            port.revoke()
+        self._open.clear()
+        self.listening = ()
+        if self._front.intake is not None:
+            self._front.intake.stop()
+            self._front.intake = None
+        dispatches = [*self._former]
+        if self._dispatch is not None:
+            dispatches.append(self._dispatch)
+        self._former.clear()
+        self._dispatch = None
+        self._tenure = None
+        for dispatch in dispatches:
+            dispatch.stop(reason)
+
+    def is_ourselves(self, address: IPAddress, port: int) -> bool:
+        """One of our virtual addresses, and a port on which a listener of ours accepts."""
+        server = self._config.virtual_server
+        ours = any(address in {a.external, a.bind} for a in server.addresses)
+        return ours and any(
+            getattr(block.settings, "port", None) == port for block in self._config.listeners
+        )
+
+    # --- a reload -------------------------------------------------------------------------------
+
+    def reconfigure(self, config: Config) -> None:
+        """Routing, connectors, policies, queue, intake and relay-from as `config` says.
+
+        @raise MTAError: a plugin refuses; nothing has changed.
+        """
+        self._take(config)
+        tenure, former = self._tenure, self._dispatch
+        if tenure is None or former is None:
+            return
+        self._assemble(tenure)
+        self._former.add(former)
+        deadline = self._surroundings.clock.monotonic() + RELOAD_DRAIN_SECONDS
+        former.drain(deadline).addBoth(self._drained, former)
+        assert self._dispatch is not None
+        self._dispatch.start()
+
+    def _drained(self, _result: object, dispatch: Dispatch) -> None:
+        if dispatch in self._former:
+            self._former.discard(dispatch)
+            dispatch.stop("replaced by a reload")
+        if self._dispatch is not None:
+            self._dispatch.pump()
+
+    # --- operators ------------------------------------------------------------------------------
+
+    def retry_now(self, queue_ids: Sequence[str]) -> None:
+        if self._dispatch is not None:
+            self._dispatch.retry_now(queue_ids)
+
+    def pump(self) -> None:
+        if self._dispatch is not None:
+            self._dispatch.pump()
+
+    def forget(self, queue_ids: Sequence[str]) -> None:
+        if self._dispatch is not None:
+            self._dispatch.forget(queue_ids)
+
+    def snapshot(self) -> Any:
+        return {} if self._dispatch is None else self._dispatch.snapshot()
+
+    # --- local submission -----------------------------------------------------------------------
+
+    def build_submission(self, admin: AdminSettings) -> Callable[[PeerInfo], IProtocol | None]:
+        """For submit.sock: the SMTP responder while a tenure lives, None on standby."""
+        host = SubmissionHost(self._front, admin, self._surroundings.clock)
+
+        def build(peer: PeerInfo) -> IProtocol | None:
+            if self._tenure is None or not self._tenure.is_live:
+                return None
+            return build_submission_responder(self._tenure, host, peer, self._surroundings)
+
+        return build
+
+
+def _admitted(block: ListenerBlock, server: VirtualServer) -> tuple[Network, ...]:
+    """Who may relay by this listener: as configured, else this node's own programs."""
+    given: tuple[Network, ...] | None = getattr(block.settings, "relay_from", None)
+    if given is not None:
+        return given
+    ours = tuple(ip_network(ip_address(str(a.bind))) for a in server.addresses)
+    return LOOPBACK + ours
