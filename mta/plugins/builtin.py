@@ -85,9 +85,9 @@ interface = BuiltIn(
     "mta.cluster.interface:InterfaceResource",
     "mta.cluster.interface:InterfaceSettings",
 )
-log = BuiltIn("log", ISpool, "mta.spool.log:LogSpool", "mta.spool.log:LogSpoolSettings")
+log = BuiltIn("log", ISpool, "mta.spool.log:LogSpool", "mta.spool.settings:LogSpoolSettings")
 memory = BuiltIn(
-    "memory", ISpool, "mta.spool.memory:MemorySpool", "mta.spool.memory:MemorySpoolSettings"
+    "memory", ISpool, "mta.spool.memory:MemorySpool", "mta.spool.settings:MemorySpoolSettings"
 )
 smtp_listener = BuiltIn(
     "smtp",

@@ -34,7 +34,7 @@ from zope.interface.verify import verifyObject
 
 import mta.plugins
 from mta.errors import MTAError, PluginError
-from mta.interfaces import IPluginFactory, ISurroundings
+from mta.interfaces import IClusterResource, IPluginFactory, ISurroundings
 from mta.settings import Settings
 
 CONTRACT_VERSION = 1
@@ -317,10 +317,19 @@ def _fault_of(factory: Any) -> str:
         return _reason(error)
     if not (isinstance(schema, type) and issubclass(schema, Settings)):
         return "its schema is not a class derived from mta.settings.Settings"
+    if factory.provides.isOrExtends(IClusterResource) and not issubclass(schema, _cluster_base()):
+        return "its schema is not a class derived from mta.cluster.settings.ClusterSettings"
     if purposes - PURPOSES:
         unknown = ", ".join(sorted(map(str, purposes - PURPOSES)))
         return f"it asks for unknown purposes: {unknown}; known are {', '.join(sorted(PURPOSES))}"
     return ""
+
+
+def _cluster_base() -> type[Settings]:
+    """What the ownership machine reads of every cluster resource's block (grace, drain ...)."""
+    from mta.cluster.settings import ClusterSettings
+
+    return ClusterSettings
 
 
 def _broken_promise(interface: Any, candidate: Any) -> str:
