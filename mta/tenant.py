@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IProtocol
 from zope.interface import implementer
 
@@ -133,14 +133,12 @@ class Bridgehead:
         self._end(reason)
 
     def drain(self, deadline: float) -> Deferred[None]:
-        """Stop listening; finish what is open."""
-        for port in self._open:
-            port.revoke()
-        self._open.clear()
-        self.listening = ()
-        if self._dispatch is None:
-            return succeed(None)
-        return self._dispatch.drain(deadline)
+        """Stop listening; finish what is open, inbound and outbound."""
+        self._close_ports()
+        waited = [listener.drain() for listener in self._listeners.values()]
+        if self._dispatch is not None:
+            waited.append(self._dispatch.drain(deadline))
+        return gatherResults(waited, consumeErrors=True).addCallback(lambda _: None)
 
     def stop(self, reason: str) -> None:
         self._end(reason)
@@ -185,11 +183,14 @@ class Bridgehead:
         if dispatch is not None:
             dispatch.offer(queue_id, envelope, state)
 
-    def _end(self, reason: str) -> None:
+    def _close_ports(self) -> None:
         for port in self._open:
             port.revoke()
         self._open.clear()
         self.listening = ()
+
+    def _end(self, reason: str) -> None:
+        self._close_ports()
         if self._front.intake is not None:
             self._front.intake.stop()
             self._front.intake = None
