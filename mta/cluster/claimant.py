@@ -1,0 +1,201 @@
+"""What a bid for ownership awaits: the grant, the right to claim, the epoch, and giving them back.
+
+Law (spool.md section 3): everything that can refuse is tried before the epoch is published; the
+highest epoch is read before the authority is asked once more; nothing is published twice under one
+grant. This module talks to the authority and the spool and decides no state (driver.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from mta.cluster.claims import Sightings, check_identity, judge
+from mta.cluster.settings import ClusterSettings
+from mta.cluster.steps import Steps
+from mta.errors import ClusterNotInitialised, MTAError
+from mta.interfaces import IClock, IClusterResource, IDoors, ISingleNode, ISpool
+from mta.model import Claim, EpochRecord, Grant, VirtualAddress, VirtualServer
+from mta.telemetry import Telemetry
+
+LOOK_AGAIN_SECONDS = 1.0
+"""While another node holds the epoch: how often its heartbeat is looked at."""
+AUTHORITY_SECONDS = 10.0
+"""A round trip to the authority that takes longer has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimFacts:
+    """What this process writes into the epoch files that it publishes."""
+
+    node: str
+    boot_id: str
+    process_started: float
+    version: str
+    configuration_digest: str
+
+    def claim(self, grant: Grant) -> Claim:
+        return Claim(
+            self.node,
+            self.boot_id,
+            self.process_started,
+            self.version,
+            self.configuration_digest,
+            grant,
+        )
+
+
+class Claimant:
+    """Holds what a bid has reached so far: `grant`, `records`, `epoch` (0 before it is published).
+
+    `waits_for` says why a claim is not made yet, "" when nothing stands against it.
+    """
+
+    def __init__(
+        self,
+        resource: IClusterResource,
+        spool: ISpool,
+        doors: IDoors,
+        *,
+        clock: IClock,
+        telemetry: Telemetry,
+        facts: ClaimFacts,
+        settings: ClusterSettings,
+        steps: Steps,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._resource = resource
+        self._spool = spool
+        self._doors = doors
+        self._clock = clock
+        self._telemetry = telemetry
+        self._facts = facts
+        self._settings = settings
+        self._steps = steps
+        self._jitter = jitter
+        self._sightings = Sightings()
+        self._epoch_gauge = telemetry.gauge("mta_epoch", "The published epoch; 0 when standby.")
+        self.is_single = ISingleNode.providedBy(resource)
+        self.grant: Grant | None = None
+        self.granted_at = 0.0
+        self.records: tuple[EpochRecord, ...] = ()
+        self.epoch = 0
+        self.waits_for = ""
+
+    @property
+    def is_alone(self) -> bool:
+        """No other node has left an epoch: nobody is kept from the queue by our trying again."""
+        return self.is_single or all(record.node == self._facts.node for record in self.records)
+
+    # --- the way up -----------------------------------------------------------------------------
+
+    async def ask(self) -> str:
+        """Wait for the grant, and for the right to claim with it. As long as it takes."""
+        while True:
+            self.grant = await self._resource.acquire()
+            self.granted_at = self._clock.monotonic()
+            self.records = await self._spool.inspect()
+            now = self._clock.monotonic()
+            verdict = judge(
+                self.grant.instances,
+                self.records,
+                self._facts.node,
+                self._sightings.quiet_seconds(self.records[-1], now) if self.records else 0.0,
+                self._settings.takeover_after,
+            )
+            if verdict.may:
+                if verdict.contested:
+                    # Two standbys that see the same silence must not publish in one moment.
+                    await self._steps.sleep(self._jitter())
+                self.waits_for = ""
+                return verdict.why
+            self.waits_for = verdict.why
+            await self._steps.sleep(LOOK_AGAIN_SECONDS)
+
+    async def publish(self) -> str:
+        """Try all that can refuse, confirm the grant, publish. @raise MTAError: which and why."""
+        grant = self.held()
+        check_identity(
+            VirtualServer(grant.network_name, grant.addresses),
+            self._facts.node,
+            own_name_is_right=self.is_single,
+        )
+        self.bind(grant, None)
+        highest = self.records[-1].epoch if self.records else 0
+        # Asked after `highest` was read: an older grant cannot pass.
+        self.grant = grant = await self._steps.bounded(
+            self._resource.confirm(grant), AUTHORITY_SECONDS, "confirming the grant"
+        )
+        self.epoch = await self._spool.publish(self._facts.claim(grant), highest)
+        self._epoch_gauge.set(self.epoch)
+        return f"epoch {self.epoch} above {highest}"
+
+    async def recover(self) -> str:
+        found = await self._spool.recover()
+        for name in found.set_aside:
+            self._telemetry.notice("error", "spool", f"set aside: {name}")
+        if found.clock_suspect:
+            self._telemetry.notice("warning", "spool", f"clock-suspect: {found.clock_suspect}")
+        return f"{found.messages} messages, {found.in_doubt} in doubt, {found.seconds:.2f} s"
+
+    async def seal(self) -> str:
+        await self._spool.seal()
+        return "checkpoint durable"
+
+    def held(self) -> Grant:
+        """The grant, within its time. @raise ClusterNotInitialised."""
+        if self.grant is None:
+            raise ClusterNotInitialised("the grant is gone")
+        valid_until = self.grant.valid_until
+        if valid_until is not None and valid_until <= self._clock.monotonic():
+            raise ClusterNotInitialised("the grant has expired", "taking over took too long")
+        return self.grant
+
+    def bind(
+        self, grant: Grant, usable: Collection[IPv4Address | IPv6Address] | None
+    ) -> tuple[VirtualAddress, ...]:
+        """Really bind each address; answer those that can be. `usable`: what the resource lists,
+        None when it lists nothing. @raise ClusterNotInitialised: a required one cannot be bound.
+        """
+        bound = []
+        for address in grant.addresses:
+            if not address.required and usable is not None and address.bind not in usable:
+                continue
+            try:
+                self._doors.try_bind(address)
+            except OSError as fault:
+                if not address.required:
+                    continue
+                raise ClusterNotInitialised(
+                    f"virtual address {address} cannot be bound",
+                    fault.strerror or str(fault),
+                    "see `ip address` on this node and virtual-server.addresses",
+                ) from fault
+            bound.append(address)
+        return tuple(bound)
+
+    # --- the way down ---------------------------------------------------------------------------
+
+    async def release_epoch(self, reason: str) -> None:
+        """Mark it released, if one was published. A failure is said; the others' takeover-after
+        does the rest.
+        """
+        if self.epoch or self._spool.epoch:
+            try:
+                await self._spool.release(reason)
+            except MTAError as fault:
+                self._telemetry.notice("error", "spool", f"releasing epoch {self.epoch}: {fault}")
+        self.epoch = 0
+        self._epoch_gauge.set(0)
+
+    async def return_grant(self, reason: str) -> None:
+        grant, self.grant = self.grant, None
+        if grant is None:
+            return
+        try:
+            await self._steps.bounded(
+                self._resource.release(grant, reason), AUTHORITY_SECONDS, "releasing the grant"
+            )
+        except MTAError as fault:
+            self._telemetry.notice("warning", "cluster", f"release: {fault}")
