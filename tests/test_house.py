@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "admin": COMMON | {"interfaces"},
     "cli": set(),
     "plugins": COMMON | {"interfaces"},
-    "testing": COMMON | REST,
+    "testing": COMMON | REST | {"tenant"},
     "process": COMMON | {"interfaces"},
     "tenant": COMMON | REST,
     "service": COMMON | REST | {"process", "tenant"},

@@ -88,19 +88,30 @@ class Acceptance:
         desk.chain.tell("queued", transaction)
 
     def _not_durable(self, failure: Failure) -> None:
-        error, queue_id = failure.value, self._transaction.queue_id
+        error = failure.value
         reply = store_reply(error)
         if reply is not None:
             self._refuse(reply)
         elif isinstance(error, Unknown):
             probe = Deferred.fromCoroutine(self._probe())
-            probe.addCallbacks(self._probed, self.answered.errback)
+            probe.addCallbacks(self._probed, self._lost_sight)
         else:
-            if not isinstance(error, Fenced):
-                self._desk.telemetry.notice(
-                    "critical", "intake", f"commit failed, association aborted: {error}", queue_id
-                )
+            self._lost_sight(failure)
+
+    def _lost_sight(self, failure: Failure) -> None:
+        """Nobody can say whether it is ours: no reply, and should it be, it is due."""
+        error, queue_id = failure.value, self._transaction.queue_id
+        if isinstance(error, Fenced | TenureRevoked):
             self.answered.errback(failure)
+            return
+        self._give_back()
+        unknown = Unknown(
+            "a message's commit has no known result, its association is reset",
+            str(error) or type(error).__name__,
+            f"if {queue_id} is queued it will be sent; its client may send it again",
+        )
+        self._desk.telemetry.notice("critical", "intake", str(unknown), queue_id)
+        self.answered.errback(unknown)
 
     async def _probe(self) -> bool:
         """After Unknown: is it queued? What cannot be found out either is raised."""
@@ -129,8 +140,8 @@ class Acceptance:
     def _give_back(self) -> None:
         try:
             self._desk.spool.give_back(self._transaction.queue_id, None)
-        except SpoolError:
-            pass  # not ours any more
+        except (SpoolError, KeyError):
+            pass  # not ours any more, or never was
 
 
 def queued(queue_id: str) -> Reply:

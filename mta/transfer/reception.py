@@ -26,7 +26,6 @@ from mta.model import (
     Reply,
     fresh_state,
 )
-from mta.policy.relay import refusal
 from mta.policy.stream import Stream
 from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Connected, Disconnected
@@ -149,9 +148,6 @@ class Reception:
 
     def rcpt(self, recipient: Address, parameters: dict[bytes, bytes | None]) -> Answer:
         desk, transaction = self._desk, self._present()
-        if len(transaction.kept) >= desk.settings.recipient_limit:
-            too_many = refusal(452, "4.5.3", recipient, b"Too many recipients")
-            return self._refused(too_many, "RCPT", recipient)
         decided = desk.relay.decide(recipient, self._association.admitted)
         if isinstance(decided, Reply):
             return self._refused(decided, "RCPT", recipient)

@@ -94,12 +94,6 @@ class IntakeSettings(Settings):
         description="A message with more Received fields than this is going round in circles and"
         " is refused (RFC 5321 6.3 asks for at least 100).",
     )
-    recipient_limit: int = Field(
-        default=1000,
-        ge=100,
-        description="Recipients of one message; the client is asked to send the others in another"
-        " one. At least 100 (RFC 5321 4.5.3.1.8).",
-    )
     header_limit: Size = Field(
         default=262_144,
         ge=4096,
