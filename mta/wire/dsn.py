@@ -1,0 +1,271 @@
+"""Delivery status notifications: facts about recipients become a multipart/report.
+
+Law: pure; the same facts give the same octets. The answer is SMTP wire form (CRLF, dots stuffed,
+without the final dot line), 7-bit, no line above 998 octets, whatever peers and senders wrote.
+
+RFC 3462 (multipart/report, text/rfc822-headers), RFC 3464 (message/delivery-status), RFC 3461 6
+(which action is which), RFC 3834 (Auto-Submitted), RFC 5321 4.5.2 (transparency).
+"""
+
+from __future__ import annotations
+
+import enum
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+
+from mta.wire.smtp.grammar import decode_xtext
+from mta.wire.text import neutralise_ascii
+
+_FOLD = 76
+"""Octets of a line of ours; RFC 5322 2.1.1 wishes 78."""
+_LINE_LIMIT = 990
+_ORIGINAL_LIMIT = 64 * 1024
+"""Octets of the original's header block that are returned."""
+_FULL_LIMIT = 1024 * 1024
+
+
+class Action(enum.Enum):
+    """RFC 3464 2.3.3."""
+
+    FAILED = "failed"
+    DELAYED = "delayed"
+    DELIVERED = "delivered"
+    RELAYED = "relayed"
+    EXPANDED = "expanded"
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientStatus:
+    """What is reported of one recipient.
+
+    `final` is the mailbox; `original` is ORCPT as it came (`rfc822;xtext`); `status` is "5.1.1";
+    `remote_mta` a host name or an IP address, "" when none was reached; `diagnostic` the reply as
+    one line ("550 5.1.1 no such user"), or our own words with `is_local`. Times are wall-clock.
+    """
+
+    final: bytes
+    action: Action
+    status: str
+    original: bytes = b""
+    remote_mta: str = ""
+    diagnostic: str = ""
+    is_local: bool = False
+    last_attempt: float | None = None
+    retry_until: float | None = None
+
+
+_SUBJECTS = {
+    Action.FAILED: "Undelivered mail returned to sender",
+    Action.DELAYED: "Delayed mail (still being tried)",
+    Action.DELIVERED: "Mail was delivered",
+    Action.RELAYED: "Mail was relayed",
+    Action.EXPANDED: "Mail was sent on to a list",
+}
+_OPENINGS = {
+    Action.FAILED: (
+        "Your message could not be delivered to the recipients below. It will not be tried",
+        "again; nothing else was lost: recipients who are not named here are not concerned.",
+    ),
+    Action.DELAYED: (
+        "Your message could not be delivered to the recipients below so far. This is a",
+        "warning only: it stays in the queue and is tried again. You need not send it again.",
+    ),
+    Action.DELIVERED: ("Your message was delivered to the recipients below.",),
+    Action.RELAYED: (
+        "Your message was handed to the servers below, which do not send further reports.",
+    ),
+    Action.EXPANDED: ("Your message was sent on to the members of the lists below.",),
+}
+
+
+def build_report(
+    *,
+    reporting_mta: str,
+    report_id: str,
+    to: bytes,
+    recipients: Sequence[RecipientStatus],
+    date: float,
+    arrival: float,
+    postmaster: bytes = b"",
+    envelope_id: bytes = b"",
+    original: bytes = b"",
+    is_full: bool = False,
+    sender: bytes | None = None,
+) -> bytes:
+    """The report as content in SMTP wire form.
+
+    `reporting_mta` is the network name (also of From and Message-ID), `report_id` the report's own
+    queue id. `to` is who gets it, in the To field. `date` and `arrival` (of the original) are wall
+    seconds. `original` is the original's header block in wire form, with `is_full` the whole
+    message (returned whole only if it is 7-bit and under 1 MiB; else its headers). `sender` is the
+    original's, when the report goes to somebody else (a postmaster's copy, a double bounce).
+    The kind of the report is the action of the first recipient.
+    """
+    kind = recipients[0].action
+    name = reporting_mta.encode()
+    text = _unstuffed(original)
+    boundary = _boundary(report_id, text)
+    returns_all = is_full and text.isascii() and b"\0" not in text and len(text) <= _FULL_LIMIT
+    lines = [
+        b"Date: " + _date(date),
+        b"From: Mail Delivery System <MAILER-DAEMON@%b>" % name,
+        b"To: <%b>" % neutralise_ascii(to, 320),
+        b"Subject: " + _SUBJECTS[kind].encode(),
+        b"Message-ID: <%b@%b>" % (report_id.encode(), name),
+        b"Auto-Submitted: " + (b"auto-generated" if kind is Action.DELAYED else b"auto-replied"),
+        b"MIME-Version: 1.0",
+        b"Content-Type: multipart/report; report-type=delivery-status;",
+        b'\tboundary="%b"' % boundary,
+        b"",
+        b"This is a MIME message that reports the status of a delivery.",
+        b"",
+        b"--" + boundary,
+        b"Content-Description: Notification",
+        b"Content-Type: text/plain; charset=us-ascii",
+        b"",
+        *_words(kind, reporting_mta, recipients, postmaster, sender),
+        b"",
+        b"--" + boundary,
+        b"Content-Description: Delivery report",
+        b"Content-Type: message/delivery-status",
+        b"",
+        *_message_fields(name, envelope_id, arrival),
+    ]
+    for recipient in recipients:
+        lines.append(b"")
+        lines += _recipient_fields(recipient)
+    lines.append(b"")
+    if text:
+        lines += [b"--" + boundary, b"Content-Description: The message itself"]
+        if returns_all:
+            lines += [b"Content-Type: message/rfc822", b"", *_lines(text, _FULL_LIMIT)]
+        else:
+            head = text.partition(b"\r\n\r\n")[0]
+            lines += [b"Content-Type: text/rfc822-headers", b"", *_lines(head, _ORIGINAL_LIMIT)]
+        lines.append(b"")
+    lines += [b"--%b--" % boundary, b""]
+    return b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines)
+
+
+# --- the parts --------------------------------------------------------------------------------
+
+
+def _words(
+    kind: Action,
+    reporting_mta: str,
+    recipients: Sequence[RecipientStatus],
+    postmaster: bytes,
+    sender: bytes | None,
+) -> list[bytes]:
+    """The part for people."""
+    words = [f"This is the mail system at host {reporting_mta}.".encode(), b""]
+    if sender is not None:
+        shown = neutralise_ascii(sender, 320)
+        words += [b"The message was sent by <%b>." % shown, b""]
+    words += [line.encode() for line in _OPENINGS[kind]]
+    if postmaster:
+        words.append(b"For help, write to <%b>." % neutralise_ascii(postmaster, 320))
+    for recipient in recipients:
+        words += [b"", b"<%b>" % neutralise_ascii(recipient.final, 320)]
+        if recipient.diagnostic:
+            said = "" if recipient.is_local or not recipient.remote_mta else "host "
+            said += f"{recipient.remote_mta} said: " if said else ""
+            words += _folded(b"    ", (said + recipient.diagnostic).encode(), b"    ")
+        if recipient.retry_until is not None:
+            words.append(b"    It is tried until " + _date(recipient.retry_until))
+    return words
+
+
+def _message_fields(name: bytes, envelope_id: bytes, arrival: float) -> list[bytes]:
+    """RFC 3464 2.2."""
+    fields = []
+    if envelope_id:
+        fields += _folded(b"Original-Envelope-Id: ", _decoded(envelope_id))
+    fields.append(b"Reporting-MTA: dns; " + name)
+    fields.append(b"Arrival-Date: " + _date(arrival))
+    return fields
+
+
+def _recipient_fields(recipient: RecipientStatus) -> list[bytes]:
+    """RFC 3464 2.3."""
+    fields = []
+    if recipient.original:
+        kind, semicolon, address = recipient.original.partition(b";")
+        typed = kind + b";" + _decoded(address) if semicolon else b"rfc822;" + kind
+        fields += _folded(b"Original-Recipient: ", typed)
+    fields += _folded(b"Final-Recipient: ", b"rfc822; " + recipient.final)
+    fields.append(b"Action: " + recipient.action.value.encode())
+    fields += _folded(b"Status: ", (recipient.status or _status(recipient.action)).encode())
+    if recipient.remote_mta:
+        host = recipient.remote_mta.encode()
+        is_address = b":" in host or host.replace(b".", b"").isdigit()
+        fields += _folded(b"Remote-MTA: dns; ", b"[%b]" % host if is_address else host)
+    if recipient.diagnostic:
+        kind_of_code = b"x-local" if recipient.is_local else b"smtp"
+        said = recipient.diagnostic.encode()
+        fields += _folded(b"Diagnostic-Code: %b; " % kind_of_code, said)
+    if recipient.last_attempt is not None:
+        fields.append(b"Last-Attempt-Date: " + _date(recipient.last_attempt))
+    if recipient.retry_until is not None and recipient.action is Action.DELAYED:
+        fields.append(b"Will-Retry-Until: " + _date(recipient.retry_until))
+    return fields
+
+
+def _status(action: Action) -> str:
+    return {Action.FAILED: "5.0.0", Action.DELAYED: "4.0.0"}.get(action, "2.0.0")
+
+
+# --- octets -----------------------------------------------------------------------------------
+
+
+def _folded(head: bytes, foreign: bytes, indent: bytes = b" ") -> list[bytes]:
+    """`head` and harmless text, folded at blanks; a word that is too long is cut into pieces."""
+    lines, line = [], head
+    for word in neutralise_ascii(foreign, 4096).split():
+        piece = word
+        while len(piece) > _LINE_LIMIT - len(head):
+            lines.append(line + piece[: _LINE_LIMIT - len(head)])
+            piece, line = piece[_LINE_LIMIT - len(head) :], indent
+        if len(line) + len(piece) > _FOLD and line.strip() and line != head:
+            lines.append(line.rstrip())
+            line = indent
+        line += piece + b" "
+    lines.append(line.rstrip())
+    return [line for line in lines if line.strip()]
+
+
+def _decoded(xtext: bytes) -> bytes:
+    try:
+        return decode_xtext(xtext)
+    except ValueError:
+        return xtext
+
+
+def _date(seconds: float) -> bytes:
+    return formatdate(seconds).replace("-0000", "+0000").encode()
+
+
+def _unstuffed(wire: bytes) -> bytes:
+    text = wire.replace(b"\r\n..", b"\r\n.")
+    return text[1:] if text.startswith(b"..") else text
+
+
+def _lines(text: bytes, limit: int) -> list[bytes]:
+    """The original's lines, harmless: 7-bit, no control octets but tabs, none over-long."""
+    lines = []
+    for line in text[:limit].removesuffix(b"\r\n").split(b"\r\n"):
+        clean = b"\t".join(neutralise_ascii(part, _LINE_LIMIT) for part in line.split(b"\t"))
+        lines.append(clean[:_LINE_LIMIT])
+    return lines
+
+
+def _boundary(report_id: str, text: bytes) -> bytes:
+    """No line of the original can be taken for it; a function of the facts only."""
+    salt = zlib.crc32(text)
+    while True:
+        boundary = b"%b.%08X/report" % (report_id.encode(), salt)
+        if boundary not in text:
+            return boundary
+        salt = zlib.crc32(boundary, salt)
