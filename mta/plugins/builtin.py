@@ -18,6 +18,7 @@ from mta.interfaces import (
     IConnectorFactory,
     IListenerKind,
     IPluginFactory,
+    IPolicy,
     IRoutingBuilder,
     ISpool,
     ISurroundings,
@@ -131,4 +132,10 @@ least_cost = BuiltIn(
     IRoutingBuilder,
     "mta.routing.least_cost:LeastCost",
     "mta.routing.least_cost:LeastCostSettings",
+)
+limits = BuiltIn(
+    "limits",
+    IPolicy,
+    "mta.policy.rate:RateLimits",
+    "mta.policy.rate:RateSettings",
 )
