@@ -110,7 +110,7 @@ class Steps:
         """A step that stands on the stack right now is cancelled when it waits again."""
         if step not in self._running:
             return
-        if step.task is None or (step.guard is not None and step.guard.cr_running):
+        if step.task is None or getattr(step.guard, "cr_running", False):
             self._clock.call_later(0.0, self._cancel, step)
         else:
             step.task.cancel()
