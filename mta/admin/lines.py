@@ -9,9 +9,11 @@ fail2ban and the exporters key on them.
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Callable
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Protocol
 
 from mta.admin.text import LINE_LIMIT, mailbox, neutral
@@ -208,30 +210,69 @@ class PostfixLines:
 class JSONLines:
     """One object a line: time (RFC 3339, UTC), host, name, pid, epoch, event and its fields.
 
-    `json` writes everything beyond ASCII as an escape, so no octet of a peer reaches a terminal.
+    Everything beyond ASCII is written as an escape, so no octet of a peer reaches a terminal. The
+    objects are flat and of known types, so they are put together here: a general encoder takes
+    three times as long.
     """
 
     def __init__(
         self, name: str, host: str, pid: int, *, least: int = INFO, syslog: bool = False
     ) -> None:
-        self._common = {"host": host, "name": name, "pid": pid}
+        self._common = f'"host":{_quoted(host)},"name":{_quoted(name)},"pid":{pid}'
         self._least = least
         self._head = f"{name}[{pid}]: " if syslog else ""
-        self._encode = json.JSONEncoder(separators=(",", ":")).encode
+        self._names: dict[type, tuple[str, ...]] = {}
 
     def lines(self, wall: float, epoch: int, event: Any) -> list[str]:
         severity = INFO
-        if type(event) is Notice:
+        kind = type(event)
+        if kind is Notice:
             severity = SEVERITIES.get(event.level, WARNING)
             if severity > self._least:
                 return []
-        fact = {"time": rfc3339(wall), **self._common, "epoch": epoch}
-        fact["event"] = type(event).__name__.lower()
-        fact.update(_fields(event))
-        text = self._encode(fact)
+        names = self._names.get(kind)
+        if names is None:
+            names = self._names[kind] = self._names_of(kind)
+        values = event if len(names) > 1 and isinstance(event, tuple) else (repr(event),)
+        parts = [
+            f'{{"time":"{rfc3339(wall)}",{self._common},"epoch":{epoch},{names[0]}',
+            *(f"{name}{_written(value)}" for name, value in zip(names[1:], values, strict=False)),
+        ]
+        text = ",".join(parts) + "}"
         if self._head:
             return [f"<{FACILITY_MAIL | severity}>{syslog_stamp(wall)} {self._head}{text}"]
         return [text]
+
+    @staticmethod
+    def _names_of(kind: type) -> tuple[str, ...]:
+        """`"event":"accepted"`, then `"field":` for each field of the event."""
+        fields = getattr(kind, "_fields", ("text",))
+        head = f'"event":{_quoted(kind.__name__.lower())}'
+        return (head, *(f"{_quoted(name)}:" for name in fields))
+
+
+def _written(value: Any) -> str:
+    """A value as JSON."""
+    kind = type(value)
+    if kind is str:
+        return _quoted(value[:_JSON_LIMIT])
+    if kind is bytes:
+        return _quoted(value[:_JSON_LIMIT].decode("utf-8", "backslashreplace"))
+    if kind is int:
+        return str(value)
+    if kind is float:
+        return f"{value:.6g}" if math.isfinite(value) else "null"
+    if value is None:
+        return "null"
+    if kind is bool:
+        return "true" if value else "false"
+    if kind is tuple:
+        return f"[{','.join(map(_written, value))}]"
+    return _quoted(repr(value)[:_JSON_LIMIT])
+
+
+_JSON_LIMIT = 4 * LINE_LIMIT
+"""Characters of one field."""
 
 
 def syslog_stamp(wall: float) -> str:
@@ -243,11 +284,16 @@ def syslog_stamp(wall: float) -> str:
 
 def rfc3339(wall: float) -> str:
     """`2026-11-23T08:00:00.123Z`."""
-    milliseconds = int(wall * 1000)
-    t = time.gmtime(milliseconds // 1000)
+    seconds, milliseconds = divmod(int(wall * 1000), 1000)
+    return f"{_utc(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _utc(seconds: int) -> str:
+    t = time.gmtime(seconds)
     return (
         f"{t.tm_year:04d}-{t.tm_mon:02d}-{t.tm_mday:02d}T"
-        f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d}.{milliseconds % 1000:03d}Z"
+        f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d}"
     )
 
 
@@ -277,19 +323,6 @@ def _delay(seconds: float) -> str:
 
 def _fields(event: Any) -> dict[str, Any]:
     try:
-        given = event._asdict()
+        return dict(event._asdict())
     except AttributeError:
-        given = {"text": repr(event)}
-    return {key: _plain(value) for key, value in given.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value[: 4 * LINE_LIMIT].decode("utf-8", "backslashreplace")
-    if isinstance(value, str):
-        return value[: 4 * LINE_LIMIT]
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    if value is None or isinstance(value, int | float):
-        return value
-    return repr(value)
+        return {"text": repr(event)}

@@ -144,9 +144,9 @@ class LogObserver:
             self._armed = False
             return
         batch = self._next_slice()
-        self._writing = self._executor.submit(self._write, batch.lines)
-        self._writing.addCallback(self._written, batch)
-        self._writing.addErrback(self._failed, batch)
+        writing = self._writing = self._executor.submit(self._write, batch.lines)
+        writing.addCallback(self._written, batch)
+        writing.addErrback(self._failed, batch)
 
     def _next_slice(self) -> _Batch:
         """Up to SLICE events, taken and formatted."""
