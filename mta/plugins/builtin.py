@@ -85,6 +85,7 @@ interface = BuiltIn(
     IClusterResource,
     "mta.cluster.interface:InterfaceResource",
     "mta.cluster.interface:InterfaceSettings",
+    purposes=frozenset({"authority"}),
 )
 log = BuiltIn("log", ISpool, "mta.spool.log:LogSpool", "mta.spool.settings:LogSpoolSettings")
 memory = BuiltIn(

@@ -180,8 +180,10 @@ class Catalogue:
         offers: list[_Offer] = []
         faults: list[_Fault] = []
         seen: set[int] = set()
-        for name, shadowed in self._modules():
-            faults += (_Fault(name, f"never imported: {other} comes first") for other in shadowed)
+        for name, first, *hidden in self._modules():
+            faults += (
+                _Fault(name, f"{other} is never imported: {first} comes first") for other in hidden
+            )
             try:
                 module = importlib.import_module(name)
             except (Exception, SystemExit) as error:
@@ -199,16 +201,16 @@ class Catalogue:
                     offers.append(_Offer(candidate, name))
         return offers, faults
 
-    def _modules(self) -> Iterator[tuple[str, list[str]]]:
-        """Every module's full name, with the files of that name that lie behind another one."""
+    def _modules(self) -> Iterator[list[str]]:
+        """Every module's full name, and its files: the one that is imported, then the hidden."""
         prefix = self._package.__name__ + "."
         found: dict[str, list[str]] = {}
         for directory in dict.fromkeys(self._package.__path__):
             for info in pkgutil.iter_modules([directory], prefix):
-                found.setdefault(info.name, []).append(os.path.join(directory, ""))
+                path = os.path.join(directory, info.name.removeprefix(prefix) + ".py")
+                found.setdefault(info.name, []).append(path)
         for name in sorted(found):
-            first, *others = found[name]
-            yield name, [f"{first}{name.removeprefix(prefix)}.py" for _ in others]
+            yield [name, *found[name]]
 
     def _what_is_there(self, interface: type[Interface]) -> str:
         names = sorted({o.factory.name for o in self._offers(interface)})
