@@ -67,11 +67,7 @@ class OwnerLock:
             ) from fault
         try:
             if not self._lock(descriptor):
-                raise StartRefused(
-                    f"another MTA owns {self.path}",
-                    self._named(descriptor),
-                    "stop it, or give this one another spool and state directory",
-                )
+                raise self._refusal(descriptor)
             text = f"{who}\n".encode()
             self._disk.truncate(descriptor, 0)
             self._disk.pwritev(descriptor, [text], 0)
@@ -79,6 +75,25 @@ class OwnerLock:
             self._disk.close(descriptor)
             raise
         self._descriptor = descriptor
+
+    def refuse_beside_another(self) -> None:
+        """Look, without a trace, whether somebody holds it now. @raise StartRefused: named."""
+        try:
+            descriptor = self._disk.open(self.path, os.O_RDWR)
+        except OSError:
+            return  # not made yet, or a fault that `take` will name
+        try:
+            if self._descriptor is None and not self._lock(descriptor):
+                raise self._refusal(descriptor)
+        finally:
+            self._disk.close(descriptor)
+
+    def _refusal(self, descriptor: int) -> StartRefused:
+        return StartRefused(
+            f"another MTA owns {self.path}",
+            self._named(descriptor),
+            "stop it, or give this one another spool and state directory",
+        )
 
     def _named(self, descriptor: int) -> str:
         """What the holder wrote, as printable text."""

@@ -57,6 +57,7 @@ class Standalone:
 
     def prepare(self, server: VirtualServer) -> None:
         check_identity(server, self._surroundings.node, own_name_is_right=True)
+        self._locked().refuse_beside_another()
         self._server = server
 
     def start(self) -> None:
@@ -66,10 +67,6 @@ class Standalone:
         """Nothing will ever be said."""
 
     def acquire(self) -> Deferred[Grant]:
-        try:
-            self._locked().take(f"pid {os.getpid()} on {self._surroundings.node}")
-        except MTAError:
-            return fail()
         self._granted += 1
         self._grant = Grant(
             token=self._granted,
@@ -85,8 +82,13 @@ class Standalone:
         return self._lock
 
     def confirm(self, grant: Grant) -> Deferred[Grant]:
-        if self._lock is None or not self._lock.is_held or grant != self._grant:
-            return fail(GrantLost("the lock is not held", "it was given back"))
+        if grant != self._grant:
+            return fail(GrantLost("the grant is not held", "it was given back"))
+        # Only now: the spool was inspected, so that a missing directory has its own, better name.
+        try:
+            self._locked().take(f"pid {os.getpid()} on {self._surroundings.node}")
+        except MTAError:
+            return fail()
         return succeed(grant)
 
     def release(self, grant: Grant, reason: str) -> Deferred[None]:
