@@ -91,7 +91,9 @@ class Dispatch:
         self.ledger = Ledger(self.rules, clock, telemetry, chance)
         self.finder = HopFinder(self._connectors, resolver, is_ourselves)
         self.health = HopHealth()
-        self._reporter = Reporter(self.spool, self.clock, tenure.network_name, postmaster)
+        self._reporter = Reporter(
+            self.spool, self.clock, tenure.network_name, postmaster, self.rules.expires
+        )
         self._schedule: Schedule[Job] = Schedule(
             settings.associations, settings.destination_retry, max(settings.backoff)
         )

@@ -9,7 +9,7 @@ RFC 3462, RFC 3464; RFC 5321 4.5.5 (reports have the null reverse-path).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 
@@ -22,13 +22,24 @@ from mta.model import (
     Envelope,
     EnvelopeKind,
     Outcome,
+    OutcomeKind,
     Recipient,
     Report,
     derived_queue_id,
 )
 from mta.transfer.settle import ReportDue
 from mta.transfer.work import Message
+from mta.wire.dsn import Action, RecipientStatus, build_report
 
+_ACTIONS = {
+    "failed": Action.FAILED,
+    "double-bounce": Action.FAILED,
+    "delayed": Action.DELAYED,
+    "relayed": Action.RELAYED,
+    "delivered": Action.DELIVERED,
+}
+_EXPIRED = "4.4.7"
+"""RFC 3463: delivery time expired. The last reply stands beside it as the diagnostic."""
 _HEADER_LIMIT = 256 * 1024
 """Octets of the original that are searched for the end of its header block."""
 
@@ -56,12 +67,18 @@ class Reporter:
     """Makes the reports of one tenure."""
 
     def __init__(
-        self, spool: ISpool, clock: IClock, network_name: str, postmaster: Address
+        self,
+        spool: ISpool,
+        clock: IClock,
+        network_name: str,
+        postmaster: Address,
+        expires: Callable[[Envelope], float],
     ) -> None:
         self._spool = spool
         self._clock = clock
         self._network_name = network_name
         self._postmaster = postmaster
+        self._expires = expires
 
     async def make(
         self,
@@ -72,7 +89,9 @@ class Reporter:
     ) -> tuple[Report, ...]:
         """One report for each of `due`, all about `message`."""
         headers = await self._headers(message.queue_id)
-        return tuple(self._report(message, each, outcomes, relay, headers) for each in due)
+        return tuple(
+            self._report(message, each, outcomes, relay=relay, headers=headers) for each in due
+        )
 
     async def _headers(self, queue_id: str) -> bytes:
         try:
@@ -81,3 +100,64 @@ class Reporter:
             return await header_block(content)
         except (Corrupt, Unavailable, KeyError):
             return b""
+
+    def _report(
+        self,
+        message: Message,
+        due: ReportDue,
+        outcomes: Sequence[Outcome],
+        *,
+        relay: str,
+        headers: bytes,
+    ) -> Report:
+        original = message.envelope
+        now = self._clock.wall()
+        queue_id = derived_queue_id(message.queue_id, due.kind, due.recipients)
+        said = {outcome.recipient: outcome for outcome in outcomes}
+        action = _ACTIONS[due.kind]
+        content = build_report(
+            reporting_mta=self._network_name,
+            report_id=queue_id,
+            to=due.to.text,
+            recipients=[
+                self._status(original, index, said[index], action, relay)
+                for index in due.recipients
+            ],
+            date=now,
+            arrival=original.received_at,
+            postmaster=self._postmaster.text,
+            envelope_id=original.envelope_id,
+            original=headers,
+            sender=original.sender.text if due.kind == "double-bounce" else None,
+        )
+        envelope = Envelope(
+            sender=NULL_ADDRESS,
+            recipients=(Recipient(due.to),),
+            kind=EnvelopeKind.REPORT,
+            body_type=BodyType.SEVEN_BIT,
+            priority=original.priority,
+            received_at=now,
+            message_id=f"<{queue_id}@{self._network_name}>".encode(),
+        )
+        return Report(queue_id, envelope, content)
+
+    def _status(
+        self, original: Envelope, index: int, outcome: Outcome, action: Action, relay: str
+    ) -> RecipientStatus:
+        recipient = original.recipients[index]
+        has_expired = action is Action.FAILED and outcome.kind is not OutcomeKind.FAILED
+        status = _EXPIRED if has_expired else outcome.reply.enhanced
+        if not status:
+            status = {Action.FAILED: "5.0.0", Action.DELAYED: "4.0.0"}.get(action, "2.0.0")
+        is_local = relay == "none"
+        return RecipientStatus(
+            final=recipient.address.text,
+            action=action,
+            status=status,
+            original=recipient.original,
+            remote_mta="" if is_local else relay.partition("[")[0],
+            diagnostic=outcome.reply.text,
+            is_local=is_local,
+            last_attempt=self._clock.wall(),
+            retry_until=self._expires(original) if action is Action.DELAYED else None,
+        )
