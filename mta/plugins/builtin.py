@@ -86,6 +86,7 @@ interface = BuiltIn(
     "mta.cluster.interface:InterfaceResource",
     "mta.cluster.interface:InterfaceSettings",
     purposes=frozenset({"authority"}),
+    purposes=frozenset({"authority"}),
 )
 log = BuiltIn("log", ISpool, "mta.spool.log:LogSpool", "mta.spool.settings:LogSpoolSettings")
 memory = BuiltIn(
