@@ -86,7 +86,6 @@ interface = BuiltIn(
     "mta.cluster.interface:InterfaceResource",
     "mta.cluster.interface:InterfaceSettings",
     purposes=frozenset({"authority"}),
-    purposes=frozenset({"authority"}),
 )
 log = BuiltIn("log", ISpool, "mta.spool.log:LogSpool", "mta.spool.settings:LogSpoolSettings")
 memory = BuiltIn(
