@@ -172,8 +172,10 @@ class Directory:
             try:
                 write_whole(self.disk, path, f"{node}\n".encode())
             finally:
-                if self.disk.exists(path):
+                try:
                     self.disk.unlink(path)
+                except FileNotFoundError:
+                    pass  # it was not made, or a running owner has swept it
         except OSError as error:
             raise as_spool_error(error, f"spool {self.path} cannot be written") from error
 

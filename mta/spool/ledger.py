@@ -26,6 +26,7 @@ from mta.spool.records import (
     TRANSACTION,
     UNKNOWN,
     Big,
+    Change,
     Message,
     Place,
     RecordView,
@@ -148,6 +149,15 @@ class Ledger:
         index.set_message_place(slot, ref, place)
         self._count(ref, place.length, 1)
 
+    def state_copied(self, queue_id: str, ref: int, place: Place) -> None:
+        """The newest state record lies here now, if the message lives; nothing else changed."""
+        index = self.index
+        slot = index.find(queue_id)
+        if slot >= 0 and index.state_segment[slot]:
+            self._count(index.state_segment[slot], index.state_length[slot], -1)
+            index.set_state_place(slot, ref, place)
+            self._count(ref, place.length, 1)
+
     def done(self, queue_id: str, slot_name: str) -> Big | None:
         """DONE: answers the big file that nobody needs any more."""
         self._resolve(slot_name, queue_id)
@@ -163,19 +173,9 @@ class Ledger:
         self._settle_doubts(queue_id)
         return big
 
-    def changed(
-        self,
-        queue_id: str,
-        ref: int,
-        place: Place,
-        *,
-        flags: int,
-        due: float,
-        slot_name: str,
-        domain: bytes,
-        epoch: int,
-    ) -> None:
+    def changed(self, queue_id: str, ref: int, place: Place, change: Change, epoch: int) -> None:
         """RESULT or DEFER."""
+        flags, due, slot_name, domain, _ = change
         intent = self._resolve(slot_name, queue_id)
         index = self.index
         slot = index.find(queue_id)
@@ -276,16 +276,7 @@ class Replay:
                 self.bigs_dead.append(big)
         elif kind in {RESULT, DEFER}:
             change = decode_change(view.payload)
-            ledger.changed(
-                queue_id,
-                ref,
-                view.place,
-                flags=change.flags,
-                due=change.due,
-                slot_name=change.slot,
-                domain=change.domain,
-                epoch=view.epoch,
-            )
+            ledger.changed(queue_id, ref, view.place, change, view.epoch)
         elif kind == INTENT:
             ledger.intended(decode_intent(queue_id, view.payload))
         elif kind == COPY:

@@ -210,8 +210,6 @@ _CONTINUES = struct.Struct("<QQQQ")
 
 UNKNOWN, NOT_SENT, HAS_STATE, HELD = 1, 2, 4, 8
 _MESSAGE_HELD, _MESSAGE_BIG = 1, 2
-NO_HEADERS = 0
-"""`header_octets` of a message whose header block was not told apart from its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,51 +245,24 @@ class Message(NamedTuple):
     state: bytes
 
 
-def encode_message(
-    *,
-    due: float,
-    received_at: float,
-    size_octets: int,
-    held: bool,
-    priority: int,
-    domain: bytes,
-    association: str,
-    prepend_octets: int,
-    big: Big | None,
-    envelope: bytes,
-    state: bytes,
-) -> bytes:
-    slot = association.encode("utf-8", "backslashreplace")
-    flags = held * _MESSAGE_HELD | priority << 4
-    if big is None:
-        head = _MESSAGE.pack(
-            due,
-            received_at,
-            size_octets,
-            flags,
-            len(domain),
-            len(slot),
-            prepend_octets,
-            0,
-            0,
-            0,
-            len(envelope),
-        )
-    else:
-        head = _MESSAGE.pack(
-            due,
-            received_at,
-            size_octets,
-            flags | _MESSAGE_BIG,
-            len(domain),
-            len(slot),
-            prepend_octets,
-            big.epoch,
-            big.number,
-            big.crc,
-            len(envelope),
-        )
-    return b"".join((head, domain, slot, envelope, state))
+def encode_message(message: Message) -> bytes:
+    slot = message.association.encode("utf-8", "backslashreplace")
+    big = message.big
+    domain, envelope = message.domain, message.envelope
+    head = _MESSAGE.pack(
+        message.due,
+        message.received_at,
+        message.size_octets,
+        message.held * _MESSAGE_HELD | (big is not None) * _MESSAGE_BIG | message.priority << 4,
+        len(domain),
+        len(slot),
+        message.prepend_octets,
+        big.epoch if big is not None else 0,
+        big.number if big is not None else 0,
+        big.crc if big is not None else 0,
+        len(envelope),
+    )
+    return b"".join((head, domain, slot, envelope, message.state))
 
 
 def decode_message(payload: bytes) -> Message:
@@ -343,7 +314,8 @@ class Change(NamedTuple):
     state: bytes
 
 
-def encode_change(flags: int, due: float, slot: str, domain: bytes, state: bytes) -> bytes:
+def encode_change(change: Change) -> bytes:
+    flags, due, slot, domain, state = change
     name = slot.encode()
     return b"".join((_STATE.pack(flags, due, len(name), len(domain)), name, domain, state))
 
