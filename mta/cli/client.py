@@ -76,7 +76,7 @@ def _is_ours(path: str) -> bool:
         return False
 
 
-_ADMIN = re.compile(r"^(?:admin|\"admin\"|'admin')\s*:\s*(.*)$", re.MULTILINE)
+_ADMIN = re.compile(r"^(?:admin|\"admin\"|'admin')[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 
 
 def _from_config(file: str, socket_name: str) -> str:

@@ -32,7 +32,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """The program. Answers its exit code."""
     try:
-        given = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        given = _parser().parse_args(
+            words, argparse.Namespace(socket=None, config=None, json=False)
+        )
     except SystemExit as end:
         return int(end.code or 0)
     given.environ = environ
@@ -60,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output"
     )
     parser = _Parser(prog="mta", parents=[common], description="Operate the MTA of this machine.")
-    parser.set_defaults(socket=None, config=None, json=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:

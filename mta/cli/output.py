@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -81,16 +81,15 @@ def tree(facts: Mapping[str, Any], indent: str = "") -> None:
     """Nested facts as `key: value` lines; a list of alike facts as a table."""
     width = max((len(neutral(key)) for key in facts), default=0) + 1
     for key, value in facts.items():
-        name = f"{indent}{neutral(key).replace('_', ' ')}:"
+        name = f"{indent}{_words(key)}:"
         if isinstance(value, Mapping) and value:
             say(name)
             tree(value, indent + "  ")
-        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) and v for v in value):
             say(name)
             columns = list(dict.fromkeys(key for row in value for key in row))
             table(
-                [indent + "  " + columns[0].replace("_", " ")]
-                + [name.replace("_", " ") for name in columns[1:]],
+                [indent + "  " + _words(columns[0])] + [_words(name) for name in columns[1:]],
                 (
                     [f"{indent}  {shown(row.get(columns[0]))}"]
                     + [row.get(name) for name in columns[1:]]
@@ -101,13 +100,12 @@ def tree(facts: Mapping[str, Any], indent: str = "") -> None:
             say(f"{name:<{width + len(indent) + 1}}{shown(value)}")
 
 
+def _words(key: object) -> str:
+    return neutral(key).replace("_", " ")
+
+
 def moment(seconds: Any) -> str:
     """`2026-11-23 08:00:00` in local time."""
     if not isinstance(seconds, int | float):
         return "-"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def unreachable(what: str) -> NoReturn:
-    """A program's own fault, said as one."""
-    raise CommandFailed(70, f"internal error: {what}")
