@@ -106,7 +106,7 @@ def generate(available: Available) -> str:
     return "\n".join(lines) + "\n"
 
 
-def default_text(directory: str, port: int, host: str = "") -> str:
+def default_text(directory: str, port: int = 2525, host: str = "") -> str:
     """The configuration of a first run: loopback, everything under `directory` (absolute).
 
     `host` is this machine's name; the virtual server gets it if it is fully qualified, as is right
@@ -114,6 +114,7 @@ def default_text(directory: str, port: int, host: str = "") -> str:
     """
     name = _own_name(host)
     below = directory.rstrip("/")
+    mail = below.replace("{", "{{").replace("}", "}}") + "/mail"  # braces are a template there
     return f"""\
 virtual-server:
   network-name: {name}
@@ -127,7 +128,7 @@ listeners:
 connectors:
   - name: local
     kind: maildir
-    directory: {_scalar(below + "/mail")}
+    directory: {_scalar(mail)}
     address-spaces: [{{domain: "*"}}]
 admin:
   socket: {_scalar(below + "/run/control.sock")}
@@ -176,18 +177,21 @@ def _plugin_block(selection: Selection, factories: Sequence[IPluginFactory]) -> 
             yield from _keys(common, indent, example.values, skip=skipped | set(keys_of(schema)))
         yield from _keys(schema, indent, example.values, skip=skipped)
     for name, factory in sorted(by_name.items()):
-        others = {
-            key
-            for key, item in keys_of(factory.schema).items()
-            if (key, item.description or "") not in shown
-        }
         if name in {e.plugin for e in examples}:
             continue
+        known = keys_of(factory.schema)
+        same = [key for key, item in known.items() if (key, item.description or "") in shown]
         yield ""
-        hidden = set(keys_of(factory.schema)) - others
-        more = "" if others else " has no further keys"
-        yield from _prose(f"`{selection.key}: {name}`{more}{':' if others else '.'}", indent)
-        yield from _keys(factory.schema, indent, {}, skip=hidden, everything_off=True)
+        yield f"  #{'- ' if is_list else ''}{selection.key}: {name}"
+        if same or common:
+            also = f"the same {', '.join(same)}"
+            if common:
+                also = ", ".join(["the keys of every connector", *same])
+            more = ", and:" if set(known) - set(same) else "."
+            yield from _prose(f"Takes {also}{more}", indent)
+        elif not known:
+            yield from _prose("Has no keys of its own.", indent)
+        yield from _keys(factory.schema, indent, {}, skip=set(same), everything_off=True)
 
 
 def _brief(selector: str, example: _Example, is_list: bool) -> Iterator[str]:
