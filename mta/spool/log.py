@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.errors import Corrupt, Fenced, Full, MTAError, SpoolError, StartRefused, Unavailable
-from mta.interfaces import IContent, ISpool, IStaging, ISurroundings
+from mta.interfaces import IContent, IRoom, ISpool, IStaging, ISurroundings
 from mta.model import (
     Claim,
     Doubt,
@@ -51,7 +51,7 @@ __all__ = ["LogSpool", "LogSpoolSettings"]
 T = TypeVar("T")
 
 
-@implementer(ISpool)
+@implementer(ISpool, IRoom)
 class LogSpool:
     """One virtual server's spool, as one node sees it. Usable for one tenure after another.
 
@@ -314,6 +314,9 @@ class LogSpool:
         if self._log is None:
             raise Fenced("the spool is not owned", "no epoch is sealed")
         return self._log
+
+    def check_room(self, octets: int) -> None:
+        self._sealed().check_room(octets)
 
     def stage(self, association: str) -> IStaging:
         return self._sealed().stage(association)

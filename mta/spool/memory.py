@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from mta.errors import Fenced, Full, SpoolError
-from mta.interfaces import IContent, ISpool, IStaging, ISurroundings
+from mta.interfaces import IContent, IRoom, ISpool, IStaging, ISurroundings
 from mta.model import (
     Claim,
     Doubt,
@@ -73,7 +73,7 @@ class MemoryStore:
     octets: int = 0
 
 
-@implementer(ISpool)
+@implementer(ISpool, IRoom)
 class MemorySpool:
     """One node's view of a store."""
 
@@ -198,12 +198,15 @@ class MemorySpool:
 
     # accept
 
-    def stage(self, association: str) -> IStaging:
+    def check_room(self, octets: int) -> None:
         refusal = self.refusal()
         if refusal is not None:
             raise refusal
-        if self.store.octets >= self.settings.capacity:
+        if self.store.octets + octets > self.settings.capacity:
             raise Full("the memory spool is full", f"it takes {self.settings.capacity} octets")
+
+    def stage(self, association: str) -> IStaging:
+        self.check_room(1)
         self._serial += 1
         return MemoryStaging(self, queue_id(self.epoch, self._serial), association, self.epoch)
 

@@ -78,9 +78,8 @@ def _check(directory: Directory, say: Say) -> int:
             word for word, on in (("superseded", one.superseded), ("released", one.released)) if on
         ]
         node = _harmless(one.node)
-        say(
-            f"epoch {one.epoch}: node {node}, heartbeat {one.heartbeat}, {' '.join(marks) or 'owner'}"
-        )
+        role = " ".join(marks) or "owner"
+        say(f"epoch {one.epoch}: node {node}, heartbeat {one.heartbeat}, {role}")
     damage = _checkpoints(directory, say)
     try:
         found = recover(directory, _BEYOND, sync=False)

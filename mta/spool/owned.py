@@ -174,16 +174,22 @@ class OwnedLog:
 
     # accept
 
-    def stage(self, association: str) -> LogStaging:
+    def check_room(self, octets: int) -> None:
+        """IRoom. Small messages find room in a segment that is there already."""
         if self.ended is not None:
             raise self.ended
-        if not self.upkeep.takes_mail:
-            raise Full(
-                f"spool {self.directory.path} is full",
-                f"{self.upkeep.free_octets} octets are free, "
-                f"{self.upkeep.reserve_octets} are the reserve",
-                "free space on that file system",
-            )
+        upkeep = self.upkeep
+        if upkeep.takes_mail and (octets <= self.settings.big_message or upkeep.takes(octets)):
+            return
+        upkeep.look_again()
+        raise Full(
+            f"spool {self.directory.path} is full",
+            f"{upkeep.free_octets} octets are free, {upkeep.reserve_octets} are the reserve",
+            "free space on that file system",
+        )
+
+    def stage(self, association: str) -> LogStaging:
+        self.check_room(0)
         self._serial += 1
         return LogStaging(self, queue_id(self.own.epoch, self._serial), association)
 

@@ -24,6 +24,7 @@ _RESERVE_FILE = 32 << 20
 """At most so much of the reserve is a file: room that a takeover can make even when other
 programs have filled the disk."""
 _FILL = bytes(1 << 20)
+_LOOK_SECONDS = 1.0
 
 
 class Upkeep:
@@ -46,6 +47,7 @@ class Upkeep:
         self.free_octets = 1 << 62
         self.reserve_file_octets = 0
         self._reserve_lost = False
+        self._looked_at = -_LOOK_SECONDS
 
     # room
 
@@ -58,7 +60,20 @@ class Upkeep:
 
     @property
     def takes_mail(self) -> bool:
-        return self.free_octets + self.reserve_file_octets >= self.reserve_octets
+        return self.takes(0)
+
+    def takes(self, octets: int) -> bool:
+        """May mail have so much of the disk, as it was when last measured."""
+        return self.free_octets + self.reserve_file_octets - octets >= self.reserve_octets
+
+    def look_again(self) -> None:
+        """Mail was refused for want of room: measure, and free what can be freed, soon. Without
+        mail no segment fills, so nothing else would ever look again. At most once a second.
+        """
+        now = self._owned.clock.monotonic()
+        if now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now
+            self.kick()
 
     def has_room(self, size: int) -> bool:
         """On the committer's thread: may mail have a new segment of that size."""
