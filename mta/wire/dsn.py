@@ -65,8 +65,8 @@ _SUBJECTS = {
 }
 _OPENINGS = {
     Action.FAILED: (
-        "Your message could not be delivered to the recipients below. It will not be tried",
-        "again; nothing else was lost: recipients who are not named here are not concerned.",
+        "Your message could not be delivered to the recipients below and will not be tried",
+        "again for them. Recipients who are not named here are not concerned.",
     ),
     Action.DELAYED: (
         "Your message could not be delivered to the recipients below so far. This is a",
@@ -248,8 +248,8 @@ def _date(seconds: float) -> bytes:
 
 
 def _unstuffed(wire: bytes) -> bytes:
-    text = wire.replace(b"\r\n..", b"\r\n.")
-    return text[1:] if text.startswith(b"..") else text
+    """RFC 5321 4.5.2: the first octet of a line goes if it is a dot."""
+    return wire.removeprefix(b".").replace(b"\r\n.", b"\r\n")
 
 
 def _lines(text: bytes, limit: int) -> list[bytes]:

@@ -532,6 +532,9 @@ class Initiator:
                     transaction.accepted.append(index)
                 else:
                     transaction.outcomes.append(self._recipient_outcome(index, reply, transaction))
+            elif klass is Class.POSITIVE:
+                # A lone dot could now make an empty message for this recipient.
+                raise RemoteProtocolError("the peer takes a recipient without a sender", reply.text)
             is_last = index == transaction.recipients[-1]
             if is_last and not transaction.accepted:
                 self._drop_unsaid(transaction)
@@ -663,7 +666,7 @@ class Initiator:
         if transaction.phase is Phase.SENDING:
             kind, reply = OutcomeKind.DEFERRED, _gone(f"{reason}; the message was not sent")
         else:
-            kind, reply = OutcomeKind.UNKNOWN, _gone(f"{reason} after the final dot")
+            kind, reply = OutcomeKind.UNKNOWN, _gone(f"{reason}; the final dot was sent")
         return (*answered, *[Outcome(i, kind, reply) for i in left])
 
     def _unprepared(self, transaction: _Transaction, reply: Reply) -> Event:
@@ -672,6 +675,10 @@ class Initiator:
         if transaction.phase is Phase.PREPARED:
             # `Prepared` was said, the content was not begun: nothing is said twice.
             return NotSent(transaction.tag, reply)
+        if transaction.mail_reply is not None and transaction.mail_reply.is_permanent:
+            said = transaction.mail_reply
+            failed = [Outcome(i, OutcomeKind.FAILED, said) for i in transaction.recipients]
+            return Prepared(transaction.tag, tuple(failed))
         refused = [o for o in transaction.outcomes if o.kind is OutcomeKind.FAILED]
         if not refused:
             return NotSent(transaction.tag, reply)

@@ -1,0 +1,338 @@
+"""Transcripts: SMTP dialogues as a person at a terminal would type and read them.
+
+Law: a transcript is golden. Running it answers the very text of the file, or somebody has changed
+what is said on the wire. `python -m mta.testing.transcript --rewrite [FILE ...]` writes what is
+said now; only keep that if you know why it differs.
+
+A transcript begins with comments and `key: value` settings up to an empty line:
+    side: responder (we answer) or initiator (we ask)      role: smtp or lmtp
+    limit: recipients=2                                     the responder's Limits
+    hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on"
+Then lines, each with who speaks:
+    C: EHLO x     the client, with CRLF; `C.` without CRLF
+    S: 220 x      the server, likewise
+    A: prepare 1 <a@x> <b@y> <c@y>      what our own side is told to do (initiator only)
+    E: ...        the events of the machine
+Lines of the far end that follow one another arrive in one piece.
+Escapes: \\r \\n \\0 \\t \\\\ \\xNN; `x\\*1000` is 1000 times `x`. Any other backslash is one.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mta.model import Address, Outcome, Reply
+from mta.wire.smtp import client, events
+from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.grammar import parse_path
+from mta.wire.smtp.server import Limits, Responder
+from mta.wire.smtp.states import Role
+
+Splitter = Callable[[bytes], Sequence[bytes]]
+"""How what arrives together is cut into pieces."""
+
+
+def whole(data: bytes) -> Sequence[bytes]:
+    return (data,)
+
+
+def every(octets: int) -> Splitter:
+    """Pieces of `octets` octets."""
+    return lambda data: [data[i : i + octets] for i in range(0, len(data), octets)]
+
+
+@dataclass(slots=True)
+class Transcript:
+    """One parsed file: settings, and the steps that are not answers of the machine."""
+
+    head: str
+    settings: dict[str, list[str]] = field(default_factory=dict)
+    steps: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def is_responder(self) -> bool:
+        return self.settings.get("side", ["responder"])[0] == "responder"
+
+    @property
+    def role(self) -> Role:
+        return Role[self.settings.get("role", ["smtp"])[0].upper()]
+
+
+def parse(text: str) -> Transcript:
+    head, _, body = text.partition("\n\n")
+    transcript = Transcript(head)
+    for line in head.splitlines():
+        if line.startswith("#"):
+            continue
+        key, _, value = line.partition(":")
+        transcript.settings.setdefault(key.strip(), []).append(value.strip())
+    spoken = ("C",) if transcript.is_responder else ("S", "A")
+    for line in body.splitlines():
+        mark, text = line[:2], line[3:]
+        if not line or line.startswith("#"):
+            transcript.steps.append(("#", line))
+        elif mark[:1] in spoken:
+            transcript.steps.append((mark, text))
+        elif mark in {"C:", "S:", "E:", "C.", "S."}:
+            transcript.steps.append(("", ""))  # an answer: what follows it is another piece
+        else:
+            raise ValueError(f"not a line of a transcript: {line!r}")
+    return transcript
+
+
+def run(text: str, splitter: Splitter = whole) -> str:
+    """The whole transcript as it reads when it is run now."""
+    transcript = parse(text)
+    runner = _Responding(transcript) if transcript.is_responder else _Initiating(transcript)
+    lines = [transcript.head, ""]
+    lines += runner.begin()
+    for kind, group in _groups(transcript.steps):
+        if not kind:
+            continue
+        if kind == "#":
+            lines += group
+            continue
+        lines += [f"{kind} {line}" if line else kind for line in group]
+        if kind == "A:":
+            lines += runner.act(group[0])
+        else:
+            end = b"\r\n" if kind.endswith(":") else b""
+            data = b"".join(_octets(line) + end for line in group)
+            lines += runner.feed(data, splitter)
+    return "\n".join(lines) + "\n"
+
+
+def _groups(steps: list[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Steps that belong together: what is said in one piece, or one action."""
+    group: list[str] = []
+    present = ""
+    for kind, line in steps:
+        if group and (kind != present or kind == "A:"):
+            yield present, group
+            group = []
+        present = kind
+        group.append(line)
+    if group:
+        yield present, group
+
+
+_ESCAPE = re.compile(r"\\(x[0-9a-f]{2}|\*\d+|.)")
+_SHORT = {"r": b"\r", "n": b"\n", "0": b"\0", "t": b"\t", "\\": b"\\"}
+
+
+def _octets(line: str) -> bytes:
+    result, at = b"", 0
+    for found in _ESCAPE.finditer(line):
+        result += line[at : found.start()].encode()
+        at = found.end()
+        escape = found[1]
+        if escape.startswith("*"):
+            result += result[-1:] * (int(escape[1:]) - 1)
+        elif escape.startswith("x"):
+            result += bytes.fromhex(escape[1:])
+        else:
+            result += _SHORT.get(escape, found[0].encode())
+    return result + line[at:].encode()
+
+
+def _shown(octets: bytes) -> str:
+    text = octets.decode("latin-1").encode("unicode_escape").decode()
+    return text if len(text) <= 120 else f"{text[:50]}... ({len(octets)} octets)"
+
+
+def _said(mark: str, output: bytes) -> list[str]:
+    *lines, rest = output.split(b"\r\n")
+    said = [f"{mark}: {_shown(line)}" for line in lines]
+    return [*said, f"{mark}. {_shown(rest)}"] if rest else said
+
+
+class _Responding:
+    """We answer: the machine of wire/smtp/server.py, with hooks that answer at once."""
+
+    def __init__(self, transcript: Transcript) -> None:
+        limits: dict[str, Any] = {}
+        for pair in transcript.settings.get("limit", []):
+            key, _, value = pair.partition("=")
+            limits[key] = int(value)
+        self._hooks: dict[tuple[str, bytes], Reply] = {}
+        for hook in transcript.settings.get("hook", []):
+            self._learn(hook)
+        self._machine = Responder(b"mx.example.org", transcript.role, Limits(**limits))
+        self._content = b""
+
+    def _learn(self, hook: str) -> None:
+        verb, *words = hook.split()
+        about = words.pop(0)[1:-1].encode() if words[0].startswith("<") else b""
+        code, enhanced, *text = words
+        self._hooks[verb, about] = Reply(int(code), enhanced, (" ".join(text).encode(),))
+
+    def begin(self) -> list[str]:
+        self._machine.greet(self._hooks.get(("connect", b"")))
+        return self._outcome()
+
+    def feed(self, data: bytes, splitter: Splitter) -> list[str]:
+        happened: list[str] = []
+        output = b""
+        for piece in splitter(data):
+            self._machine.receive(piece)
+            lines = self._outcome()
+            happened += [line for line in lines if line.startswith("E:")]
+            output += self._last
+        return happened + _said("S", output)
+
+    def _outcome(self) -> list[str]:
+        machine = self._machine
+        lines = []
+        while (event := machine.next_event()) is not None:
+            shown = self._event(event)
+            if shown:
+                lines.append(f"E: {shown}")
+        self._last = machine.take_output()
+        return lines + _said("S", self._last)
+
+    def act(self, action: str) -> list[str]:
+        raise ValueError(f"a responder is told nothing: {action!r}")
+
+    def _event(self, event: events.Event) -> str:
+        answer = self._machine.answer
+        hooks = self._hooks
+        match event:
+            case events.Helo(name, protocol):
+                answer(hooks.get(("helo", name)))
+                return f"helo {name.decode()} {protocol}"
+            case events.Mail(sender, parameters):
+                answer(hooks.get(("mail", sender.text)))
+                return f"mail <{sender}>{_parameters(parameters)}"
+            case events.Rcpt(recipient, parameters):
+                answer(hooks.get(("rcpt", recipient.text)))
+                return f"rcpt <{recipient}>{_parameters(parameters)}"
+            case events.Data():
+                self._content = b""
+                answer(hooks.get(("data", b"")))
+                return "data"
+            case events.Chunk(data):
+                self._content += data
+                return ""
+            case events.End(fault):
+                content = self._content
+                answer(hooks.get(("end", b"")))
+                # What came before a fault depends on the pieces and is thrown away in any case.
+                return f"fault {fault.text}" if fault is not None else f"content {_shown(content)}"
+            case events.Rejected(stage, reply):
+                return f"rejected {stage}: {reply.code}"
+            case events.Reset():
+                return "reset"
+        return "quit" if isinstance(event, events.Quit) and event.polite else "closed"
+
+
+class _Initiating:
+    """We ask: the machine of wire/smtp/client.py."""
+
+    def __init__(self, transcript: Transcript) -> None:
+        self._machine = Initiator(b"bridgehead.example.org", transcript.role)
+
+    def begin(self) -> list[str]:
+        return []
+
+    def feed(self, data: bytes, splitter: Splitter) -> list[str]:
+        happened: list[client.Event] = []
+        for piece in splitter(data):
+            happened += self._machine.receive(piece)
+        return self._outcome(happened)
+
+    def act(self, action: str) -> list[str]:
+        machine = self._machine
+        verb, _, rest = action.partition(" ")
+        match verb:
+            case "prepare":
+                tag, sender, *recipients = re.findall(r"<[^>]*>|[^ ]+", rest)
+                options = [r for r in recipients if not r.startswith("<")]
+                sizes = [int(o[5:]) for o in options if o.startswith("size=")]
+                to = [r for r in recipients if r.startswith("<")]
+                return self._outcome(
+                    machine.prepare(
+                        tag,
+                        _address(sender, True),
+                        [(i, _address(r, False)) for i, r in enumerate(to)],
+                        sizes[0] if sizes else 100,
+                        "8bit" in options,
+                    )
+                )
+            case "content" | "opaque":
+                machine.content(_octets(rest), opaque=verb == "opaque")
+                return self._outcome([])
+            case "finish":
+                machine.finish()
+                return self._outcome([])
+            case "withdraw":
+                return self._outcome(machine.withdraw())
+            case "quit":
+                return self._outcome(machine.quit())
+            case "lost":
+                return self._outcome(machine.connection_lost())
+            case "expire":
+                return self._outcome(machine.expire())
+        raise ValueError(f"no such action: {action!r}")
+
+    def _outcome(self, happened: list[client.Event]) -> list[str]:
+        lines = [f"E: {self._event(event)}" for event in happened]
+        return lines + _said("C", self._machine.take_output())
+
+    def _event(self, event: client.Event) -> str:
+        match event:
+            case client.Opened():
+                known = sorted(self._machine.extensions)
+                return f"opened {b' '.join(known).decode()}".rstrip()
+            case client.Prepared(tag, outcomes) | client.Committed(tag, outcomes):
+                verb = type(event).__name__.lower()
+                return "; ".join([f"{verb} {tag}", *map(_outcome, outcomes)])
+            case client.NotSent(tag, reply):
+                return f"not sent {tag}: {reply.text}"
+            case client.Withdrawn(tag):
+                return f"withdrawn {tag}"
+            case client.Refused(reply):
+                return f"refused {reply.text}"
+        assert isinstance(event, client.Ended)
+        return f"ended {'politely' if event.polite else 'abortively'}: {event.reason}"
+
+
+def _address(path: str, is_reverse: bool) -> Address:
+    return parse_path(path.encode(), is_reverse=is_reverse)[0]
+
+
+def _outcome(outcome: Outcome) -> str:
+    later = " (next transfer)" if outcome.next_transfer else ""
+    return f"{outcome.recipient} {outcome.kind.value}{later} {outcome.reply.text}"
+
+
+def _parameters(parameters: dict[bytes, bytes | None]) -> str:
+    return "".join(
+        f" {key.decode()}" + (f"={value.decode()}" if value is not None else "")
+        for key, value in parameters.items()
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare, or with --rewrite write. Answers 1 when a transcript differs."""
+    is_rewriting = "--rewrite" in arguments
+    named = [Path(a) for a in arguments if not a.startswith("-")]
+    differing = 0
+    for path in named or sorted(Path("tests/transcripts").glob("*.txt")):
+        text = path.read_text()
+        result = run(text)
+        if result == text:
+            continue
+        differing += 1
+        print(f"{path}: {'rewritten' if is_rewriting else 'differs (--rewrite to keep it)'}")
+        if is_rewriting:
+            path.write_text(result)
+    return 0 if is_rewriting or not differing else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
