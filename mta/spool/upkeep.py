@@ -47,7 +47,7 @@ class Upkeep:
         self.free_octets = 1 << 62
         self.reserve_file_octets = 0
         self._reserve_lost = False
-        self._looked_at = -_LOOK_SECONDS
+        self._looking = False
 
     # room
 
@@ -67,13 +67,19 @@ class Upkeep:
         return self.free_octets + self.reserve_file_octets - octets >= self.reserve_octets
 
     def look_again(self) -> None:
-        """Mail was refused for want of room: measure, and free what can be freed, soon. Without
-        mail no segment fills, so nothing else would ever look again. At most once a second.
+        """Mail was refused for want of room: measure, and free what can be freed, once a second
+        until there is some. Without mail no segment fills, so nothing else would ever look.
         """
-        now = self._owned.clock.monotonic()
-        if now - self._looked_at >= _LOOK_SECONDS:
-            self._looked_at = now
-            self.kick()
+        if not self._looking:
+            self._looking = True
+            self._look()
+
+    def _look(self) -> None:
+        if self._owned.ended is not None or self.takes_mail:
+            self._looking = False
+            return
+        self.kick()
+        self._owned.clock.call_later(_LOOK_SECONDS, self._look)
 
     def has_room(self, size: int) -> bool:
         """On the committer's thread: may mail have a new segment of that size."""
