@@ -269,6 +269,35 @@ class Path:
         self.assertEqual(slow.cancelled, 1)
         self.assertEqual(lab.queue(), [])
 
+    def test_policy_ends_the_association(self: Any) -> None:
+        """A policy that answers 421 ends the association, whatever was pipelined behind it."""
+        lab = self.lab(policies=[Saying(Reply(421, "4.7.0", (b"Go away",)))])
+        client = lab.client()
+        replies = client.say(b"MAIL FROM:<me@example.net>", b"RCPT TO:<you@example.com>", b"NOOP")
+        self.assertEqual(replies, b"421 4.7.0 Go away\r\n")
+        self.assertFalse(client.is_open)
+
+    def test_broken_policy(self: Any) -> None:
+        """A policy that raises costs its command a 451; the association goes on."""
+        lab = self.lab(policies=[Saying(ZeroDivisionError("secret"))])
+        client = lab.client()
+        self.assertEqual(client.send()[:9], b"451 4.3.0")
+        self.assertEqual(client.say(b"NOOP")[:3], b"250")
+        self.assertIn("policy Saying, hook mail", lab.owner.surroundings.notices("error")[0])
+
+    def test_reload_in_mid_message(self: Any) -> None:
+        """A reload between MAIL and the final dot loses nothing."""
+        lab = self.lab()
+        client = lab.client()
+        client.begin(["you@example.com"])
+        lab.owner.tenant.reconfigure(lab.config)
+        lab.settle()
+        self.assertEqual(client.pour(MESSAGE + b".\r\n")[:3], b"250")
+        self.assertEqual(client.send(["two@example.com"])[:3], b"250")
+        lab.advance(60)
+        self.assertEqual(len(lab.hub.messages), 2)
+        self.assertEqual(lab.queue(), [])
+
 
 class MemoryPathTests(Path, SynchronousTestCase):
     def test_full(self) -> None:
@@ -408,6 +437,21 @@ class Slow:
 
     def _cancelled(self, _: Any) -> None:
         self.cancelled += 1
+
+
+@implementer(IPolicy)
+class Saying:
+    """Answers MAIL with what it was given, or raises it."""
+
+    hooks = frozenset({"mail"})
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def on(self, hook: str, transaction: Any) -> Reply | None:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
 
 
 def _refuse(address: bytes, reply: bytes = b"550 5.1.1 No such user") -> Any:
