@@ -85,6 +85,8 @@ def mailboxes(value: bytes) -> list[bytes]:
             target.add(octet)
             if octet == 0x5D:
                 state, back = back, _In.TEXT
+        elif octet == 0x5C:
+            raise ValueError("a backslash outside a quoted string")
         elif octet == 0x28:
             state, back, depth = _In.COMMENT, state, 1
         elif octet in _BLANK:
