@@ -11,11 +11,10 @@ from io import BytesIO
 from typing import Any
 
 from mta.cli import smtp
-from mta.cli.addresses import mailboxes
 from mta.cli.client import Daemon, connect_unix, find
 from mta.cli.message import Message, encoded
 from mta.cli.output import CommandFailed, as_json, say, shown
-from mta.cli.sendmail import who
+from mta.cli.sendmail import addresses, who
 
 POLL_SECONDS = 0.05
 
@@ -23,12 +22,12 @@ POLL_SECONDS = 0.05
 def run(given: argparse.Namespace) -> int:
     """0 when it was delivered or is queued; the refusal's code when it was not taken."""
     body = given.body if given.body is not None else sys.stdin.read()
-    recipients = [address for word in given.to for address in _addresses(word)]
+    recipients = [address for word in given.to for address in addresses(word)]
     if not recipients:
         raise CommandFailed(os.EX_USAGE, "--to names nobody")
     sender = None
     if given.sender is not None:
-        sender = _addresses(given.sender)[0] if given.sender not in {"", "<>"} else b""
+        sender = addresses(given.sender)[0] if given.sender not in {"", "<>"} else b""
     user, full_name = who(given.environ)
     order = smtp.Order(
         message=Message(BytesIO(text(given.to, given.sender, given.subject, body))),
@@ -67,13 +66,6 @@ def _one_line(value: str) -> str:
 
 def _field(value: str) -> bytes:
     return _one_line(value).encode("utf-8", "surrogateescape")
-
-
-def _addresses(word: str) -> list[bytes]:
-    try:
-        return mailboxes(os.fsencode(word))
-    except ValueError as error:
-        raise CommandFailed(os.EX_USAGE, str(error)) from None
 
 
 def _outcome(

@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Call:
     for option, value in options:
         _take(call, option, value)
     for operand in operands:
-        call.recipients += _addresses(operand)
+        call.recipients += addresses(operand)
     if call.mode not in "mpsiIdDl":
         raise CommandFailed(os.EX_USAGE, f"-b{neutral(call.mode)} is not supported")
     return call
@@ -136,13 +136,19 @@ def _sender(value: str) -> bytes:
     """b"" is the null sender, written as an empty argument or <>."""
     if value.strip() in {"", "<>"}:
         return b""
-    found = _addresses(value)
+    found = addresses(value)
     if len(found) != 1:
         raise CommandFailed(os.EX_USAGE, f"-f {neutral(value)}: one address")
     return found[0]
 
 
-def _addresses(text: str) -> list[bytes]:
+def addresses(text: str) -> list[bytes]:
+    """Those of a command line's word, which unlike a header field has no folded lines.
+
+    @raise CommandFailed: 64.
+    """
+    if any(character < " " or character == "\x7f" for character in text):
+        raise CommandFailed(os.EX_USAGE, f"{neutral(text)!r} holds a control character")
     try:
         return mailboxes(os.fsencode(text))
     except ValueError as error:
