@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
 from zope.interface import Interface
 
 from mta.config.names import network_name
@@ -256,6 +257,18 @@ def _prose(text: str, indent: str) -> list[str]:
 
 
 # --- values -------------------------------------------------------------------------------------
+
+
+def written_default(item: FieldInfo) -> str:
+    """A key's default as it would be written; "(required)", "(none)" or "(a block)" otherwise."""
+    if item.is_required():
+        return "(required)"
+    default = item.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel):
+        return "(a block)"
+    if default is None or default == "":
+        return "(none)"
+    return _value(default, _unit(item.annotation, item.metadata))
 
 
 def _unit(annotation: Any, metadata: Sequence[Any]) -> str:

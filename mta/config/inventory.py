@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Any
 
+from mta.config.generate import written_default
+from mta.config.validate import keys_of, models_in
 from mta.plugins.find import inventory
 
 
@@ -45,24 +47,20 @@ def plugin_facts(name: str = "") -> list[dict[str, Any]]:
     return facts
 
 
-def _keys(schema: Any) -> list[dict[str, str]]:
-    """Each key of a plugin's block: its default as it would be written, and its help."""
-    return [
-        {
-            "key": field.alias or name,
-            "default": "(required)" if field.is_required() else _written(field.default),
-            "help": field.description or "",
-        }
-        for name, field in schema.model_fields.items()
-    ]
-
-
-def _written(value: Any) -> str:
-    if value is None:
-        return "(none)"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(getattr(value, "value", value))
+def _keys(schema: Any, above: str = "") -> list[dict[str, str]]:
+    """Each key of a plugin's block, those of blocks in it behind them (`limits.size`)."""
+    facts: list[dict[str, str]] = []
+    for key, field in keys_of(schema).items():
+        facts.append(
+            {
+                "key": above + key,
+                "default": written_default(field),
+                "help": field.description or "",
+            }
+        )
+        for inner in models_in(field.annotation):
+            facts += _keys(inner, f"{above}{key}.")
+    return facts
 
 
 def main(arguments: list[str]) -> int:
