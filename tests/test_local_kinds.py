@@ -23,7 +23,7 @@ HOP = NextHop("local", "local", "local", 0)
 
 class DiscardSuite(IAssociationKindTests, SynchronousTestCase):
     def kind(self):
-        return DiscardKind(DiscardSettings(), None)
+        return DiscardKind(DiscardSettings(), MemorySurroundings())
 
     def tenure(self):
         return MemoryTenure()

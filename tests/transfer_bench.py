@@ -18,6 +18,7 @@ from mta.model import (
     AddressSpace,
     Bridgehead,
     Connector,
+    Doubt,
     DueWork,
     Envelope,
     Guarantees,
@@ -158,6 +159,9 @@ class PlainSpool:
                     self.dues[report.queue_id] = report.envelope.received_at
             if result.queue_id not in self.messages:
                 continue
+            if result.unknown:
+                doubt = Doubt("outbound", result.queue_id, result.slot, "", (), 1)
+                self.doubts = (*self.doubts, doubt)
             self.taken.discard(result.queue_id)
             if result.state is None:
                 del self.messages[result.queue_id], self.texts[result.queue_id]

@@ -29,12 +29,17 @@ class DiscardKind:
     may_send = True
     may_receive = False
 
-    def __init__(self, settings: DiscardSettings, surroundings: ISurroundings | None) -> None:
-        self._slots = 0
+    def __init__(self, settings: DiscardSettings, surroundings: ISurroundings) -> None:
+        # Slots are unique in the epoch, also when a reload makes this kind anew.
+        self._number = surroundings.telemetry.counter(
+            "mta_associations_opened_total", "Associations that we opened.", kind=self.name
+        )
 
     def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
-        self._slots += 1
-        return succeed(DiscardSender(tenure, hop, f"discard/{hop.connector}/{self._slots}"))
+        self._number.inc()
+        return succeed(
+            DiscardSender(tenure, hop, f"discard/{hop.connector}/{int(self._number.value)}")
+        )
 
 
 @implementer(ISender)

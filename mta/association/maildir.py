@@ -162,12 +162,17 @@ class MaildirKind:
         """Directories that were seen or made by this process."""
         self.uncertain: set[tuple[str, int]] = set()
         """(queue id, recipient) of deliveries of this epoch that ended without an answer."""
-        self._slots = 0
+        # Slots are unique in the epoch, also when a reload makes this kind anew.
+        self._number = surroundings.telemetry.counter(
+            "mta_associations_opened_total", "Associations that we opened.", kind=self.name
+        )
         self._files = 0
 
     def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
-        self._slots += 1
-        return succeed(MaildirSender(self, tenure, hop, f"maildir/{hop.connector}/{self._slots}"))
+        self._number.inc()
+        return succeed(
+            MaildirSender(self, tenure, hop, f"maildir/{hop.connector}/{int(self._number.value)}")
+        )
 
     def next_file(self) -> int:
         self._files += 1

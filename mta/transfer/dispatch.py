@@ -219,6 +219,10 @@ class Dispatch:
     def retry_now(self, queue_ids: Sequence[str] = ()) -> None:
         """An operator made these due: destinations that rest are tried at once."""
         now = self.clock.monotonic()
+        for queue_id in queue_ids:
+            message = self.ledger.active.get(queue_id)
+            if message is not None:
+                message.is_gone = False
         for lane in self._schedule.resting(now):
             self._schedule.lift(lane, now)
         self.pump()
@@ -277,7 +281,7 @@ class Dispatch:
         recipients = envelope.recipients
         prefer = ""
         if self.ledger.doubts:
-            prefer = self.ledger.doubts.get(queue_id, "")
+            prefer = self._doubted(queue_id)
         self.ledger.active[queue_id] = message
         if len(recipients) == 1:
             route = self._routing.route(recipients[0].address, envelope)
@@ -304,6 +308,14 @@ class Dispatch:
             self._run(self._unroutable(message, tuple(indexes), unroutable))
         for route, indexes in groups.values():
             self._enqueue(message, tuple(indexes), route, prefer)
+
+    def _doubted(self, queue_id: str) -> str:
+        """The peer that may have it; "" when another dispatch (before a reload) learnt better."""
+        peer = self.ledger.doubts.get(queue_id, "")
+        if peer and not any(d.queue_id == queue_id for d in self.spool.in_doubt()):
+            del self.ledger.doubts[queue_id]
+            return ""
+        return peer
 
     def _enqueue(
         self, message: Message, indexes: tuple[int, ...], route: Route, prefer: str

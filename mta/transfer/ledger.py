@@ -110,14 +110,16 @@ class Ledger:
         state = settled.state
         retry_in = None
         if state is not None:
-            if message.is_gone and not state.held:
-                state = replace(state, held=True)  # an operator's hold outlives this transfer
+            if message.is_gone and not via.slot:
+                # The spool keeps an operator's hold over a transfer's result, and over no other.
+                state = replace(state, held=True)
             message.state = state
             retry_in = state.due - wall
         unknown = False
-        for outcome in outcomes:
-            if outcome.kind is OutcomeKind.UNKNOWN:
-                unknown = True
+        if state is not None:  # a message that leaves the queue is in doubt no longer
+            for outcome in outcomes:
+                if outcome.kind is OutcomeKind.UNKNOWN:
+                    unknown = True
         if unknown:
             self.doubts[message.queue_id] = via.peer
             if via.hold_unknown:
