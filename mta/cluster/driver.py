@@ -266,6 +266,7 @@ class Ownership:
 
     def _named(self, step: str, fault: Exception) -> str:
         """The reason of a failed step, said once, and what it means for this process."""
+        self._failures += 1
         text = str(fault) if isinstance(fault, MTAError) else f"{step} failed: {fault!r}"
         if self._claimant.is_single and isinstance(fault, StartRefused | ConfigurationError):
             self._refused_for_good = (fault.exit_code, text)
@@ -391,8 +392,6 @@ class Ownership:
         self._end_tenure()
         self._stop_tenant(reason)
         self._pulse.ease()
-        if not self._stopping and self._leave_by is None:
-            self._failures += 1
         self._leave_by = None
         self._begin("releasing", self._give_back(reason), Input.RELEASED)
 
@@ -405,7 +404,6 @@ class Ownership:
 
     def _withdraw(self, reason: str) -> None:
         """A bid has failed before anything was promised: give the grant back, and rest."""
-        self._failures += 1
         self._machine.next_bid()
 
         def failed(name: str, fault: Exception) -> None:
