@@ -381,7 +381,8 @@ class _Distributions:
         for name, version, root, record in self._records:
             if path.is_relative_to(root) and f"{path.relative_to(root).as_posix()}," in record:
                 return name, version
-        inside = [e for e in self._editables if path.is_relative_to(e[2])]
+        is_shipped = path.parts[-3:-1] == ("mta", "plugins")
+        inside = [e for e in self._editables if is_shipped and path.is_relative_to(e[2])]
         if inside:
             deepest = max(inside, key=lambda e: len(e[2].parts))
             return deepest[0], deepest[1]
