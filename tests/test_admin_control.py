@@ -38,7 +38,7 @@ from mta.model import (
     Unroutable,
     queue_id,
 )
-from mta.telemetry import Command, Notice, Removed, Telemetry
+from mta.telemetry import Accepted, Command, Notice, Removed, Telemetry, Transferred
 from mta.testing.clock import VirtualClock
 
 ROOT = Credentials(9, 0, 0)
@@ -576,8 +576,41 @@ class Reading(SynchronousTestCase):
         house.telemetry.event(Removed("B"))
         items, done = house.connect().ask("trace", id="B")
         self.assertEqual([{"event": "removed", "queue_id": "B"}], items)
-        self.assertEqual({"id": "B", "removed": True, "attempted": False}, done)
-        self.assertEqual([], house.connect().ask("trace", id="")[0])
+        self.assertEqual({"id": "B", "through": True}, done)
+        self.assertIn("error", house.connect().ask("trace", id="")[1])
+
+    def test_trace_waits(self) -> None:
+        """mta send waits until each recipient was tried, or until its time is over."""
+        house = House()
+        observers = len(house.telemetry._observers)
+        accepted = Accepted("A", "a", "c", b"h", "SMTP", b"s", 1, 2, b"m", "v")
+        tried = Transferred(
+            "A", b"r", b"", "hub", "smtp", "", 0.0, (0.0,) * 4, "2.0.0", "sent", "250 ok", "v", "v"
+        )
+        house.telemetry.event(accepted)
+        connection = house.connect()
+        connection.say("trace", id="A", wait=5)
+        house.telemetry.event(tried)
+        house.telemetry.event(Removed("B"))
+        self.assertEqual([], connection.heard())
+        house.telemetry.event(tried)
+        *items, last = connection.heard()
+        self.assertEqual(
+            ["accepted", "transferred", "transferred"], [i["item"]["event"] for i in items]
+        )
+        self.assertTrue(last["done"]["through"])
+        connection.say("trace", id="C", wait=5)
+        house.clock.advance(4.9)
+        self.assertEqual([], connection.heard())
+        house.clock.advance(0.1)
+        self.assertEqual([{"done": {"id": "C", "through": False}}], connection.heard())
+        connection.say("trace", id="C", wait=5)
+        house.server.stop()
+        house.clock.advance(10)
+        self.assertEqual(
+            (observers, []),
+            (len(house.telemetry._observers), house.clock.reactor.getDelayedCalls()),
+        )
 
     def test_plain(self) -> None:
         """Values of the model become JSON without losing their words."""

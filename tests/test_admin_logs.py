@@ -141,6 +141,11 @@ class Shapes(SynchronousTestCase):
         """A local program's message names its uid, as pickup does."""
         lines = postfix(ACCEPTED._replace(client="uid=1000"))
         self.assertEqual(f"mta/pickup[42]: {QID}: uid=1000 from=<a@b.example>", lines[0])
+        self.assertEqual([], postfix(Connected("submit/in/1", "uid=1000", 0, "192.0.2.10")))
+        self.assertEqual(
+            ["mta/submit[42]: disconnect from uid=1000 quit=1 commands=1"],
+            postfix(Disconnected("submit/in/1", "uid=1000", "quit=1 commands=1")),
+        )
 
     def test_transferred(self) -> None:
         """to, relay, delay, delays, dsn, status (text); ours stand behind the text."""
@@ -269,7 +274,7 @@ class Foreign(SynchronousTestCase):
             (Notice("error", "spool", text), 1),
             (Command(1, 1, 1, text, text), 1),
             (Transition(text, text, text, text, text), 1),
-            (Connected("a", text, 1, text), 1),
+            (Connected("a", "x" + text, 1, text), 1),
         ]:
             lines = made.lines(WALL, 1, event)
             self.assertEqual(1 if shape is JSONLines else count, len(lines))

@@ -111,7 +111,7 @@ class Pages(SynchronousTestCase):
         self.assertIn(b" 431 ", self.send(b"GET /" + b"x" * LONGEST_REQUEST).value())
         slow = self.send(b"GET / HT")
         self.clock.advance(REQUEST_SECONDS)
-        self.assertTrue(slow.aborted)
+        self.assertTrue(slow.disconnected)
         self.assertEqual(b"", slow.value())
 
     @given(st.binary(max_size=200))

@@ -31,12 +31,13 @@ from mta.model import (
     RecipientStatus,
     Unroutable,
 )
-from mta.telemetry import Event, Notice, Removed, Telemetry, Transferred
+from mta.telemetry import Accepted, Event, Notice, Removed, Telemetry, Transferred
 
 PAGE = 200
 """Messages looked at or acted upon between two turns of the reactor: about 3 ms."""
 RECENT = 4096
 """Events kept for `trace`: the last second or two of a busy bridgehead."""
+LONGEST_WAIT_SECONDS = 60
 
 Emit = Callable[[dict[str, Any]], Deferred[None] | None]
 """Takes one item of an answer; a Deferred asks to wait until the reader has caught up."""
@@ -223,17 +224,43 @@ class Commands:
         return {"level": level, "health": health.level.value, "text": neutral(health.text)}
 
     async def _trace(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
-        """What lately happened to one message; `mta send` asks this until something did."""
+        """What lately happened to one message; with `wait` not before something did to each of its
+        recipients, or so many seconds are over. `mta send` asks this.
+        """
         queue_id = given.text("id")
+        wait = given.whole("wait", 0)
         given.end()
-        found = [e for e in self._recent if getattr(e, "queue_id", None) == queue_id and queue_id]
+        if not queue_id:
+            raise UsageFault("trace needs the id of a message")
+        found = [e for e in self._recent if getattr(e, "queue_id", None) == queue_id]
+        if wait and not _is_through(found):
+            found = await self._more(found, queue_id, min(wait, LONGEST_WAIT_SECONDS))
         for event in found:
             await _told(emit({"event": type(event).__name__.lower(), **plain(event)}))
-        return {
-            "id": neutral(queue_id, 60),
-            "removed": any(isinstance(e, Removed) for e in found),
-            "attempted": any(isinstance(e, Transferred) for e in found),
-        }
+        return {"id": neutral(queue_id, 60), "through": _is_through(found)}
+
+    def _more(self, found: list[Event], queue_id: str, seconds: float) -> Deferred[list[Event]]:
+        """Fires with `found` and what was raised for the message until it was through."""
+        arrived: Deferred[list[Event]] = Deferred()
+
+        def watch(event: Event) -> None:
+            if getattr(event, "queue_id", None) == queue_id:
+                found.append(event)
+                if _is_through(found) and not arrived.called:
+                    arrived.callback(found)
+
+        def over() -> None:
+            if not arrived.called:
+                arrived.callback(found)
+
+        def settled(result: Any) -> Any:
+            self._telemetry.detach(watch)
+            timer.cancel()
+            return result
+
+        self._telemetry.attach(watch)
+        timer = self._clock.call_later(seconds, over)
+        return arrived.addBoth(settled)
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -344,6 +371,13 @@ class _Arguments:
         """Everything was understood. @raise UsageFault: something was not."""
         for key in self._given:
             raise UsageFault(f"{self._command} knows no argument {neutral(str(key), 60)!r}")
+
+
+def _is_through(events: Sequence[Event]) -> bool:
+    """The message left the queue, or each of its recipients was tried."""
+    tried = sum(isinstance(event, Transferred) for event in events)
+    recipients = next((e.recipients for e in events if isinstance(e, Accepted)), 1)
+    return tried >= recipients or any(isinstance(event, Removed) for event in events)
 
 
 async def _told(waiting: Deferred[None] | None) -> None:

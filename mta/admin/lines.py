@@ -118,15 +118,18 @@ class PostfixLines:
 
     # one method an event; each answers (program, severity, text)
     def _connected(self, epoch: int, e: Connected) -> list[tuple[str, int, str]]:
+        if e.peer_host.startswith("uid="):
+            return []  # mta.admin.submit has said so, with the process id
         text = f"connect from {_client(e.peer_host)} vip={e.local_host} epoch={epoch}"
         return [("smtpd", INFO, f"{text} assoc={e.association}")]
 
     def _disconnected(self, epoch: int, e: Disconnected) -> list[tuple[str, int, str]]:
         client = _client(e.peer_host)
-        end = ("smtpd", INFO, f"disconnect from {client} {neutral(e.commands)}".rstrip())
+        program = "submit" if e.peer_host.startswith("uid=") else "smtpd"
+        end = (program, INFO, f"disconnect from {client} {neutral(e.commands)}".rstrip())
         if e.lost_after:
             lost = f"lost connection after {neutral(e.lost_after, 40)} from {client}"
-            return [("smtpd", INFO, lost), end]
+            return [(program, INFO, lost), end]
         return [end]
 
     def _accepted(self, epoch: int, e: Accepted) -> list[tuple[str, int, str]]:

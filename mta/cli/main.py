@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--from", dest="sender", metavar="ADDRESS", help="default: you")
     send.add_argument("--subject", default="")
     send.add_argument("--body", help="the text; default: standard input")
-    send.add_argument("--wait", type=float, default=5.0, metavar="SECONDS", help="for the outcome")
+    send.add_argument(
+        "--wait", type=int, default=5, metavar="SECONDS", help="for the outcome; 60 at most"
+    )
     return parser
 
 

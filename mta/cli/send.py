@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -15,8 +13,6 @@ from mta.cli.client import Daemon, connect_unix, find
 from mta.cli.message import Message, encoded
 from mta.cli.output import CommandFailed, as_json, say, shown
 from mta.cli.sendmail import addresses, who
-
-POLL_SECONDS = 0.05
 
 
 def run(given: argparse.Namespace) -> int:
@@ -68,29 +64,22 @@ def _field(value: str) -> bytes:
     return _one_line(value).encode("utf-8", "surrogateescape")
 
 
-def _outcome(
-    given: argparse.Namespace, queue_id: str, sleep: Callable[[float], None] = time.sleep
-) -> list[dict[str, Any]]:
-    """The message's events, once it was settled or tried or the time is over. Empty when there is
-    nobody to ask: the control socket may be closed to us, or the message went to another node.
+def _outcome(given: argparse.Namespace, queue_id: str) -> list[dict[str, Any]]:
+    """What happened to the message until each recipient was tried or the time was over. Empty when
+    there is nobody to ask: the control socket may be closed to us, or the message went elsewhere.
     """
     if not queue_id or given.wait <= 0:
         return []
-    events: list[dict[str, Any]] = []
     try:
         place = find("control", given=given.socket, config=given.config, environ=given.environ)
         daemon = Daemon.at(place)
     except CommandFailed:
         return []
     try:
-        deadline = time.monotonic() + given.wait
-        while True:
-            events, done = daemon.ask("trace", id=queue_id)
-            if done["removed"] or done["attempted"] or time.monotonic() >= deadline:
-                return events
-            sleep(POLL_SECONDS)
-    except CommandFailed:
+        events, _ = daemon.ask("trace", id=queue_id, wait=given.wait)
         return events
+    except CommandFailed:
+        return []
     finally:
         daemon.close()
 
