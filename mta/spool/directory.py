@@ -53,6 +53,7 @@ class Directory:
             for part in PARTS:
                 if not disk.exists(self.join(part)):
                     disk.mkdir(self.join(part))
+            disk.sync_directory(self.path)  # the marker promises that the rest is there
             marker = Marker(FORMAT, secrets.token_hex(16))
             aside = self.join(f"format-{secrets.token_hex(8)}")
             write_whole(disk, aside, f"mta-spool {marker.version} {marker.spool_id}\n".encode())
