@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mta.admin.commands import PAGE, Commands, Facts, plain
 from mta.admin.control import IDLE_SECONDS, LONGEST_COMMAND, MOST_CONNECTIONS, ControlServer
-from mta.admin.peer import Credentials
+from mta.admin.peer import Credentials, credentials
 from mta.errors import ClusterNotInitialised
 from mta.model import (
     Address,
@@ -224,6 +225,21 @@ class Connection:
 
 class Admission(SynchronousTestCase):
     """Who may give commands."""
+
+    def test_the_kernels_word(self) -> None:
+        """uid, gid, pid and groups of a peer come from the kernel, not from the peer."""
+        near, far = socket.socketpair()
+
+        class Transport:
+            socket = near
+
+        found = credentials(Transport())
+        self.assertEqual((os.getpid(), os.getuid(), os.getgid()), found[:3])
+        self.assertEqual(set(os.getgroups()), set(found.groups))
+        self.assertTrue(found.is_member(os.getgid()))
+        self.assertTrue(all(found.is_member(gid) for gid in found.groups))
+        near.close()
+        far.close()
 
     def refused(self, connection: Connection) -> bool:
         return connection.transport.disconnecting

@@ -326,6 +326,13 @@ class JSONShape(SynchronousTestCase):
             (fact["recipient"], fact["delays"], fact["retry_in_seconds"]),
         )
 
+    def test_no_field_twice(self) -> None:
+        """An operator's pid does not hide the daemon's."""
+        [line] = JSONLines("mta", "node", 42).lines(WALL, 3, Command(0, 0, 9, "status", ""))
+        fact = json.loads(line, object_pairs_hook=list)
+        self.assertEqual(len(fact), len(dict(fact)))
+        self.assertEqual((42, 9), (dict(fact)["pid"], dict(fact)["event_pid"]))
+
     def test_level(self) -> None:
         """Notices under the level are not written; mail always is."""
         shape = JSONLines("mta", "node", 1, least=3)

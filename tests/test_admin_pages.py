@@ -14,10 +14,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mta.admin.commands import Commands, Facts
 from mta.admin.http import LONGEST_REQUEST, REQUEST_SECONDS, Http
-from mta.admin.metrics import Exposition
+from mta.admin.metrics import Exposition, QueueGauges
 from mta.admin.sdnotify import Notifier
 from mta.admin.settings import AdminSettings
 from mta.admin.unixgram import UnixDatagram
+from mta.errors import ClusterNotInitialised
+from mta.model import Doubt, SpoolStats
 from mta.telemetry import Telemetry
 from mta.testing.clock import VirtualClock
 
@@ -190,6 +192,53 @@ class Numbers(SynchronousTestCase):
         page = Exposition(telemetry, "0.1", "node", process=False).page().decode()
         self.assertIn("\nmta_good 1.0\n", page)
         self.assertNotIn("\nmta_bad", page)
+
+
+class Spooled:
+    """A spool's numbers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.is_owned = True
+
+    def __call__(self) -> Spooled:
+        if not self.is_owned:
+            raise ClusterNotInitialised("standby")
+        return self
+
+    def stats(self) -> SpoolStats:
+        self.asked += 1
+        return SpoolStats(5, 2, 5000, VirtualClock().wall() - 60, 10**9, 10**6)
+
+    def in_doubt(self) -> tuple[Doubt, ...]:
+        return (Doubt("outbound", "Q", "hub/1", "192.0.2.20", (0,), 1),)
+
+
+class QueueNumbers(SynchronousTestCase):
+    def test_the_queue(self) -> None:
+        """Messages waiting and held, the oldest one's age, room, doubt: from one look."""
+        telemetry, clock, spool = Telemetry(), VirtualClock(), Spooled()
+        QueueGauges(telemetry, clock, spool)
+        page = Exposition(telemetry, "0.1", "node", process=False).page().decode()
+        for line in (
+            'mta_queue_messages{state="waiting"} 3.0',
+            'mta_queue_messages{state="held"} 2.0',
+            "mta_queue_octets 5000.0",
+            "mta_queue_oldest_seconds 60.0",
+            "mta_spool_free_octets 1e+09",
+            'mta_in_doubt_messages{side="outbound"} 1.0',
+            'mta_in_doubt_messages{side="inbound"} 0.0',
+        ):
+            self.assertIn(line + "\n", page)
+        self.assertEqual(1, spool.asked)
+
+    def test_standby(self) -> None:
+        """A standby node shows no queue, rather than an empty one."""
+        telemetry, spool = Telemetry(), Spooled()
+        QueueGauges(telemetry, VirtualClock(), spool)
+        spool.is_owned = False
+        page = Exposition(telemetry, "0.1", "node", process=False).page().decode()
+        self.assertNotIn("\nmta_queue_messages", page)
 
 
 class Systemd(SynchronousTestCase):

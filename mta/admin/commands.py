@@ -165,7 +165,7 @@ class Commands:
         finally:
             opened.close()
         head, _, _ = piece[: 256 * 1024].partition(b"\r\n\r\n")
-        return [neutral(line) for line in head.split(b"\r\n")]
+        return [neutral(line.replace(b"\t", b" ")) for line in head.split(b"\r\n")]
 
     async def _in_doubt(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
         given.end()

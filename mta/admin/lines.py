@@ -248,10 +248,13 @@ class JSONLines:
 
     @staticmethod
     def _names_of(kind: type) -> tuple[str, ...]:
-        """`"event":"accepted"`, then `"field":` for each field of the event."""
+        """`"event":"accepted"`, then `"field":` for each field of the event; a field that every
+        line has already (an operator's pid) gets a name of its own.
+        """
         fields = getattr(kind, "_fields", ("text",))
         head = f'"event":{_quoted(kind.__name__.lower())}'
-        return (head, *(f"{_quoted(name)}:" for name in fields))
+        names = (f"event_{name}" if name in _COMMON else name for name in fields)
+        return (head, *(f"{_quoted(name)}:" for name in names))
 
 
 def _written(value: Any) -> str:
@@ -274,6 +277,7 @@ def _written(value: Any) -> str:
     return _quoted(repr(value)[:_JSON_LIMIT])
 
 
+_COMMON = frozenset(("time", "host", "name", "pid", "epoch", "event"))
 _JSON_LIMIT = 4 * LINE_LIMIT
 """Characters of one field."""
 

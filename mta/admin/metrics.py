@@ -6,17 +6,16 @@ prometheus_client is imported by the first page, not by the start of the MTA.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 from mta.admin.text import neutral
+from mta.interfaces import IClock, ISpool
+from mta.model import SpoolStats
 from mta.telemetry import Gauge, Histogram, Telemetry
 
 LABEL_LIMIT = 200
-
-
-class _Numbers(Protocol):
-    value: float
 
 
 class Exposition:
@@ -78,6 +77,60 @@ class Exposition:
         build.add_sample("mta_build_info", self._build, 1.0)
         yield build
         yield from families.values()
+
+
+class QueueGauges:
+    """What the spool knows of the queue, as gauges: read when a page is rendered, and then once for
+    all of them. On a standby node (`spool` raises) they are left out: somebody else has the queue.
+    """
+
+    def __init__(self, telemetry: Telemetry, clock: IClock, spool: Callable[[], ISpool]) -> None:
+        self._clock = clock
+        self._spool = spool
+        self._stats: tuple[float, SpoolStats] | None = None
+
+        def gauge(name: str, help: str, read: Callable[[], float], **labels: str) -> None:
+            telemetry.gauge(name, help, **labels).read = read
+
+        messages = "mta_queue_messages", "Messages queued, and those of them that are held."
+        gauge(*messages, lambda: self._now().messages - self._now().held, state="waiting")
+        gauge(*messages, lambda: self._now().held, state="held")
+        gauge("mta_queue_octets", "Content of the queue, octets.", lambda: self._now().octets)
+        gauge("mta_queue_oldest_seconds", "Age of the oldest message queued.", self._oldest)
+        gauge(
+            "mta_spool_free_octets",
+            "Room on the spool's file system.",
+            lambda: self._now().free_octets,
+        )
+        gauge(
+            "mta_spool_reserve_octets",
+            "Room under which no mail is accepted.",
+            lambda: self._now().reserve_octets,
+        )
+        for side in ("inbound", "outbound"):
+            gauge(
+                "mta_in_doubt_messages",
+                "Messages whose acknowledgement was lost.",
+                partial(self._in_doubt, side),
+                side=side,
+            )
+
+    def _now(self) -> SpoolStats:
+        now = self._clock.monotonic()
+        if self._stats is None or now - self._stats[0] > STATS_SECONDS:
+            self._stats = now, self._spool().stats()
+        return self._stats[1]
+
+    def _in_doubt(self, side: str) -> float:
+        return sum(doubt.side == side for doubt in self._spool().in_doubt())
+
+    def _oldest(self) -> float:
+        oldest = self._now().oldest_received_at
+        return 0.0 if oldest is None else max(0.0, self._clock.wall() - oldest)
+
+
+STATS_SECONDS = 0.5
+"""So long the numbers of one look at the spool serve: for one page."""
 
 
 def _clean(labels: Iterable[tuple[str, str]]) -> dict[str, str]:

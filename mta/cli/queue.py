@@ -76,7 +76,8 @@ def run_list(given: argparse.Namespace, daemon: Daemon) -> int:
             octets += entry["message_size"]
             _print_entry(entry)
     if not given.json:
-        say(f"{count} messages, {octets} octets" if count else "no messages")
+        plural = "s" if count != 1 else ""
+        say(f"{count} message{plural}, {octets} octets" if count else "no messages")
     return os.EX_OK
 
 
@@ -117,7 +118,8 @@ def run_show(given: argparse.Namespace, daemon: Daemon) -> int:
     say("recipients:")
     for recipient in recipients:
         reason = recipient.get("delay_reason")
-        at = f" by {shown(recipient['remote'])}" if recipient.get("remote") else ""
+        remote = recipient.get("remote")
+        at = f" by {shown(remote)}" if remote and remote != "none" else ""
         say(f"  {shown(recipient['address'])}: {shown(recipient['status'])}{at}")
         if reason:
             say(f"    {shown(reason)}")
