@@ -5,7 +5,7 @@ The case says how its kind and the far end are made, and how time and network mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -52,11 +52,8 @@ class IAssociationKindTests:
     time, `settle()`. `received` answers the bodies (dots unstuffed, LF or CRLF) at the far end.
     """
 
-    def kind(self) -> IAssociationKind:
-        raise NotImplementedError  # each test case that mixes this in has its own
-
-    def tenure(self) -> ITenure:
-        raise NotImplementedError  # each test case that mixes this in has its own
+    kind: Callable[[], IAssociationKind]
+    tenure: Callable[[], ITenure]
 
     def hop(self) -> NextHop:
         return NextHop("suite", "suite", "suite", 0)

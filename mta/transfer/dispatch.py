@@ -37,6 +37,7 @@ from mta.model import (
     MessageState,
     Outcome,
     OutcomeKind,
+    RecipientStatus,
     Reply,
     Result,
     Route,
@@ -44,12 +45,15 @@ from mta.model import (
 )
 from mta.telemetry import Telemetry
 from mta.transfer.agent import Agent, reply_of
+from mta.transfer.endings import Endings, plain
 from mta.transfer.hops import Hop, HopFinder, HopHealth
 from mta.transfer.ledger import Ledger, Via
 from mta.transfer.report import Reporter
 from mta.transfer.schedule import GRADES, Lane, Reach, Schedule
 from mta.transfer.settings import QueueSettings
 from mta.transfer.settle import ReportDue, Rules
+from mta.transfer.standing import Standing
+from mta.transfer.tasks import Alarm, Tasks
 from mta.transfer.work import Job, Message
 
 _BATCH = 200
@@ -57,8 +61,6 @@ _BATCH = 200
 _LONGEST_WAIT = 60.0
 """Seconds after which the spool is asked again whatever it said: the wall clock may jump."""
 _DOUBT_GRADE = GRADES - 1
-_DOWN_AFTER = 2
-"""Failures in a row after which routing hears that a connector is down."""
 
 
 class Dispatch:
@@ -97,34 +99,30 @@ class Dispatch:
         self._schedule: Schedule[Job] = Schedule(
             settings.associations, settings.destination_retry, max(settings.backoff)
         )
+        self._endings = Endings(self)
         self._lane_limit = max(100, settings.active_limit // 4)
-        self._domains: dict[str, set[bytes]] = {}
-        """Lane key -> the domains seen in it: what to avoid while it rests or is full."""
-        self._down: dict[str, Lane[Job]] = {}
+        self._standing = Standing(
+            self._routing, telemetry, [c.name for c, _ in self._connectors.values() if c.by_mx]
+        )
         self._idle: dict[Agent, None] = {}
-        self._tasks: set[Deferred[None]] = set()
+        self._tasks = Tasks(self._fault, self._idle_now)
         self._loading = 0
         self._is_running = False
         self._is_draining = False
         self._is_filling = False
         self._has_more = False
         """There may be due work in the spool that had no room here."""
-        self._timer: ITimer | None = None
-        self._timer_at = float("inf")
+        self._alarm = Alarm(self.clock, self.pump, _LONGEST_WAIT)
         self._idle_timer: ITimer | None = None
         self._drained: list[Deferred[None]] = []
         external = tenure.addresses[0].external
         self._vip = str(external)
         self._externals = {str(a.bind): str(a.external) for a in tenure.addresses}
-        telemetry.gauge("mta_queue_active", "Messages in work.").read = lambda: float(
-            len(self.ledger.active)
-        )
-        telemetry.gauge("mta_queue_waiting_jobs", "Jobs that wait for an association.").read = (
-            lambda: float(self._schedule.queued)
-        )
-        telemetry.gauge(
-            "mta_outbound_slots", "Outbound associations, open or being opened."
-        ).read = lambda: float(self._schedule.associations)
+        gauge = telemetry.gauge
+        active, plan = self.ledger.active, self._schedule
+        gauge("mta_queue_active", "Messages in work.").read = lambda: float(len(active))
+        gauge("mta_queue_waiting_jobs", "Jobs without association.").read = lambda: plan.queued
+        gauge("mta_outbound_slots", "Outbound associations.").read = lambda: plan.associations
 
     # --- life -------------------------------------------------------------------------------
 
@@ -141,7 +139,7 @@ class Dispatch:
         (monotonic), when those that are left are cancelled.
         """
         self._is_draining = True
-        self._cancel_timer()
+        self._alarm.cancel()
         for lane in list(self._schedule.lanes.values()):
             for job in self._schedule.empty(lane):
                 self.postpone(job, 0.0)
@@ -163,12 +161,11 @@ class Dispatch:
         if not self._is_running:
             return
         self._is_running = False
-        self._cancel_timer()
+        self._alarm.cancel()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
-        for task in list(self._tasks):
-            task.cancel()
+        self._tasks.cancel()
         self._idle.clear()
         for message in list(self.ledger.active.values()):
             # If this epoch still stands (an address went for a moment) others may have it again.
@@ -201,7 +198,7 @@ class Dispatch:
         if not self._is_running or self._is_draining:
             return
         now, wall = self.clock.monotonic(), self.clock.wall()
-        self._lift_connectors(now)
+        self._standing.lift(now)
         avoid = self._avoided(now)
         room = self._settings.active_limit - len(self.ledger.active) - self._loading
         taken: list[DueWork] = []
@@ -212,9 +209,13 @@ class Dispatch:
         self._has_more = room <= 0 or len(taken) >= min(room, _BATCH)
         self._fill()
         if taken and self._has_more:
-            self._set_timer(0.0)  # let associations speak in between
+            self._wake_in(0.0)  # let associations speak in between
             return
-        self._set_timer_for(self.spool.next_due(avoid), now, wall)
+        due, probe = self.spool.next_due(avoid), self._schedule.next_probe(now)
+        self._alarm.cancel()
+        self._wake_in(_LONGEST_WAIT if due is None else max(0.05, due - wall))
+        if probe is not None:
+            self._wake_in(probe - now)
 
     def retry_now(self, queue_ids: Sequence[str] = ()) -> None:
         """An operator made these due: destinations that rest are tried at once."""
@@ -244,11 +245,11 @@ class Dispatch:
         except KeyError:
             return
         except SpoolError as problem:
-            self._unreadable(queue_id, problem)
+            self.unreadable(queue_id, problem)
             return
         if isinstance(loaded, Deferred):
             self._loading += 1
-            self._run(self._load_later(queue_id, loaded))
+            self._tasks.start(self._load_later(queue_id, loaded))
         else:
             self._begin(queue_id, *loaded, wall)
 
@@ -262,13 +263,13 @@ class Dispatch:
         except (Fenced, CancelledError):
             raise
         except SpoolError as problem:
-            self._unreadable(queue_id, problem)
+            self.unreadable(queue_id, problem)
             return
         finally:
             self._loading -= 1
         self._begin(queue_id, envelope, state, self.clock.wall())
 
-    def _unreadable(self, queue_id: str, problem: SpoolError) -> None:
+    def unreadable(self, queue_id: str, problem: SpoolError) -> None:
         self.telemetry.notice("error", "transfer", str(problem), queue_id)
         self._give_back(queue_id, self.clock.wall() + 300.0)
 
@@ -283,13 +284,13 @@ class Dispatch:
         if self.ledger.doubts:
             prefer = self._doubted(queue_id)
         self.ledger.active[queue_id] = message
-        if len(recipients) == 1:
+        if len(recipients) == 1 and state.recipients[0].status is RecipientStatus.PENDING:
             route = self._routing.route(recipients[0].address, envelope)
             message.jobs = 1
             if isinstance(route, Route):
                 self._enqueue(message, (0,), route, prefer)
             else:
-                self._run(self._unroutable(message, (0,), route))
+                self._tasks.start(self._endings.unroutable(message, (0,), route))
             return
         groups: dict[str, tuple[Route, list[int]]] = {}
         lost: dict[Unroutable, list[int]] = {}
@@ -302,10 +303,10 @@ class Dispatch:
         message.jobs = len(groups) + len(lost)
         if not message.jobs:  # nobody is pending: the record of its end was lost with a crash
             message.jobs = 1
-            self._run(self._conclude(Job(message, (), _NOWHERE, _no_lane(), grade=0), (), _error()))
+            self._tasks.start(self._endings.nobody(message))
             return
         for unroutable, indexes in lost.items():
-            self._run(self._unroutable(message, tuple(indexes), unroutable))
+            self._tasks.start(self._endings.unroutable(message, tuple(indexes), unroutable))
         for route, indexes in groups.values():
             self._enqueue(message, tuple(indexes), route, prefer)
 
@@ -325,15 +326,16 @@ class Dispatch:
         grade = int(message.envelope.priority)
         if prefer:
             if connector.in_doubt is InDoubt.HOLD and message.queue_id not in self.ledger.held:
-                self._hold(message, indexes)
+                message.is_gone = True
+                self.ledger.held.add(message.queue_id)
+                self._tasks.start(self._endings.hold(message))
                 return
             key, grade = f"{key} (in doubt at {prefer})", _DOUBT_GRADE
         schedule = self._schedule
         lane = schedule.lanes.get(key)
         if lane is None:
             lane = schedule.lane(key, connector.name, 1 if prefer else connector.concurrency)
-            self._domains[key] = set()
-        self._domains[key].add(message.envelope.recipients[indexes[0]].address.domain)
+        self._standing.saw(lane, message.envelope.recipients[indexes[0]].address.domain)
         job = Job(message, indexes, route, lane, grade=grade, prefer=prefer)
         if lane.reach is not Reach.OPEN and schedule.is_resting(lane, self.clock.monotonic()):
             self._not_now(job)
@@ -342,7 +344,7 @@ class Dispatch:
             self._has_more = True
             self.postpone(job, 0.0)
             return
-        if prefer and not lane.associations and self._has_others(route.destination):
+        if prefer and not lane.associations and schedule.has_work(route.destination):
             # Resends go last: what is certain to be new passes before (spool.md section 6).
             self.postpone(job, self._settings.destination_retry)
             return
@@ -356,10 +358,6 @@ class Dispatch:
             agent.wake(None)
         schedule.push(lane, job, grade)
         self._fill()
-
-    def _has_others(self, destination: str) -> bool:
-        lane = self._schedule.lanes.get(destination)
-        return lane is not None and lane.queued > 0
 
     # --- the floor on which agents work ------------------------------------------------------
 
@@ -404,9 +402,9 @@ class Dispatch:
     def reached(self, lane: Lane[Job]) -> None:
         if lane.failures:
             self._schedule.reached(lane)
-            self._connector_up(lane)
+            self._standing.reached(lane)
             self._has_more = True
-            self._set_timer(0.0)
+            self._wake_in(0.0)
 
     def via(self, hop: Hop, sender: ISender, connecting: float) -> Via:
         connector = self._connectors[hop.hop.connector][0]
@@ -451,16 +449,16 @@ class Dispatch:
             if result.reports:
                 self._has_more = True
         if self._has_more and len(self.ledger.active) < self._settings.active_limit * 0.9:
-            self._set_timer(0.0)
+            self._wake_in(0.0)
 
     async def unreachable(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
         """`job` was tried in vain; the lane rests, and its other work goes back to the spool."""
         now = self.clock.monotonic()
         reply = reply_of(failure, transient=True)
         self._schedule.failed(lane, now, reply.text, self.ledger.spread())
-        self._connector_down(lane, reply.text)
+        self._standing.failed(lane, reply.text)
         jobs = self._schedule.empty(lane)
-        await self._conclude(job, _all(job, OutcomeKind.DEFERRED, reply), _none(lane))
+        await self._endings.told(job, lane, OutcomeKind.DEFERRED, reply)
         for other in jobs:
             self._not_now(other)
 
@@ -468,7 +466,7 @@ class Dispatch:
         """Its domain takes no mail or does not exist, or the mail would loop: all of it fails."""
         reply = reply_of(failure, transient=False)
         for refused in (job, *self._schedule.empty(lane)):
-            await self._conclude(refused, _all(refused, OutcomeKind.FAILED, reply), _none(lane))
+            await self._endings.told(refused, lane, OutcomeKind.FAILED, reply)
 
     def postpone(self, job: Job, seconds: float) -> None:
         """Not attempted; its message goes back when its other jobs are done."""
@@ -491,100 +489,18 @@ class Dispatch:
         lane, message = job.lane, job.message
         wall = self.clock.wall()
         if self.rules.is_expired(message.envelope, wall) and not message.is_gone:
-            reply = Reply(451, "4.4.1", (_plain(lane.last_reply) or b"destination unreachable",))
-            outcomes = _all(job, OutcomeKind.DEFERRED, reply)
-            self._run(self._conclude(job, outcomes, _none(lane)))
+            reply = Reply(451, "4.4.1", (plain(lane.last_reply) or b"destination unreachable",))
+            self._tasks.start(self._endings.told(job, lane, OutcomeKind.DEFERRED, reply))
             return
         rest = max(1.0, lane.retry_at - self.clock.monotonic())
         self.postpone(job, rest * (1.0 + 0.1 * abs(self.ledger.spread())))
 
-    # --- ends without an association -----------------------------------------------------------
-
-    async def _unroutable(
-        self, message: Message, indexes: tuple[int, ...], unroutable: Unroutable
-    ) -> None:
-        kind = OutcomeKind.FAILED if unroutable.code >= 500 else OutcomeKind.DEFERRED
-        reply = Reply(unroutable.code, unroutable.enhanced, (_plain(unroutable.why),))
-        job = Job(message, indexes, _NOWHERE, _no_lane(), grade=0)
-        await self._conclude(job, _all(job, kind, reply), _error())
-
-    async def _conclude(self, job: Job, outcomes: Sequence[Outcome], via: Via) -> None:
-        """Outcomes that no association brought: journal them and be done."""
-        finished = self.finish(job, outcomes, via, self.clock.monotonic())
-        result = await finished if isinstance(finished, Deferred) else finished
-        try:
-            await self.spool.journal((result,), ())
-        except (Fenced, CancelledError):
-            raise
-        except SpoolError as problem:
-            self.telemetry.notice("error", "transfer", str(problem), job.message.queue_id)
-            if not job.message.jobs:
-                self.ledger.active.pop(job.message.queue_id, None)
-                self._unreadable(job.message.queue_id, problem)
-        else:
-            self.durable((result,))
-
-    def _hold(self, message: Message, indexes: tuple[int, ...]) -> None:
-        """`in-doubt: hold`: an operator decides whether it is sent once more."""
-        message.is_gone = True
-        self.ledger.held.add(message.queue_id)
-        job = Job(message, indexes, _NOWHERE, _no_lane(), grade=0)
-        self._run(self._hold_later(job))
-
-    async def _hold_later(self, job: Job) -> None:
-        message = job.message
-        message.jobs -= 1
-        message.is_journalled = True
-        message.state = replace(message.state, held=True)
-        self.telemetry.notice(
-            "warning",
-            "transfer",
-            "held: it may have been delivered already (in-doubt: hold); release it to send again",
-            message.queue_id,
-        )
-        result = Result(message.queue_id, "", message.state, (), True)
-        try:
-            await self.spool.journal((result,), ())
-        except (Fenced, CancelledError):
-            raise
-        except SpoolError as problem:
-            self._unreadable(message.queue_id, problem)
-        self.durable((result,))
-
-    # --- up and down ------------------------------------------------------------------------
-
-    def _connector_down(self, lane: Lane[Job], reply: str) -> None:
-        connector = self._connectors[lane.connector][0]
-        if connector.by_mx or lane.failures < _DOWN_AFTER or lane.connector in self._down:
-            return
-        self._down[lane.connector] = lane
-        self._routing.connector_down(lane.connector)
-        self.telemetry.notice(
-            "warning", "transfer", f"connector {lane.connector!r} is down: {reply}"
-        )
-
-    def _connector_up(self, lane: Lane[Job]) -> None:
-        if self._down.pop(lane.connector, None) is not None:
-            self._routing.connector_up(lane.connector)
-            self.telemetry.notice("info", "transfer", f"connector {lane.connector!r} is up again")
-
-    def _lift_connectors(self, now: float) -> None:
-        """When its pause is over a connector may be chosen again: that is its probe."""
-        for name, lane in list(self._down.items()):
-            if now >= lane.retry_at:
-                del self._down[name]
-                self._routing.connector_up(name)
-
     def _avoided(self, now: float) -> set[bytes]:
         """Domains whose lane rests or is full."""
-        avoid: set[bytes] = set()
-        for lane in self._schedule.resting(now):
-            avoid |= self._domains.get(lane.key, set())
+        lanes = self._schedule.resting(now)
         if self._schedule.queued >= self._lane_limit:
-            for lane in self._schedule.lanes.values():
-                if lane.queued >= self._lane_limit:
-                    avoid |= self._domains.get(lane.key, set())
-        return avoid
+            lanes += [x for x in self._schedule.lanes.values() if x.queued >= self._lane_limit]
+        return self._standing.domains(lanes)
 
     # --- agents and tasks -------------------------------------------------------------------
 
@@ -595,7 +511,7 @@ class Dispatch:
         self._is_filling = True  # an agent that fails at once must not nest another round
         try:
             while (lane := self._schedule.next_lane()) is not None:
-                self._run(self._agent(Agent(self, lane)))
+                self._tasks.start(self._agent(Agent(self, lane)))
         finally:
             self._is_filling = False
         if self._idle and self._schedule.is_crowded:
@@ -609,7 +525,7 @@ class Dispatch:
             self._schedule.ended(lane)
             self._schedule.forget_idle(lane)
             if lane.key not in self._schedule.lanes:
-                self._domains.pop(lane.key, None)
+                self._standing.forget(lane)
             self._fill()
 
     def _wake(self, agent: Agent, job: Job | None) -> None:
@@ -628,21 +544,6 @@ class Dispatch:
         if self._idle and self._idle_timer is None and self._is_running:
             self._idle_timer = self.clock.call_later(self._settings.idle / 2, self._close_idle)
 
-    def _run(self, coroutine: Any) -> Deferred[None]:
-        """Own a coroutine: it is cancelled by `stop`, and what it raises is heard."""
-        task: Deferred[None] = Deferred.fromCoroutine(coroutine)
-        if not task.called:
-            self._tasks.add(task)
-        task.addBoth(self._ended, task)
-        return task
-
-    def _ended(self, result: object, task: Deferred[None]) -> None:
-        self._tasks.discard(task)
-        if isinstance(result, TwistedFailure):
-            self._fault(result)
-        if self._is_draining and not self._tasks:
-            self._fire_drained()
-
     def _fault(self, failure: TwistedFailure) -> None:
         if failure.check(CancelledError) is not None:
             return
@@ -652,6 +553,10 @@ class Dispatch:
         self.telemetry.notice(
             "critical", "transfer", f"defect: {failure.getErrorMessage()}\n{failure.getTraceback()}"
         )
+
+    def _idle_now(self) -> None:
+        if self._is_draining:
+            self._fire_drained()
 
     def _fire_drained(self) -> None:
         waiting, self._drained = self._drained, []
@@ -668,45 +573,16 @@ class Dispatch:
 
     def _wake_at(self, due: float) -> None:
         """Wall time at which the spool has work."""
-        self._set_timer(max(0.0, due - self.clock.wall()))
+        self._wake_in(max(0.0, due - self.clock.wall()))
 
-    def _set_timer_for(self, due: float | None, now: float, wall: float) -> None:
-        wait = _LONGEST_WAIT
-        if due is not None:
-            wait = min(wait, max(0.05, due - wall))
-        probe = self._schedule.next_probe(now)
-        if probe is not None:
-            wait = min(wait, probe - now)
-        self._cancel_timer()
-        self._set_timer(wait)
-
-    def _set_timer(self, seconds: float) -> None:
-        """Pump in `seconds`, or earlier if that was said before."""
-        if not self._is_running or self._is_draining:
-            return
-        at = self.clock.monotonic() + min(seconds, _LONGEST_WAIT)
-        if at >= self._timer_at:
-            return
-        self._cancel_timer()
-        self._timer_at = at
-        self._timer = self.clock.call_later(min(seconds, _LONGEST_WAIT), self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_at = float("inf")
-        self.pump()
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        self._timer_at = float("inf")
+    def _wake_in(self, seconds: float) -> None:
+        if self._is_running and not self._is_draining:
+            self._alarm.within(seconds)
 
     # --- for people -------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
         """What `mta status` shows: numbers, and one entry a destination."""
-        now = self.clock.monotonic()
         return {
             "running": self._is_running,
             "draining": self._is_draining,
@@ -714,46 +590,6 @@ class Dispatch:
             "queued": self._schedule.queued,
             "associations": self._schedule.associations,
             "in_doubt": len(self.ledger.doubts),
-            "down": sorted(self._down),
-            "destinations": [
-                {
-                    "destination": lane.key,
-                    "connector": lane.connector,
-                    "state": lane.reach.value,
-                    "queued": lane.queued,
-                    "associations": lane.associations,
-                    "idle": len(lane.idle),
-                    "failures": lane.failures,
-                    "retry_in_seconds": (
-                        round(max(0.0, lane.retry_at - now), 1)
-                        if lane.reach is Reach.RESTING
-                        else None
-                    ),
-                    "last_reply": lane.last_reply,
-                }
-                for lane in sorted(self._schedule.lanes.values(), key=lambda x: x.key)
-            ],
+            "down": self._standing.down,
+            "destinations": self._schedule.snapshot(self.clock.monotonic()),
         }
-
-
-_NOWHERE = Route("", "", (), 0, "")
-
-
-def _no_lane() -> Lane[Job]:
-    return Lane("", "", 1)
-
-
-def _all(job: Job, kind: OutcomeKind, reply: Reply) -> tuple[Outcome, ...]:
-    return tuple(Outcome(index, kind, reply) for index in job.recipients)
-
-
-def _none(lane: Lane[Job]) -> Via:
-    return Via(lane.connector, "error")
-
-
-def _error() -> Via:
-    return Via("none", "error")
-
-
-def _plain(text: str) -> bytes:
-    return "".join(c if c.isprintable() else "?" for c in text).encode("ascii", "backslashreplace")

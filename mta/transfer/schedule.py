@@ -150,6 +150,11 @@ class Schedule(Generic[Job]):
                     return grade.popleft()
         return None
 
+    def has_work(self, key: str) -> bool:
+        """Jobs wait for that destination."""
+        lane = self.lanes.get(key)
+        return lane is not None and lane.queued > 0
+
     def empty(self, lane: Lane[Job]) -> list[Job]:
         """Take everything out of it, best grade first."""
         jobs = [job for grade in lane.grades for job in grade]
@@ -260,3 +265,22 @@ class Schedule(Generic[Job]):
     def next_probe(self, now: float) -> float | None:
         """When the next pause ends (monotonic, after `now`); None when nobody rests."""
         return min((x.retry_at for x in self._resting.values() if x.retry_at > now), default=None)
+
+    def snapshot(self, now: float) -> list[dict[str, object]]:
+        """Every lane for people's eyes, in order of names."""
+        return [
+            {
+                "destination": lane.key,
+                "connector": lane.connector,
+                "state": lane.reach.value,
+                "queued": lane.queued,
+                "associations": lane.associations,
+                "idle": len(lane.idle),
+                "failures": lane.failures,
+                "retry_in_seconds": (
+                    round(max(0.0, lane.retry_at - now), 1) if lane.reach is Reach.RESTING else None
+                ),
+                "last_reply": lane.last_reply,
+            }
+            for lane in sorted(self.lanes.values(), key=lambda lane: lane.key)
+        ]
