@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import IO
 
@@ -126,21 +127,22 @@ class Process:
         self.send_signal(signal.SIGKILL)
         self.popen.wait(10)
 
-    def memory_mib(self) -> float:
-        """Proportional share of resident memory now."""
-        with open(f"/proc/{self.pid}/smaps_rollup", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) / 1024
-        return 0.0
+    def resident_mib(self) -> float:
+        """The resident size now; the peak is counted anew from here."""
+        with open(f"/proc/{self.pid}/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")  # proc(5): resets the peak resident set size
+        return self._status_mib("VmRSS")
 
     def peak_mib(self) -> float:
-        """The largest resident size that it ever had."""
+        """The largest resident size since `resident_mib` was asked."""
+        return self._status_mib("VmHWM")
+
+    def _status_mib(self, key: str) -> float:
         with open(f"/proc/{self.pid}/status", encoding="ascii") as file:
             for line in file:
-                if line.startswith("VmHWM:"):
+                if line.startswith(key + ":"):
                     return int(line.split()[1]) / 1024
-        return 0.0
+        raise Broken(f"the kernel does not say {key} of {self.name}")
 
 
 class Ground:
@@ -151,6 +153,7 @@ class Ground:
         self.processes: list[Process] = []
         self._mounts: list[str] = []
         self._spaces: list[str] = []
+        self._sockets: list[weakref.ref[socket.socket]] = []
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory)
         os.chmod(directory, 0o755)
@@ -215,11 +218,15 @@ class Ground:
         """`ss -Htan` in a namespace: one line a TCP socket."""
         return self.inside(name, ["ss", "-Htan", *filter]).stdout.splitlines()
 
-    def connect(self, name: str, host: str, port: int, timeout: float = 10) -> socket.socket:
-        """A connected TCP socket that belongs to the namespace."""
+    def connect(
+        self, name: str, host: str, port: int, timeout: float = 10, source: str = ""
+    ) -> socket.socket:
+        """A connected TCP socket that belongs to the namespace; bound to `source` if given."""
         made = self.raw_socket(name, socket.AF_INET6 if ":" in host else socket.AF_INET)
         made.settimeout(timeout)
         try:
+            if source:
+                made.bind((source, 0))
             made.connect((host, port))
         except BaseException:
             made.close()
@@ -235,10 +242,15 @@ class Ground:
             if _libc.setns(there.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
             try:
-                return socket.socket(family, kind)
+                return self.keep(socket.socket(family, kind))
             finally:
                 if _libc.setns(here.fileno(), _CLONE_NEWNET):
                     os.abort()  # this thread would act in the wrong namespace from here on
+
+    def keep(self, made: socket.socket) -> socket.socket:
+        """It is closed at the end: an open socket would hold its whole namespace."""
+        self._sockets.append(weakref.ref(made))
+        return made
 
     def listens(self, name: str, host: str, port: int) -> bool:
         """Does somebody accept there?"""
@@ -327,6 +339,15 @@ class Ground:
                 process.popen.wait(max(0.05, ends - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
+        for reference in self._sockets:
+            made = reference()
+            if made is None:
+                continue
+            try:
+                made.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in accept or recv
+            except OSError:
+                pass  # it was never connected, or is closed already
+            made.close()
         for where in self._mounts:
             run(["umount", where], check=False)
         for name in self._spaces:

@@ -79,14 +79,30 @@ class Sink:
             self.process.kill()
 
     def count(self) -> int:
-        return len(os.listdir(self.directory))
+        return len(self._complete())
+
+    def _complete(self) -> list[str]:
+        """The files of whole messages: those that smtp-sink still holds open are not."""
+        names = sorted(os.listdir(self.directory))
+        open_now = set()
+        if self.process is not None and self.process.is_running:
+            folder = f"/proc/{self.process.pid}/fd"
+            for number in os.listdir(folder):
+                try:
+                    open_now.add(os.path.basename(os.readlink(f"{folder}/{number}")))
+                except FileNotFoundError:
+                    pass  # closed while we looked
+        return [
+            name
+            for name in names
+            if name not in open_now and os.path.exists(os.path.join(self.directory, name))
+        ]
 
     def messages(self) -> list[Arrived]:
         found = []
-        for name in sorted(os.listdir(self.directory)):
-            with open(
-                os.path.join(self.directory, name), encoding="utf-8", errors="replace"
-            ) as file:
+        for name in self._complete():
+            path = os.path.join(self.directory, name)
+            with open(path, encoding="utf-8", errors="replace") as file:
                 text = file.read()
             top = re.findall(
                 r"^X-(Client-Addr|Helo-Args|Mail-Args|Rcpt-Args): (.*)$", text, re.MULTILINE
@@ -290,6 +306,7 @@ class CrookedServer:
         host: str = PEER,
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._ground = ground
         self._listener = ground.raw_socket("peer", family)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind((host, port))
@@ -305,6 +322,7 @@ class CrookedServer:
             except OSError:
                 return
             self.connections += 1
+            self._ground.keep(connection)
             connection.settimeout(30)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
@@ -315,10 +333,6 @@ class CrookedServer:
             pass
         finally:
             connection.close()
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
 
 class NameServer:

@@ -74,7 +74,7 @@ def scenarios(words: list[str]) -> Iterator[tuple[str, Callable[[Rig], None]]]:
             continue
         module = importlib.import_module(f"tests.rig.{file[:-3]}")
         theme = file[len("scenario_") : -3]
-        for name, found in vars(module).items():
+        for name, found in list(vars(module).items()):
             if name.startswith("scenario_") and callable(found):
                 full = f"{theme}.{name[len('scenario_') :]}"
                 if not words or any(word in full for word in words):
@@ -105,7 +105,7 @@ def play(name: str, scenario: Callable[[Rig], None], keep: bool) -> bool:
         print(f"     {line}", flush=True)
     if reason:
         for process in rig.processes:
-            tail = process.log().splitlines()[-25:]
+            tail = process.log().splitlines()[-25 if process.name.startswith("mta") else -4 :]
             print(f"     --- {process.name}, status {process.popen.returncode}")
             print("\n".join(f"     {line[:400]}" for line in tail))
         print(f"FAIL {name}: {' '.join(reason.split())} ({seconds:.1f} s)", flush=True)

@@ -26,7 +26,7 @@ def scenario_rubbish(rig: Rig) -> None:
     sink = Sink(rig).start()
     mta = rig.online()
     source(rig, 50)
-    base = mta.peak_mib()
+    base = mta.resident_mib()
     chance = random.Random(1)
     for _ in range(60):
         with rig.connect("peer", VIRTUAL, 25) as made:
@@ -48,9 +48,9 @@ def scenario_rubbish(rig: Rig) -> None:
 def scenario_no_newline(rig: Rig) -> None:
     """100 MiB without a newline, as a command and as a body, never lie in memory."""
     sink = Sink(rig).start()
-    mta = rig.online(listener="max-size: 20MiB")
+    mta = rig.online(listener="limits: {size: 20MiB}")
     source(rig, 50)
-    base, block = mta.peak_mib(), b"x" * 1_048_576
+    base, block = mta.resident_mib(), b"x" * 1_048_576
     for in_data in (False, True):
         client = Client(rig)
         client.hello()
@@ -81,7 +81,7 @@ def scenario_many_recipients(rig: Rig) -> None:
     sink = Sink(rig).start()
     mta = rig.online()
     source(rig, 50)
-    base = mta.peak_mib()
+    base = mta.resident_mib()
     client = Client(rig, timeout=60)
     client.hello()
     client.say(b"MAIL FROM:<a@example.net>")
@@ -115,7 +115,7 @@ def scenario_connection_flood(rig: Rig) -> None:
     sink = Sink(rig).start()
     mta = rig.online(listener="limits: {connections: 200}")
     source(rig, 50)
-    base = mta.peak_mib()
+    base = mta.resident_mib()
     held = [Client(rig) for _ in range(100)]
     for client in held:
         expect(client.hello().startswith(b"220"), "a connection within the limit was refused")
@@ -150,7 +150,7 @@ def scenario_connection_flood(rig: Rig) -> None:
 def scenario_half_open(rig: Rig) -> None:
     """Peers that stop talking in any stage are ended by a timeout and leave nothing behind."""
     sink = Sink(rig).start()
-    mta = rig.online(listener="timeouts: {command: 3s, data-block: 3s, data-end: 3s}")
+    mta = rig.online(listener="timeouts: {command: 3s, block: 3s}")
     stages: list[Client] = []
     for stage in range(5):
         client = Client(rig)
@@ -181,6 +181,8 @@ def scenario_crooked_servers(rig: Rig) -> None:
 
     def nonsense(made: socket.socket) -> None:
         made.sendall(b"220 \x1b[2J\x1b]0;owned\x07 hello\r\n")
+        made.recv(4096)
+        made.sendall(b"250 \x1b[2J\r\n")
         while made.recv(4096):
             made.sendall(b"550 5.7.1 \x1b[31mred\x9b alert\rforged: line\x00\r\n")
 
@@ -225,7 +227,7 @@ def scenario_crooked_servers(rig: Rig) -> None:
     )
     source(rig, 50)
     sink.wait(50)
-    base = mta.peak_mib()
+    base = mta.resident_mib()
     for n in range(4):
         swaks(
             rig,
