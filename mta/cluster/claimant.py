@@ -115,6 +115,7 @@ class Claimant:
 
     async def publish(self) -> str:
         """Try all that can refuse, confirm the grant, publish. @raise MTAError: which and why."""
+        generation = self._steps.generation
         grant = self.held()
         check_identity(
             VirtualServer(grant.network_name, grant.addresses),
@@ -127,6 +128,10 @@ class Claimant:
         self.grant = grant = await self._steps.bounded(
             self._resource.confirm(grant), AUTHORITY_SECONDS, "confirming the grant"
         )
+        if generation != self._steps.generation:
+            raise ClusterNotInitialised(
+                "this bid for ownership has ended", "it was lost, or we stop"
+            )
         self.epoch = await self._spool.publish(self._facts.claim(grant), highest)
         self._epoch_gauge.set(self.epoch)
         return f"epoch {self.epoch} above {highest}"

@@ -42,6 +42,7 @@ LONGEST_BACK_OFF_ALONE = 5.0
 """When no other node has an epoch, nobody is kept from the queue by our trying again."""
 DRAIN_SLACK = 0.5
 """What a tenant may be late with its own drain deadline."""
+DRAINING = "draining"
 EXIT_LOST = 75
 """EX_TEMPFAIL: this process cannot go on, the next one can."""
 
@@ -383,11 +384,13 @@ class Ownership:
                 self._complain(f"the tenant raised in drain: {fault!r}")
             return "all associations ended"
 
-        self._begin("draining", drain(), Input.DRAINED)
+        self._begin(DRAINING, drain(), Input.DRAINED)
 
     def _release(self, reason: str) -> None:
         self._cancel_timer("grace")
         self._cancel_timer("drain")
+        if self._steps.present[0] == DRAINING:
+            self._steps.drop()
         # Abort the rest while the address is ours: peers see a reset now, not a timeout later.
         self._end_tenure()
         self._stop_tenant(reason)

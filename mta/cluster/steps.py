@@ -40,6 +40,8 @@ class Steps:
         self._complain = complain
         self._dropped = dropped
         self._running: list[_Step] = []
+        self.generation = 0
+        """Counts the steps that were wanted. One that awaited compares it before it acts."""
         self._sleeping: Deferred[None] | None = None
 
     @property
@@ -97,6 +99,7 @@ class Steps:
 
     def let_go(self) -> None:
         """Nobody wants the present step's outcome any more; it may end."""
+        self.generation += 1
         for step in self._running:
             step.wanted = False
 
