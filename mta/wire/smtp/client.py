@@ -252,7 +252,8 @@ class Initiator:
         """How many of the preparing transaction's commands were said."""
         self._needs_reset = False
         self._stuffer: Stuffer | None = None
-        self._ends_in_crlf = True
+        self._tail = b"\r\n"
+        """The last two octets of content: the dot needs a CRLF before it."""
         self._pipelines = False
         self._size_limit = 0
 
@@ -363,7 +364,7 @@ class Initiator:
             piece = self._stuffer.take(piece)
         if piece:
             self._output.append(piece)
-            self._ends_in_crlf = piece.endswith(b"\r\n")
+            self._tail = piece[-2:] if len(piece) > 1 else self._tail[-1:] + piece
 
     def _begin_content(self) -> _Transaction:
         transaction = self._preparing
@@ -373,7 +374,7 @@ class Initiator:
         self._sending = transaction
         transaction.phase = Phase.SENDING
         self._stuffer = None
-        self._ends_in_crlf = True
+        self._tail = b"\r\n"
         return transaction
 
     def finish(self) -> None:
@@ -387,7 +388,7 @@ class Initiator:
             last = self._stuffer.finish()
             if last:
                 self._output.append(last)
-        elif not self._ends_in_crlf:
+        elif self._tail != b"\r\n":
             self._output.append(b"\r\n")
         self._output.append(b".\r\n")
         transaction.phase = Phase.IN_DOUBT

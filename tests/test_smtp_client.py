@@ -1,0 +1,466 @@
+"""The initiator's machine: its table, and one outcome for each recipient whatever the peer does."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from mta.errors import LocalProtocolError, RemoteProtocolError
+from mta.model import NULL_ADDRESS, Address, OutcomeKind, Reply
+from mta.wire.smtp.client import (
+    TABLE,
+    Class,
+    Committed,
+    Ended,
+    Initiator,
+    NotSent,
+    Opened,
+    Phase,
+    Prepared,
+    Refused,
+    State,
+    Timeouts,
+    Wait,
+    Withdrawn,
+)
+from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Rcpt
+from mta.wire.smtp.reply import LINE_LIMIT, ReplyReader, make_reply, render
+from mta.wire.smtp.server import Responder
+from mta.wire.smtp.states import Role
+
+LIGHT = settings(max_examples=100, deadline=None, derandomize=True)
+ALICE = Address(b"alice@example.com", b"example.com")
+BOB = Address(b"bob@example.org", b"example.org")
+CAROL = Address(b"carol@example.org", b"example.org")
+HELLO = b"250-mx\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 1000\r\n"
+SAID = {
+    Class.POSITIVE: b"250 2.0.0 Ok\r\n",
+    Class.INTERMEDIATE: b"354 Go on\r\n",
+    Class.TRANSIENT: b"450 4.2.1 Later\r\n",
+    Class.PERMANENT: b"550 5.1.1 No\r\n",
+    Class.CLOSING: b"421 4.3.2 Bye\r\n",
+}
+
+
+def initiator(state: State = State.OPEN, hello: bytes = HELLO, role: Role = Role.SMTP) -> Initiator:
+    """A machine that was led into `state`, with nothing left to say."""
+    machine = Initiator(b"bridgehead.example.org", role)
+    if state is State.GREETING:
+        return machine
+    machine.receive(b"220 mx ESMTP\r\n")
+    if state is State.HELO:
+        machine.receive(b"502 What\r\n")
+    elif state is not State.HELLO:
+        machine.receive(hello)
+    if state is State.QUITTING:
+        machine.quit()
+    machine.take_output()
+    assert machine.state is state
+    return machine
+
+
+def prepared(*recipients: Address, role: Role = Role.SMTP) -> Initiator:
+    """A machine with message "1" behind 354."""
+    machine = initiator(role=role)
+    machine.prepare("1", ALICE, list(enumerate(recipients)), 100, False)
+    machine.receive(b"250 Ok\r\n" * (1 + len(recipients)) + b"354 Go on\r\n")
+    machine.take_output()
+    return machine
+
+
+class TableTests(SynchronousTestCase):
+    def test_states_by_classes_of_reply(self) -> None:
+        """Every class of reply in every state does what the table says; what the table is silent
+        on ends the association.
+        """
+        for state in State:
+            if state is State.ENDED:
+                continue
+            for klass, text in SAID.items():
+                machine = initiator(state)
+                if state is State.OPEN:
+                    machine.prepare("1", ALICE, [(0, BOB)], 10, False)
+                events = machine.receive(text)
+                row = TABLE.get((state, klass))
+                if row is None or (state, klass) == (State.OPEN, Class.INTERMEDIATE):
+                    self.assertIsInstance(events[-1], Ended, (state, klass))
+                    self.assertIs(machine.state, State.ENDED)
+                else:
+                    self.assertIs(machine.state, row.after, (state, klass))
+
+    def test_a_refused_association_says_so(self) -> None:
+        """Hard detail 14: a 554 greeting is a refusal of this server and no verdict on mail."""
+        for text in (b"554 5.7.1 No\r\n", b"450 4.3.2 Later\r\n", b"421 4.3.2 Bye\r\n"):
+            refused, ended = initiator(State.GREETING).receive(text)
+            self.assertIsInstance(refused, Refused)
+            self.assertEqual(ended, Ended(refused.reply.text, True))
+
+    def test_after_the_end(self) -> None:
+        """What ended is not spoken to: prepare says so, octets are not looked at."""
+        machine = initiator()
+        machine.connection_lost()
+        self.assertEqual(machine.receive(b"250 Ok\r\n"), [])
+        (event,) = machine.prepare("1", ALICE, [(0, BOB)], 10, False)
+        self.assertIsInstance(event, NotSent)
+        self.assertEqual(machine.take_output(), b"")
+        self.assertEqual(machine.connection_lost(), [])
+        self.assertEqual(machine.quit(), [])
+
+    def test_misuse(self) -> None:
+        """An adapter that sends content before 354 or a second dot is told so at once."""
+        self.assertRaises(LocalProtocolError, initiator().content, b"x\r\n")
+        self.assertRaises(LocalProtocolError, initiator().finish)
+        machine = prepared(BOB)
+        machine.finish()
+        self.assertRaises(LocalProtocolError, machine.finish)
+        self.assertRaises(LocalProtocolError, machine.content, b"x\r\n")
+        machine.prepare("2", ALICE, [(0, BOB)], 10, False)
+        self.assertRaises(LocalProtocolError, machine.prepare, "3", ALICE, [(0, BOB)], 10, False)
+
+    def test_no_command_can_be_smuggled(self) -> None:
+        """An address with a line end never reaches the wire, wherever it came from."""
+        evil = Address(b"a@x.org>\r\nRSET\r\nMAIL FROM:<b@x.org", b"x.org")
+        machine = initiator()
+        self.assertRaises(LocalProtocolError, machine.prepare, "1", evil, [(0, BOB)], 10, False)
+        self.assertEqual(machine.take_output(), b"")
+
+
+class TimeoutTests(SynchronousTestCase):
+    """Hard detail 11: RFC 5321 4.5.3.2."""
+
+    def test_hard_detail_11_each_wait_has_its_own_time(self) -> None:
+        """5 minutes for greeting, MAIL and RCPT, 2 for DATA, 3 for a block, 10 for the final dot."""
+        machine = Initiator(b"x")
+        seen = [machine.timeout]
+        machine.receive(b"220 x\r\n")
+        seen.append(machine.timeout)
+        machine.receive(b"250 x\r\n")
+        self.assertIsNone(machine.timeout)
+        machine.prepare("1", ALICE, [(0, BOB)], 10, False)
+        for text in (b"250 Ok\r\n", b"250 Ok\r\n", b"354 Go\r\n"):
+            seen.append(machine.timeout)
+            machine.receive(text)
+        self.assertIsNone(machine.timeout)
+        machine.content(b"x\r\n")
+        seen.append(machine.timeout)
+        machine.finish()
+        seen.append(machine.timeout)
+        self.assertEqual(
+            seen,
+            [
+                (Wait.GREETING, 300.0),
+                (Wait.HELLO, 300.0),
+                (Wait.MAIL, 300.0),
+                (Wait.RCPT, 300.0),
+                (Wait.DATA, 120.0),
+                (Wait.CONTENT, 180.0),
+                (Wait.DOT, 600.0),
+            ],
+        )
+
+    def test_every_wait_has_a_time(self) -> None:
+        """No wait is without end."""
+        machine = Initiator(b"x", Role.SMTP, Timeouts())
+        self.assertEqual(set(machine._seconds), set(Wait))
+
+    def test_expiry_before_the_dot(self) -> None:
+        """Time that runs out before the dot means not sent; after it, in doubt."""
+        machine = prepared(BOB)
+        machine.content(b"x\r\n")
+        committed, _ = machine.expire()
+        self.assertIs(committed.outcomes[0].kind, OutcomeKind.DEFERRED)
+        machine = prepared(BOB)
+        machine.finish()
+        committed, _ = machine.expire()
+        self.assertIs(committed.outcomes[0].kind, OutcomeKind.UNKNOWN)
+        self.assertEqual(machine.expire(), [])
+
+
+class Dialogue:
+    """A client machine and a server machine back to back, with pieces of any size between."""
+
+    def __init__(self, role: Role, cut: int, refuse: frozenset[bytes] = frozenset()) -> None:
+        self.server = Responder(b"mx.example.org", role)
+        self.client = Initiator(b"bridgehead.example.org", role)
+        self.cut = cut
+        self.refuse = refuse
+        self.taken: list[tuple[bytes, list[bytes], bytes]] = []
+        self.events: list = []
+        self.server.greet()
+        self.run()
+
+    def run(self) -> list:
+        """Carry octets until both are silent; the client's events since the last time."""
+        while True:
+            to_client, to_server = self.server.take_output(), self.client.take_output()
+            if not to_client and not to_server:
+                events, self.events = self.events, []
+                return events
+            for at in range(0, len(to_client), self.cut):
+                self.events += self.client.receive(to_client[at : at + self.cut])
+            for at in range(0, len(to_server), self.cut):
+                self.serve(to_server[at : at + self.cut])
+
+    def serve(self, data: bytes) -> None:
+        server = self.server
+        server.receive(data)
+        while (event := server.next_event()) is not None:
+            match event:
+                case Mail(sender):
+                    self.present = (sender.text, [], [])
+                case Rcpt(recipient) if recipient.text in self.refuse:
+                    server.answer(Reply(550, "5.1.1", (b"No",)))
+                    continue
+                case Rcpt(recipient):
+                    self.present[1].append(recipient.text)
+                case Chunk(data):
+                    self.present[2].append(data)
+                    continue
+                case End():
+                    sender, recipients, chunks = self.present
+                    self.taken.append((sender, recipients, b"".join(chunks)))
+            if isinstance(event, Helo | Mail | Rcpt | Data | End):
+                server.answer(None)
+
+
+LINES = st.lists(st.sampled_from([b"", b".", b"..", b".x", b"x" * 90, b"hello"]), max_size=6)
+
+
+class BackToBackTests(SynchronousTestCase):
+    @LIGHT
+    @given(st.lists(LINES, min_size=1, max_size=4), st.integers(1, 60), st.sampled_from(list(Role)))
+    def test_what_is_sent_arrives(self, bodies: list[list[bytes]], cut: int, role: Role) -> None:
+        """Messages sent one behind the other, overlapped, arrive as they were, for whom they were,
+        however TCP cuts them, over SMTP and LMTP.
+        """
+        dialogue = Dialogue(role, cut, frozenset((CAROL.text,)))
+        client = dialogue.client
+        self.assertIs(client.state, State.OPEN)
+        wires = [
+            b"".join(b"." * line.startswith(b".") + line + b"\r\n" for line in b) for b in bodies
+        ]
+        client.prepare("0", ALICE, [(0, BOB), (1, CAROL), (2, ALICE)], 100, False)
+        for number, wire in enumerate(wires):
+            *_, event = dialogue.run()
+            self.assertEqual(type(event), Prepared)
+            self.assertEqual([o.recipient for o in event.outcomes], [1])
+            for at in range(0, len(wire), 7):
+                client.content(wire[at : at + 7])
+            client.finish()
+            if number + 1 < len(wires):
+                client.prepare("n", ALICE, [(0, BOB), (1, CAROL), (2, ALICE)], 100, False)
+        events = dialogue.run()
+        self.assertEqual({o.kind for o in events[-1].outcomes}, {OutcomeKind.DELIVERED})
+        expected = [(ALICE.text, [BOB.text, ALICE.text], wire) for wire in wires]
+        self.assertEqual(dialogue.taken, expected)
+        client.quit()
+        self.assertEqual([type(e) for e in dialogue.run()], [Ended])
+
+    @LIGHT
+    @given(st.binary(max_size=100), st.integers(1, 30), st.integers(1, 30))
+    def test_opaque_content_arrives(self, text: bytes, piece: int, cut: int) -> None:
+        """Hard details 1 and 2 outwards: opaque octets are normalised, stuffed, and one message."""
+        text = text.replace(b"\0", b"")
+        dialogue = Dialogue(Role.SMTP, cut)
+        client = dialogue.client
+        client.prepare("1", ALICE, [(0, BOB)], 100, False)
+        dialogue.run()
+        for at in range(0, len(text), piece):
+            client.content(text[at : at + piece], opaque=True)
+        client.finish()
+        (event,) = dialogue.run()
+        self.assertIs(event.outcomes[0].kind, OutcomeKind.DELIVERED)
+        self.assertEqual(len(dialogue.taken), 1)
+
+    def test_one_round_trip_a_message(self) -> None:
+        """With PIPELINING body, dot and the next envelope are one piece."""
+        machine = prepared(BOB)
+        machine.content(b"x\r\n")
+        machine.finish()
+        machine.prepare("2", NULL_ADDRESS, [(0, BOB)], 10, True)
+        self.assertEqual(
+            machine.take_output(),
+            b"x\r\n.\r\nMAIL FROM:<> SIZE=10 BODY=8BITMIME\r\n"
+            b"RCPT TO:<bob@example.org>\r\nDATA\r\n",
+        )
+
+    def test_nothing_of_the_next_before_the_dot(self) -> None:
+        """The next envelope waits while content is under way."""
+        machine = prepared(BOB)
+        machine.content(b"x\r\n")
+        machine.prepare("2", ALICE, [(0, BOB)], 10, False)
+        self.assertEqual(machine.take_output(), b"x\r\n")
+        machine.finish()
+        self.assertTrue(machine.take_output().startswith(b".\r\nMAIL FROM:"))
+
+    def test_the_dot_stands_alone(self) -> None:
+        """A content that lacks its last CRLF cannot hide the final dot."""
+        machine = prepared(BOB)
+        machine.content(b"x")
+        machine.finish()
+        self.assertEqual(machine.take_output(), b"x\r\n.\r\n")
+
+
+class OutcomeTests(SynchronousTestCase):
+    def test_hard_detail_12_a_lost_connection_at_every_octet(self) -> None:
+        """Dropped at any octet of the peer's replies, each recipient has exactly one outcome; it is
+        UNKNOWN only after the dot.
+        """
+        greetings = b"220 x\r\n" + HELLO
+        replies = greetings + b"250 Ok\r\n250 Ok\r\n550 5.1.1 No\r\n354 Go\r\n250 Ok\r\n"
+        for at in range(len(replies) + 1):
+            settled, is_dotted = self.dropped_behind(replies[:at])
+            if at < len(greetings):
+                self.assertEqual(settled, {})
+            elif at == len(replies):
+                self.assertEqual(settled[0], OutcomeKind.DELIVERED)
+            else:
+                expected = OutcomeKind.UNKNOWN if is_dotted else OutcomeKind.DEFERRED
+                self.assertEqual((settled[0], set(settled)), (expected, {0, 1}), at)
+
+    def dropped_behind(self, replies: bytes) -> tuple[dict[int, OutcomeKind], bool]:
+        """The outcomes when the peer says `replies` and is gone, and whether the dot had left."""
+        machine = Initiator(b"x")
+        settled: dict[int, OutcomeKind] = {}
+        is_dotted = False
+        queue: list = []
+        for octet in [*replies, None]:
+            queue += (
+                machine.connection_lost() if octet is None else machine.receive(bytes((octet,)))
+            )
+            while queue:
+                event = queue.pop(0)
+                if isinstance(event, Opened):
+                    queue += machine.prepare("1", ALICE, [(0, BOB), (1, CAROL)], 10, False)
+                elif isinstance(event, NotSent):
+                    settled |= {0: OutcomeKind.DEFERRED, 1: OutcomeKind.DEFERRED}
+                elif isinstance(event, Prepared | Committed):
+                    for outcome in event.outcomes:
+                        self.assertNotIn(outcome.recipient, settled)
+                        settled[outcome.recipient] = outcome.kind
+                    if isinstance(event, Prepared) and machine.state is State.OPEN:
+                        machine.content(b"x\r\n")
+                        machine.finish()
+                        is_dotted = True
+        self.assertIs(machine.state, State.ENDED)
+        return settled, is_dotted
+
+    def test_hard_detail_14_421_at_every_reply(self) -> None:
+        """A 421 in place of any reply ends the association with one outcome for each recipient."""
+        good = [b"250 Ok\r\n", b"250 Ok\r\n", b"250 Ok\r\n", b"354 Go\r\n", b"250 Ok\r\n"]
+        for at in range(len(good)):
+            machine = initiator()
+            machine.prepare("1", ALICE, [(0, BOB), (1, CAROL)], 10, False)
+            events: list = []
+            for text in [*good[:at], b"421 4.3.2 Bye\r\n"]:
+                events += machine.receive(text)
+                if isinstance(events[-1:] and events[-1], Prepared):
+                    machine.finish()
+            self.assertIsInstance(events[-1], Ended)
+            kinds = [type(e) for e in events]
+            self.assertEqual(kinds.count(NotSent) + kinds.count(Committed), 1)
+            if Committed in kinds:
+                outcomes = events[kinds.index(Committed)].outcomes
+                self.assertEqual([o.kind for o in outcomes], [OutcomeKind.DEFERRED] * 2)
+
+    def test_hard_detail_13_lmtp_settles_each(self) -> None:
+        """LMTP replies settle recipient by recipient; 421 answers one and leaves the rest in doubt."""
+        machine = prepared(BOB, CAROL, ALICE, role=Role.LMTP)
+        machine.finish()
+        self.assertEqual(machine.receive(b"250 Ok\r\n"), [])
+        committed, _ = machine.receive(b"421 4.3.2 Bye\r\n")
+        self.assertEqual(
+            [o.kind for o in committed.outcomes],
+            [OutcomeKind.DELIVERED, OutcomeKind.DEFERRED, OutcomeKind.UNKNOWN],
+        )
+
+    def test_hard_detail_9_null_sender(self) -> None:
+        """A report leaves with the null reverse-path."""
+        machine = initiator()
+        machine.prepare("1", NULL_ADDRESS, [(0, BOB)], 10, False)
+        self.assertTrue(machine.take_output().startswith(b"MAIL FROM:<> SIZE=10\r\n"))
+
+    def test_withdrawn_phases(self) -> None:
+        """Withdrawing answers in every phase, and never lets a message go."""
+        machine = initiator()
+        self.assertEqual(machine.withdraw(), [])
+        machine.prepare("1", ALICE, [(0, BOB)], 10, False)
+        self.assertEqual(machine.withdraw(), [])
+        events = machine.receive(b"250 Ok\r\n250 Ok\r\n354 Go\r\n")
+        self.assertEqual([type(e) for e in events], [Withdrawn, Ended])
+        self.assertNotIn(b".\r\n", machine.take_output())
+        self.assertEqual([type(e) for e in prepared(BOB).withdraw()], [Withdrawn, Ended])
+
+    def test_phases_are_told_apart(self) -> None:
+        """A transaction's phases are five, in their order."""
+        self.assertEqual(
+            [phase.value for phase in Phase],
+            ["preparing", "prepared", "sending", "in doubt", "settled"],
+        )
+
+
+class ReplyTests(SynchronousTestCase):
+    def read(self, data: bytes) -> list[Reply]:
+        reader = ReplyReader()
+        reader.receive(data)
+        replies = []
+        while (reply := reader.next_reply()) is not None:
+            replies.append(reply)
+        return replies
+
+    def test_enhanced_codes(self) -> None:
+        """An enhanced code is taken when it fits the reply, on every line or on the first."""
+        (reply,) = self.read(b"550-5.1.1 No\r\n550 5.1.1 such user\r\n")
+        self.assertEqual(reply, Reply(550, "5.1.1", (b"No", b"such user")))
+        self.assertEqual(self.read(b"250 5.1.1 odd\r\n")[0].enhanced, "")
+        self.assertEqual(self.read(b"250 1.2.3.4 is you\r\n")[0].enhanced, "")
+
+    def test_forms(self) -> None:
+        """A code alone, a code with a blank and bare LF are replies."""
+        for text in (b"250\r\n", b"250 \r\n", b"250\n"):
+            self.assertEqual(self.read(text), [Reply(250, "", (b"",))])
+
+    def test_clean(self) -> None:
+        """Whoever must know whether something is left over can ask."""
+        reader = ReplyReader()
+        self.assertTrue(reader.is_clean)
+        reader.receive(b"220 go\r\n250 injected\r\n")
+        reader.next_reply()
+        self.assertFalse(reader.is_clean)
+
+    @LIGHT
+    @given(st.binary(max_size=200), st.integers(1, 50))
+    def test_any_octets(self, octets: bytes, cut: int) -> None:
+        """Whatever a peer sends, it is printable replies or RemoteProtocolError, however cut."""
+        found = []
+        for size in (cut, 10**6):
+            reader, replies = ReplyReader(), []
+            try:
+                for at in range(0, len(octets), size):
+                    reader.receive(octets[at : at + size])
+                    while (reply := reader.next_reply()) is not None:
+                        replies.append(reply)
+                        self.assertTrue(reply.text.isprintable())
+            except RemoteProtocolError:
+                replies.append(None)
+            found.append(replies)
+        self.assertEqual(*found)
+
+    def test_endless_line(self) -> None:
+        """A line without an end is given up in bounded memory."""
+        reader = ReplyReader()
+        reader.receive(b"250 ")
+        with self.assertRaises(RemoteProtocolError):
+            for _ in range(LINE_LIMIT):
+                reader.receive(b"xx")
+                reader.next_reply()
+
+    @LIGHT
+    @given(
+        st.sampled_from((250, 354, 451, 550)),
+        st.lists(st.text(max_size=30), min_size=1, max_size=4),
+    )
+    def test_there_and_back(self, code: int, texts: list[str]) -> None:
+        """What we render is read as it was."""
+        lines = tuple(make_reply(code, "", text).lines[0] for text in texts)
+        reply = Reply(code, f"{code // 100}.1.1" if code != 354 else "", lines)
+        self.assertEqual(self.read(render(reply)), [reply])
