@@ -29,6 +29,8 @@ _OCTETS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} |
     "GiB": 2**30,
     "TiB": 2**40,
 }
+LONGEST_SECONDS = 100 * 365.25 * 86400.0
+LARGEST_OCTETS = 2.0**63 - 2.0**50
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -46,6 +48,8 @@ def parse_duration(value: Any) -> float:
         at = match.end()
     if not text:
         raise ValueError("a duration is missing: write 500ms, 30s, 5m, 2h or 4d")
+    if seconds > LONGEST_SECONDS:
+        raise ValueError(f"{text!r} is longer than a hundred years")
     return seconds
 
 
@@ -57,14 +61,17 @@ def parse_size(value: Any) -> int:
     match = _QUANTITY.fullmatch(text)
     if match is None or match[2] not in _OCTETS:
         raise ValueError(f"{text!r} is not a size: write 512, 64KiB, 25MiB or 1GiB")
-    return int(float(match[1]) * _OCTETS[match[2]])
+    octets = float(match[1]) * _OCTETS[match[2]]
+    if octets > LARGEST_OCTETS:
+        raise ValueError(f"{text!r} is larger than any disk")
+    return int(octets)
 
 
 def parse_bool(value: Any) -> bool:
     """true or false, and nothing else: what YAML 1.1 makes of `no` has cost others enough."""
     if isinstance(value, bool):
         return value
-    if value in {"true", "false"}:
+    if value in ("true", "false"):  # a list or block can be no member of a set
         return bool(value == "true")
     raise ValueError(f"{value!r} is neither true nor false")
 
@@ -75,7 +82,8 @@ def parse_network(value: Any) -> IPv4Network | IPv6Network:
     try:
         return ip_network(str(value))
     except ValueError as error:
-        raise ValueError(f"{value!r} is not a network such as 192.0.2.0/24: {error}") from None
+        why = ": it has host bits set" if "host bits" in str(error) else ""
+        raise ValueError(f"{value!r} is not a network such as 192.0.2.0/24{why}") from None
 
 
 def parse_ip(value: Any) -> IPAddress:
@@ -139,8 +147,8 @@ def parse_bridgehead(value: Any) -> Bridgehead:
         return Bridgehead(_host(str(value["host"])), parse_port(value.get("port", 25)), preference)
     text = str(value).strip()
     if text.startswith("["):
-        host, _, tail = text[1:].partition("]")
-        if tail and not tail.startswith(":"):
+        host, bracket, tail = text[1:].partition("]")
+        if not bracket or (tail and not tail.startswith(":")):
             raise ValueError(f"{text!r}: expected [address]:port")
         return Bridgehead(_host(host), parse_port(tail[1:]) if tail else 25)
     if text.count(":") > 1:

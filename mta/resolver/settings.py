@@ -17,7 +17,9 @@ def parse_name_server(value: Any) -> Bridgehead:
     text = str(value).strip()
     host, port = text, "53"
     if text.startswith("["):
-        host, _, tail = text[1:].partition("]")
+        host, bracket, tail = text[1:].partition("]")
+        if not bracket or (tail and not tail.startswith(":")):
+            raise ValueError(f"{text!r}: expected [address]:port")
         port = tail.removeprefix(":") if tail else port
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
