@@ -94,7 +94,7 @@ class IClusterResourceTests:
         self.assertIsInstance(self.resource.fencing, Fencing)
 
     def test_prepare_refuses_nonsense(self: Any) -> None:
-        """A name that is none, localhost, or an address that is no single one is refused at once."""
+        """A name that is none, localhost, an address that is no single one: refused at once."""
         good = self.server.addresses
         for server in (
             VirtualServer("bridgehead", good),
