@@ -26,7 +26,7 @@ from mta.admin.commands import Commands, Facts
 from mta.admin.control import ControlServer
 from mta.admin.http import Http
 from mta.admin.logs import LogObserver
-from mta.admin.metrics import Exposition
+from mta.admin.metrics import Exposition, QueueGauges
 from mta.admin.sdnotify import Notifier
 from mta.admin.submit import SubmitServer
 from mta.association.endpoints import Doors
@@ -34,6 +34,7 @@ from mta.cluster.admission import refuse_unfenced
 from mta.cluster.driver import ClaimFacts, Ownership
 from mta.cluster.settings import ClusterSettings
 from mta.config.errors import ConfigErrors
+from mta.config.inventory import plugin_facts
 from mta.config.load import load_file
 from mta.config.schema import Config, PluginBlock
 from mta.errors import ClusterNotInitialised, MTAError, PluginError
@@ -157,12 +158,15 @@ class MTAService(Service):
                 retry_now=self.tenant.retry_now,
                 pump=self.tenant.pump,
                 forget=self.tenant.forget,
-                plugins=self._plugin_facts,
+                plugins=plugin_facts,
                 probe=resource.probe,
             ),
             clock,
             telemetry,
         )
+
+        self._gauges = QueueGauges(telemetry, clock, self._owned_spool)
+        self._control = ControlServer(self.commands, telemetry, clock, group=config.admin.group)
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -196,6 +200,7 @@ class MTAService(Service):
         for port in self._admin_ports:
             port.revoke()
         self._admin_ports.clear()
+        self._control.stop()
         self._notifier.stop()
         self._executor.stop()
         self._log.stop()
@@ -217,7 +222,7 @@ class MTAService(Service):
 
     def _open_admin(self) -> None:
         admin = self._config.admin
-        control = ControlServer(self.commands, self.telemetry, self.clock, group=admin.group)
+        control = self._control
         submit = SubmitServer(
             admin,
             self.tenant.build_submission(admin),
@@ -252,19 +257,6 @@ class MTAService(Service):
 
     def _ready(self) -> tuple[bool, str]:
         return self.ownership.tenure is not None, self.ownership.explain()
-
-    def _plugin_facts(self) -> list[dict[str, str]]:
-        inventory = self._catalogue.inventory()
-        return [
-            {
-                "kind": plugin.kind,
-                "name": plugin.name,
-                "distribution": plugin.distribution,
-                "version": plugin.version,
-                "module": plugin.module,
-            }
-            for plugin in inventory.plugins
-        ] + [{"module": broken.module, "reason": broken.reason} for broken in inventory.broken]
 
     def _elsewhere(self) -> Sequence[tuple[str, int]]:
         """Where a program of this standby node hands its mail over: the virtual server itself."""
