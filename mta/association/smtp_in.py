@@ -274,7 +274,7 @@ class SmtpResponder(Protocol):
             self._is_draining = False
             self._pump()
             return
-        self._flush()
+        is_moved |= self._flush()
         if self._is_ending:
             return
         if machine.is_awaiting or self._waiting is not None:
@@ -304,13 +304,15 @@ class SmtpResponder(Protocol):
         self._machine.shut_down(_TIMEOUT)
         self._pump()
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Send what was said; True when there was something."""
         data = self._machine.take_output()
         if data:
             send_now(self.transport, data)
         if self._is_unacknowledged:
             self._is_unacknowledged = False
             self._reception.acknowledged()
+        return bool(data)
 
     # -- hooks
 
