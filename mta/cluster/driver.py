@@ -42,6 +42,8 @@ LONGEST_BACK_OFF_ALONE = 5.0
 """When no other node has an epoch, nobody is kept from the queue by our trying again."""
 DRAIN_SLACK = 0.5
 """What a tenant may be late with its own drain deadline."""
+THREAD_SECONDS = 0.1
+"""How often a thread of a lost tenure, in its last disk call, is looked after."""
 DRAINING = "draining"
 EXIT_LOST = 75
 """EX_TEMPFAIL: this process cannot go on, the next one can."""
@@ -114,6 +116,8 @@ class Ownership:
         self._takeover = telemetry.histogram(
             "mta_takeover_seconds", "From the authority's grant to a listening tenure."
         )
+        if hasattr(spool, "on_fatal"):  # a store that can tell by itself when it is at its end
+            spool.on_fatal = self._spool_failed
         telemetry.gauge("mta_online", "1 while a tenure exists.").read = lambda: float(
             self.tenure is not None
         )
@@ -434,6 +438,8 @@ class Ownership:
     async def _wind_down(self, reason: str) -> str:
         """Until every thread of that tenure has finished; then this process may stand by again."""
         await self._claimant.release_epoch(reason)
+        while self._spool.stuck_seconds() > 0:  # the pulse goes on watching for how long
+            await self._steps.sleep(THREAD_SECONDS)
         self._claimant.grant = None  # gone already: there is nothing to give back
         return reason
 
@@ -476,6 +482,11 @@ class Ownership:
         self._end_tenure()
         self._spool.abandon()
         self._timer("lost", 0.0, self._lose_for_good, why)
+
+    def _spool_failed(self, reason: Exception) -> None:
+        """The store says that it cannot justify another reply. As above: sockets now."""
+        self._end_tenure()
+        self._timer("lost", 0.0, self._lose_for_good, str(reason))
 
     def _lose_for_good(self, reason: str) -> None:
         """Superseded or stuck: this process cannot become owner again."""
