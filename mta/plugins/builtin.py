@@ -68,9 +68,15 @@ class BuiltInConnector(BuiltIn):
     """A factory of an association kind, which knows how its far end is named."""
 
     def __init__(
-        self, name: str, implementation: str, schema: str, far_end_keys: tuple[str, ...]
+        self,
+        name: str,
+        implementation: str,
+        schema: str,
+        far_end_keys: tuple[str, ...],
+        *,
+        purposes: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(name, IAssociationKind, implementation, schema)
+        super().__init__(name, IAssociationKind, implementation, schema, purposes=purposes)
         self.far_end_keys = far_end_keys
 
 
@@ -115,6 +121,7 @@ lmtp_connector = BuiltInConnector(
     "mta.association.smtp_out:LmtpInitiator",
     "mta.association.smtp_out:LmtpConnectorSettings",
     far_end_keys=("bridgeheads", "path"),
+    purposes=frozenset(("store",)),  # a UNIX socket is no association with an address
 )
 maildir = BuiltInConnector(
     "maildir",
