@@ -39,7 +39,9 @@ run: $(RUNTIME)
 	@exec $(BIN)/twistd -n --pidfile= mta --port $(PORT) --directory $(DIRECTORY)
 
 test: $(DEV)
-	@$(BIN)/python -m twisted.trial tests
+	@mkdir -p .rig && rm -f .rig/audit
+	@MTA_AUDIT_SOCKETS=$(CURDIR)/.rig/audit $(BIN)/python -m twisted.trial tests
+	@test ! -s .rig/audit || { sed 's/^/FAIL audit-net: /' .rig/audit; exit 1; }
 
 check: $(DEV)
 	@$(BIN)/python -m tests.check

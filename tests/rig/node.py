@@ -35,6 +35,7 @@ class Rig(Ground):
         self.configuration = os.path.join(directory, "mta.yaml")
         self.control = os.path.join(directory, "control.sock")
         self.spool = os.path.join(directory, "spool")
+        self.audit = os.path.join(directory, "audit")
         self.starts = 0
 
     def note(self, text: str) -> None:
@@ -99,7 +100,20 @@ admin:
     # --- the process
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "MTA_AUDIT_SOCKETS": "1", "PYTHONUNBUFFERED": "1"}
+        """The audit net lies under every MTA of the rig (tests/rig/net)."""
+        return {
+            **os.environ,
+            "MTA_AUDIT_SOCKETS": self.audit,
+            "PYTHONPATH": os.path.join(ROOT, "tests", "rig", "net"),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def breaches(self) -> str:
+        """What opened a socket past the doors, one line each."""
+        if not os.path.exists(self.audit):
+            return ""
+        with open(self.audit, encoding="utf-8") as file:
+            return file.read()
 
     def start_mta(self, wait: bool = True) -> Process:
         """Start twistd in the foreground; `wait` until its control socket answers."""
@@ -187,12 +201,10 @@ admin:
 
     def at_the_end(self) -> None:
         """Whatever the scenario was: the MTA lives or ended in order, and broke no net."""
+        breaches = self.breaches()
+        expect(not breaches, f"a socket was opened past the doors: {breaches[:400]}")
         log = self.log()
-        for words in (
-            "Traceback (most recent call last)",
-            "Unhandled error",
-            "opens a socket past",
-        ):
+        for words in ("Traceback (most recent call last)", "Unhandled error", " mta/twisted["):
             expect(words not in log, f"the MTA's log holds {words!r}: {_around(log, words)}")
         expect(
             self.counted("wrong") == 0,

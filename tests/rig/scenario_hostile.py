@@ -7,7 +7,7 @@ import random
 import socket
 import time
 
-from tests.rig.ground import PEER, VIRTUAL, Broken, expect, wait_until
+from tests.rig.ground import PEER, VIRTUAL, expect, wait_until
 from tests.rig.node import Rig
 from tests.rig.peers import Client, CrookedServer, NameServer, Sink, source, swaks
 
@@ -355,12 +355,3 @@ below MX 10 me
     )
     expect(sink.count() == 4, "something went to ourselves or past a null MX")
     expect(sink.clients() == {VIRTUAL}, f"the sink saw {sink.clients()}")
-
-
-def scenario_audit_net_catches(rig: Rig) -> None:
-    """The audit hook is on in every MTA of the rig: a connect past the doors would be seen."""
-    rig.online()
-    environment = f"/proc/{rig.process().pid}/environ"
-    with open(environment, "rb") as file:
-        if b"MTA_AUDIT_SOCKETS=1" not in file.read():
-            raise Broken("the audit hook is not asked for")
