@@ -81,7 +81,7 @@ class EveryStateAndInput(SynchronousTestCase):
                     if before is state and after not in seen:
                         seen.add(after)
                         waiting.append(after)
-                self.assertLessEqual({State.STANDBY, State.DOWN}, seen)
+            self.assertLessEqual({State.STANDBY, State.DOWN}, seen)
 
     def test_older_bids(self) -> None:
         """What comes late for an older bid is dropped, whatever the state would make of it."""

@@ -81,7 +81,7 @@ class Node:
             LogSpoolSettings(
                 directory=directory,
                 sharing=Sharing.SAME_KERNEL,
-                initialise=directory != "/nowhere",
+                initialise=directory == "/spool",
                 reserve=1 << 20,
                 segment_size=64 << 10,
                 first_segment_size=64 << 10,
@@ -281,13 +281,15 @@ class OneNode(SynchronousTestCase):
         node.start()
         self.assertEqual(node.ownership.tenure.epoch, 2)
 
-    def test_missing_directory(self) -> None:
-        """A spool directory that is missing ends the process with a name, not a loop."""
+    def test_empty_directory(self) -> None:
+        """An empty directory that may be a missing mount ends the process with a name, no loop."""
         disk = ForgetfulDisk()
-        node = Node("a", VirtualClock(), disk, "standalone", "/nowhere")
+        disk.mkdir("/mount")
+        node = Node("a", VirtualClock(), disk, "standalone", "/mount")
         node.start()
         self.assertEqual(node.greeting(), b"")
-        self.assertIn("/nowhere", node.fatal[0][1] if node.fatal else node.ownership.explain())
+        self.assertEqual(node.fatal[0][0], 78)
+        self.assertIn("spool /mount is empty: is it mounted?", node.fatal[0][1])
 
     def test_busy_port(self) -> None:
         """A busy port on a single node ends the process with its reason and exit code."""
