@@ -52,6 +52,7 @@ class Rig(Ground):
         cluster: str = "",
         extra: str = "",
         spool: str | None = None,
+        store: str = "",
     ) -> None:
         """Write mta.yaml. Blocks are YAML text, indented here."""
         if spool is not None:
@@ -80,6 +81,7 @@ spool:
   store: log
   directory: {self.spool}
   sharing: none
+{block(store, 2)}
 listeners:
   - kind: smtp
     port: 25

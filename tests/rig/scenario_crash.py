@@ -36,10 +36,11 @@ def scenario_kill_under_load(rig: Rig) -> None:
 
 def scenario_full_disk(rig: Rig) -> None:
     """A full disk is answered 452, loses nothing, and ends when there is room again."""
-    where = rig.small_disk("disk", 256)
+    where = rig.small_disk("disk", 192)
     sink = Sink(rig)
     rig.online(
         spool=os.path.join(where, "spool"),
+        store="reserve: 32MiB\nsegment-size: 8MiB",
         queue="lifetime: 1h\nbackoff: [2s]\ndestination-retry: 1s",
     )
     promised, answer, client = 0, b"", None
@@ -52,7 +53,7 @@ def scenario_full_disk(rig: Rig) -> None:
             break
         promised += 1
     expect(answer.startswith(b"452"), f"after {promised} MB the answer was {answer[:80]!r}")
-    expect(promised > 20, f"only {promised} messages of 1 MB fitted on 256 MiB")
+    expect(promised > 20, f"only {promised} messages of 1 MB fitted on 192 MiB")
     status = rig.status_text()
     expect(rig.process().is_running and status, "the MTA did not survive a full disk")
     sink.start()
