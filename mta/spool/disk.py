@@ -157,5 +157,6 @@ class ThreadExecutor:
             if job is None:
                 return
             self._reactor.callFromThread(job.run())
+            del job  # while it waits for the next one it must not keep what the last one held
             with self._lock:
                 self._idle += 1
