@@ -10,12 +10,14 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol, IReadDescriptor
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mta.association.transport import close_port
 from mta.errors import StartRefused, TransientFailure
 from mta.interfaces import IRevocable
 from mta.telemetry import Counter, Gauge
@@ -115,7 +117,7 @@ class ServiceOpening(ClientFactory):
 
 @implementer(IRevocable)
 class ServicePort:
-    """A listening or datagram port of Twisted's; revoking closes its descriptor at once."""
+    """A listening or datagram port of Twisted's. Revoking closes a listening one at once."""
 
     def __init__(self, port: Any, closed: Callable[[], None]) -> None:
         self.port = port
@@ -131,9 +133,10 @@ class ServicePort:
             return
         self._is_open = False
         self._closed()
-        closing = self.port.stopListening()
-        if isinstance(closing, Deferred):
-            closing.addErrback(lambda _gone: None)  # a socket file that somebody removed
+        if isinstance(self.port, tcp.Port):
+            close_port(self.port)
+        else:
+            self.port.stopListening()
 
 
 @implementer(IRevocable)

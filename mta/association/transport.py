@@ -377,11 +377,22 @@ class AssociationPort(tcp.Port):
 
     def revoke(self) -> None:
         """IRevocable: stop listening now."""
-        if self.connected:
-            self.disconnecting = True
-            port: Any = tcp.Port
-            port.stopReading(self)
-            port.connectionLost(self, Failure(main.CONNECTION_DONE))
+        close_port(self)
+
+
+def close_port(port: Any) -> None:
+    """Stop listening now; Twisted's own stopListening closes in a later turn of the loop."""
+    if not port.connected:
+        return
+    port.disconnecting = True
+    port.stopReading()
+    reason = Failure(main.CONNECTION_DONE)
+    try:
+        port.connectionLost(reason)
+    except OSError:
+        # A UNIX port removes its file first, and somebody else may have done that.
+        if port.connected:
+            tcp.Port.connectionLost(port, reason)
 
 
 class _PortName:

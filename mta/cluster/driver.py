@@ -116,6 +116,9 @@ class Ownership:
         self._takeover = telemetry.histogram(
             "mta_takeover_seconds", "From the authority's grant to a listening tenure."
         )
+        telemetry.gauge(
+            "mta_stale_address", "1 while our addresses are here but another node is the owner."
+        ).read = lambda: float(self.state is State.STANDBY and bool(self._claimant.waits_for))
         if hasattr(spool, "on_fatal"):  # a store that can tell by itself when it is at its end
             spool.on_fatal = self._spool_failed
         telemetry.gauge("mta_online", "1 while a tenure exists.").read = lambda: float(
