@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
@@ -22,6 +21,11 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from mta.association.deadline import Deadline
+from mta.association.smtp_settings import (
+    ListenerLimits,
+    ListenerTimeouts,
+    SmtpListenerSettings,
+)
 from mta.association.transport import abort_now, send_now
 from mta.errors import Failure, Fenced, Full, MTAError, SpoolError, TenureRevoked, Unknown
 from mta.interfaces import (
@@ -35,13 +39,21 @@ from mta.interfaces import (
     ITenure,
 )
 from mta.model import PeerInfo, Reply
-from mta.settings import Count, Duration, Network, Port, Settings, Size
 from mta.telemetry import Rejected as RejectedEvent
 from mta.telemetry import Telemetry
 from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected, Reset
 from mta.wire.smtp.reply import render
-from mta.wire.smtp.server import Limits, Responder
+from mta.wire.smtp.server import Responder
 from mta.wire.smtp.states import Role, State
+
+__all__ = [
+    "BUFFER_OCTETS",
+    "SmtpListener",
+    "SmtpListenerSettings",
+    "SmtpResponder",
+    "TurnedAway",
+    "build_submission_responder",
+]
 
 BUFFER_OCTETS = 65536
 """Unread octets above which a peer must wait: one read of the reactor's."""
@@ -56,98 +68,6 @@ _SHUTTING_DOWN = Reply(421, "4.3.2", (b"Shutting down, try again",))
 _NOT_NOW = Reply(421, "4.3.2", (b"Not in service now, try again later",))
 _TOO_MANY = Reply(421, "4.7.0", (b"Too many connections, try again later",))
 _TOO_MANY_OF_YOURS = Reply(421, "4.7.0", (b"Too many connections from your address",))
-
-
-# --- settings ---------------------------------------------------------------------------------
-
-
-class ListenerLimits(Settings):
-    """The `limits:` of a listener."""
-
-    connections: Count = Field(
-        default=1000, description="Open connections of this listener; more are told 421."
-    )
-    connections_per_client: Count = Field(
-        default=500, description="Of these, from one client address; more are told 421."
-    )
-    recipients: Count = Field(
-        default=1000,
-        description="Recipients of one transaction; more are told 452 and come in the next "
-        "(RFC 5321 4.5.3.1.8 asks for 100 at least).",
-    )
-    size: Size = Field(
-        default=25 * 2**20, description="Of one message; announced by SIZE. 0: no limit."
-    )
-    line: Size = Field(
-        default=998,
-        description="Octets of a line of content without CRLF (RFC 5321 4.5.3.1.6: 998). "
-        "A message with a longer line is refused with 554 5.6.0. 0: no limit.",
-    )
-    errors: Count = Field(
-        default=20,
-        description="Refused commands since the last accepted message; then 421. Refused "
-        "recipients of a transaction that has accepted ones do not count.",
-    )
-    commands: int = Field(
-        default=0, ge=0, description="Commands of one connection; then 421. 0: no limit."
-    )
-    backlog: Count = Field(default=1024, description="Connections that wait to be accepted.")
-
-
-class ListenerTimeouts(Settings):
-    """The `timeouts:` of a listener."""
-
-    command: Duration = Field(
-        default=300.0, description="For the next whole command (RFC 5321 4.5.3.2.7: 5 minutes)."
-    )
-    block: Duration = Field(
-        default=180.0, description="Between two pieces of content (RFC 5321: 3 minutes)."
-    )
-    transaction: Duration = Field(
-        default=3600.0,
-        description="From MAIL to the final dot, so that a client that sends an octet now and "
-        "then cannot hold a connection for ever.",
-    )
-
-
-class SmtpListenerSettings(Settings):
-    """A `listeners:` block of kind smtp or lmtp."""
-
-    name: str = Field(default="", description="For logs and metrics; by default kind:port.")
-    port: Port = Field(default=25, description="On every address of the virtual server.")
-    relay_from: tuple[Network, ...] | None = Field(
-        default=None,
-        description="Networks whose clients may send to any routable recipient; by default "
-        "loopback and our own virtual addresses.",
-    )
-    banner: str = Field(
-        default="",
-        max_length=400,
-        pattern=r"^[ -~]*$",
-        description="What follows the network name and ESMTP in the greeting.",
-    )
-    bare_newline: Literal["reject", "normalise"] = Field(
-        default="reject",
-        description="Content with a CR or LF that is not part of CRLF: reject it with 550 5.5.2, "
-        "or normalise each to CRLF. Neither ends the content.",
-    )
-    limits: ListenerLimits = Field(
-        default_factory=ListenerLimits, description="What clients may use."
-    )
-    timeouts: ListenerTimeouts = Field(
-        default_factory=ListenerTimeouts, description="How long clients may take."
-    )
-
-    def of_machine(self) -> Limits:
-        limits = self.limits
-        return Limits(
-            size_octets=limits.size,
-            recipients=limits.recipients,
-            errors=limits.errors,
-            commands=limits.commands,
-            line_octets=limits.line,
-            normalise_newlines=self.bare_newline == "normalise",
-        )
 
 
 # --- the adapter ------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import Field
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
@@ -20,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.association.deadline import Deadline
+from mta.association.smtp_settings import LmtpConnectorSettings, SmtpConnectorSettings
 from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, PermanentFailure, TransientFailure
 from mta.interfaces import (
@@ -41,83 +41,32 @@ from mta.model import (
     Reply,
     Requires,
 )
-from mta.settings import Duration, Settings
-from mta.wire.smtp.client import (
+from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.client_states import (
     Committed,
     Ended,
     Event,
-    Initiator,
     NotSent,
     Opened,
     Prepared,
     Refused,
     State,
-    Timeouts,
     Wait,
     Withdrawn,
 )
 from mta.wire.smtp.states import Role
 
+__all__ = [
+    "LmtpConnectorSettings",
+    "LmtpInitiator",
+    "SmtpConnectorSettings",
+    "SmtpInitiator",
+    "SmtpSender",
+]
+
 Outcomes = tuple[Outcome, ...]
 _AT_ONCE = 65536
 """Octets of output under which a following envelope is waited for, to leave in the same write."""
-
-
-class ConnectorTimeouts(Settings):
-    """The `timeouts:` of a connector."""
-
-    connect: Duration = Field(default=30.0, description="For the TCP connection to be made.")
-    greeting: Duration = Field(
-        default=300.0, description="For the 220 (RFC 5321 4.5.3.2.1: 5 minutes) and reply to EHLO."
-    )
-    envelope: Duration = Field(
-        default=300.0, description="For each reply to MAIL, RCPT and RSET (RFC 5321: 5 minutes)."
-    )
-    data: Duration = Field(
-        default=120.0, description="For the reply to DATA (RFC 5321 4.5.3.2.4: 2 minutes)."
-    )
-    block: Duration = Field(
-        default=180.0,
-        description="For the peer to take a piece of the content (RFC 5321: 3 minutes).",
-    )
-    final_dot: Duration = Field(
-        default=600.0,
-        description="For the reply to the final dot (RFC 5321: 10 minutes). Less means "
-        "duplicates at slow receivers.",
-    )
-    quit: Duration = Field(default=5.0, description="For the reply to QUIT; nothing hangs on it.")
-
-    def of_machine(self) -> Timeouts:
-        return Timeouts(
-            greeting=self.greeting,
-            hello=self.greeting,
-            mail=self.envelope,
-            rcpt=self.envelope,
-            data=self.data,
-            block=self.block,
-            dot=self.final_dot,
-            reset=self.envelope,
-            quit=self.quit,
-        )
-
-
-class SmtpConnectorSettings(Settings):
-    """What an `smtp` connector has besides the keys that all connectors have."""
-
-    timeouts: ConnectorTimeouts = Field(
-        default_factory=ConnectorTimeouts, description="How long the peer may take."
-    )
-
-
-class LmtpConnectorSettings(SmtpConnectorSettings):
-    """What an `lmtp` connector has besides the keys that all connectors have."""
-
-    path: str | None = Field(
-        default=None,
-        description="A UNIX socket of this node (instead of bridgeheads): /run/dovecot/lmtp.",
-        pattern=r"^/",
-        max_length=107,
-    )
 
 
 class Flusher:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from mta.model import Address, Outcome, Reply
-from mta.wire.smtp import client, events
+from mta.wire.smtp import client_states as told
+from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.grammar import parse_path
 from mta.wire.smtp.server import Limits, Responder
@@ -240,7 +241,7 @@ class _Initiating:
         return []
 
     def feed(self, data: bytes, splitter: Splitter) -> list[str]:
-        happened: list[client.Event] = []
+        happened: list[told.Event] = []
         for piece in splitter(data):
             happened += self._machine.receive(piece)
         return self._outcome(happened)
@@ -279,25 +280,25 @@ class _Initiating:
                 return self._outcome(machine.expire())
         raise ValueError(f"no such action: {action!r}")
 
-    def _outcome(self, happened: list[client.Event]) -> list[str]:
+    def _outcome(self, happened: list[told.Event]) -> list[str]:
         lines = [f"E: {self._event(event)}" for event in happened]
         return lines + _said("C", self._machine.take_output())
 
-    def _event(self, event: client.Event) -> str:
+    def _event(self, event: told.Event) -> str:
         match event:
-            case client.Opened():
+            case told.Opened():
                 known = sorted(self._machine.extensions)
                 return f"opened {b' '.join(known).decode()}".rstrip()
-            case client.Prepared(tag, outcomes) | client.Committed(tag, outcomes):
+            case told.Prepared(tag, outcomes) | told.Committed(tag, outcomes):
                 verb = type(event).__name__.lower()
                 return "; ".join([f"{verb} {tag}", *map(_outcome, outcomes)])
-            case client.NotSent(tag, reply):
+            case told.NotSent(tag, reply):
                 return f"not sent {tag}: {reply.text}"
-            case client.Withdrawn(tag):
+            case told.Withdrawn(tag):
                 return f"withdrawn {tag}"
-            case client.Refused(reply):
+            case told.Refused(reply):
                 return f"refused {reply.text}"
-        assert isinstance(event, client.Ended)
+        assert isinstance(event, told.Ended)
         return f"ended {'politely' if event.polite else 'abortively'}: {event.reason}"
 
 

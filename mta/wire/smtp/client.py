@@ -14,181 +14,31 @@ RFC 1870, RFC 6152, RFC 1047 (why UNKNOWN exists).
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from mta.errors import LocalProtocolError, RemoteProtocolError
 from mta.model import Address, Outcome, OutcomeKind, Reply
+from mta.wire.smtp.client_states import (
+    CLASSES,
+    TABLE,
+    Class,
+    Committed,
+    Ended,
+    Event,
+    NotSent,
+    Opened,
+    Phase,
+    Prepared,
+    Refused,
+    State,
+    Timeouts,
+    Wait,
+    Withdrawn,
+)
 from mta.wire.smtp.content import Stuffer
 from mta.wire.smtp.reply import ReplyReader
 from mta.wire.smtp.states import Role
-
-# --- what is waited for -----------------------------------------------------------------------
-
-
-class Wait(enum.Enum):
-    """The replies that may be owed to us, in the words of a time-out."""
-
-    GREETING = "greeting"
-    HELLO = "reply to EHLO"
-    MAIL = "reply to MAIL"
-    RCPT = "reply to RCPT"
-    DATA = "reply to DATA"
-    CONTENT = "the peer to take the content"
-    """No reply: the peer must read on while we write."""
-    DOT = "reply to the final dot"
-    LONE_DOT = "reply to the dot that ended an unwanted DATA"
-    RSET = "reply to RSET"
-    QUIT = "reply to QUIT"
-
-    __hash__ = object.__hash__
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds; the defaults are RFC 5321 4.5.3.2's."""
-
-    greeting: float = 300.0
-    hello: float = 300.0
-    mail: float = 300.0
-    rcpt: float = 300.0
-    data: float = 120.0
-    block: float = 180.0
-    dot: float = 600.0
-    reset: float = 300.0
-    quit: float = 5.0
-
-
-class State(enum.Enum):
-    """Where an association stands. GREETING -> HELLO (-> HELO) -> OPEN -> QUITTING -> ENDED; ENDED
-    from everywhere.
-    """
-
-    GREETING = "greeting"
-    HELLO = "hello"
-    """EHLO (LHLO) was said."""
-    HELO = "helo"
-    """EHLO was not understood; HELO was said."""
-    OPEN = "open"
-    QUITTING = "quitting"
-    ENDED = "ended"
-
-    __hash__ = object.__hash__
-
-
-class Class(enum.Enum):
-    """What the first digit of a reply says; 421 is a class of its own."""
-
-    POSITIVE = "2yz"
-    INTERMEDIATE = "3yz"
-    TRANSIENT = "4yz"
-    PERMANENT = "5yz"
-    CLOSING = "421"
-
-    __hash__ = object.__hash__
-
-
-class Row(NamedTuple):
-    after: State
-    action: str
-
-
-TABLE: dict[tuple[State, Class], Row] = {
-    (State.GREETING, Class.POSITIVE): Row(State.HELLO, "say EHLO"),
-    (State.GREETING, Class.TRANSIENT): Row(State.ENDED, "refused"),
-    (State.GREETING, Class.PERMANENT): Row(State.ENDED, "refused"),
-    (State.GREETING, Class.CLOSING): Row(State.ENDED, "refused"),
-    (State.HELLO, Class.POSITIVE): Row(State.OPEN, "opened"),
-    (State.HELLO, Class.TRANSIENT): Row(State.ENDED, "refused"),
-    (State.HELLO, Class.PERMANENT): Row(State.HELO, "say HELO"),
-    (State.HELLO, Class.CLOSING): Row(State.ENDED, "refused"),
-    (State.HELO, Class.POSITIVE): Row(State.OPEN, "opened"),
-    (State.HELO, Class.TRANSIENT): Row(State.ENDED, "refused"),
-    (State.HELO, Class.PERMANENT): Row(State.ENDED, "refused"),
-    (State.HELO, Class.CLOSING): Row(State.ENDED, "refused"),
-    (State.OPEN, Class.POSITIVE): Row(State.OPEN, "transaction"),
-    (State.OPEN, Class.INTERMEDIATE): Row(State.OPEN, "transaction"),
-    (State.OPEN, Class.TRANSIENT): Row(State.OPEN, "transaction"),
-    (State.OPEN, Class.PERMANENT): Row(State.OPEN, "transaction"),
-    (State.OPEN, Class.CLOSING): Row(State.ENDED, "closing"),
-    (State.QUITTING, Class.POSITIVE): Row(State.ENDED, "ended"),
-    (State.QUITTING, Class.INTERMEDIATE): Row(State.ENDED, "ended"),
-    (State.QUITTING, Class.TRANSIENT): Row(State.ENDED, "ended"),
-    (State.QUITTING, Class.PERMANENT): Row(State.ENDED, "ended"),
-    (State.QUITTING, Class.CLOSING): Row(State.ENDED, "ended"),
-}
-"""(state, class of the reply) -> (state after it, what is done). What is absent is no answer to
-what we asked: the association ends as it does after a reply that cannot be read."""
-
-
-class Phase(enum.Enum):
-    """Where one transaction stands. PREPARING -> PREPARED -> SENDING -> IN_DOUBT -> SETTLED;
-    SETTLED from everywhere.
-    """
-
-    PREPARING = "preparing"
-    """MAIL, RCPT and DATA are said or about to be."""
-    PREPARED = "prepared"
-    """354 is here: content may go."""
-    SENDING = "sending"
-    IN_DOUBT = "in doubt"
-    """The dot left, its reply is not here."""
-    SETTLED = "settled"
-
-    __hash__ = object.__hash__
-
-
-# --- events -----------------------------------------------------------------------------------
-
-
-class Opened(NamedTuple):
-    """The greetings are over: transfers may begin."""
-
-
-class Refused(NamedTuple):
-    """The peer does not want us now (4yz) or at all (5yz); the association is over."""
-
-    reply: Reply
-
-
-class Prepared(NamedTuple):
-    """Outcomes of the recipients that are settled; if some are left, content comes next."""
-
-    tag: str
-    outcomes: tuple[Outcome, ...]
-
-
-class NotSent(NamedTuple):
-    """The association ended before anything of this message was settled or sent."""
-
-    tag: str
-    reply: Reply
-
-
-class Committed(NamedTuple):
-    """Outcomes of the recipients that were left."""
-
-    tag: str
-    outcomes: tuple[Outcome, ...]
-
-
-class Withdrawn(NamedTuple):
-    """What was prepared under `tag` will not be sent."""
-
-    tag: str
-
-
-class Ended(NamedTuple):
-    """The association is over: close the connection, abortively unless it is `polite`."""
-
-    reason: str
-    polite: bool = False
-
-
-Event = Opened | Refused | Prepared | NotSent | Committed | Withdrawn | Ended
 
 
 class _Transaction:
@@ -243,7 +93,7 @@ class Initiator:
         """Whole replies so far: what restarts the clock of `timeout`."""
         self._name = name
         self._reader = ReplyReader()
-        self._seconds = _seconds(timeouts or Timeouts())
+        self._seconds = (timeouts or Timeouts()).by_wait()
         self._owed: deque[tuple[Wait, int]] = deque([(Wait.GREETING, 0)])
         self._output: list[bytes] = []
         self._preparing: _Transaction | None = None
@@ -459,7 +309,7 @@ class Initiator:
 
     def _reply(self, reply: Reply, events: list[Event]) -> None:
         self.replies_read += 1
-        klass = Class.CLOSING if reply.code == 421 else _CLASSES[reply.code // 100]
+        klass = Class.CLOSING if reply.code == 421 else CLASSES[reply.code // 100]
         row = TABLE.get((self.state, klass))
         if row is None:
             raise RemoteProtocolError("the peer's reply fits nothing we said", reply.text)
@@ -740,12 +590,6 @@ class Initiator:
             self._owed.append((Wait.RCPT, transaction.recipients[self._said - 2]))
 
 
-_CLASSES = {
-    2: Class.POSITIVE,
-    3: Class.INTERMEDIATE,
-    4: Class.TRANSIENT,
-    5: Class.PERMANENT,
-}
 _ENVELOPE = frozenset((Wait.MAIL, Wait.RCPT, Wait.DATA))
 
 
@@ -758,18 +602,3 @@ def _outcome_kind(reply: Reply) -> OutcomeKind:
 def _gone(reason: str) -> Reply:
     """Our own words for an end that the peer did not put into a reply (RFC 3463 X.4.2)."""
     return Reply(451, "4.4.2", (reason.encode(),))
-
-
-def _seconds(timeouts: Timeouts) -> dict[Wait, float]:
-    return {
-        Wait.GREETING: timeouts.greeting,
-        Wait.HELLO: timeouts.hello,
-        Wait.MAIL: timeouts.mail,
-        Wait.RCPT: timeouts.rcpt,
-        Wait.DATA: timeouts.data,
-        Wait.CONTENT: timeouts.block,
-        Wait.DOT: timeouts.dot,
-        Wait.LONE_DOT: timeouts.dot,
-        Wait.RSET: timeouts.reset,
-        Wait.QUIT: timeouts.quit,
-    }

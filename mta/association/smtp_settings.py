@@ -1,0 +1,165 @@
+"""The configuration blocks of the kinds smtp and lmtp: listeners and connectors.
+
+Law: every default has its reason in its description, and none is laxer than RFC 5321 asks for.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mta.settings import Count, Duration, Network, Port, Settings, Size
+from mta.wire.smtp.client_states import Timeouts
+from mta.wire.smtp.server import Limits
+
+# --- listeners --------------------------------------------------------------------------------
+
+
+class ListenerLimits(Settings):
+    """The `limits:` of a listener."""
+
+    connections: Count = Field(
+        default=1000, description="Open connections of this listener; more are told 421."
+    )
+    connections_per_client: Count = Field(
+        default=500, description="Of these, from one client address; more are told 421."
+    )
+    recipients: Count = Field(
+        default=1000,
+        description="Recipients of one transaction; more are told 452 and come in the next "
+        "(RFC 5321 4.5.3.1.8 asks for 100 at least).",
+    )
+    size: Size = Field(
+        default=25 * 2**20, description="Of one message; announced by SIZE. 0: no limit."
+    )
+    line: Size = Field(
+        default=998,
+        description="Octets of a line of content without CRLF (RFC 5321 4.5.3.1.6: 998). "
+        "A message with a longer line is refused with 554 5.6.0. 0: no limit.",
+    )
+    errors: Count = Field(
+        default=20,
+        description="Refused commands since the last accepted message; then 421. Refused "
+        "recipients of a transaction that has accepted ones do not count.",
+    )
+    commands: int = Field(
+        default=0, ge=0, description="Commands of one connection; then 421. 0: no limit."
+    )
+    backlog: Count = Field(default=1024, description="Connections that wait to be accepted.")
+
+
+class ListenerTimeouts(Settings):
+    """The `timeouts:` of a listener."""
+
+    command: Duration = Field(
+        default=300.0, description="For the next whole command (RFC 5321 4.5.3.2.7: 5 minutes)."
+    )
+    block: Duration = Field(
+        default=180.0, description="Between two pieces of content (RFC 5321: 3 minutes)."
+    )
+    transaction: Duration = Field(
+        default=3600.0,
+        description="From MAIL to the final dot, so that a client that sends an octet now and "
+        "then cannot hold a connection for ever.",
+    )
+
+
+class SmtpListenerSettings(Settings):
+    """A `listeners:` block of kind smtp or lmtp."""
+
+    name: str = Field(default="", description="For logs and metrics; by default kind:port.")
+    port: Port = Field(default=25, description="On every address of the virtual server.")
+    relay_from: tuple[Network, ...] | None = Field(
+        default=None,
+        description="Networks whose clients may send to any routable recipient; by default "
+        "loopback and our own virtual addresses.",
+    )
+    banner: str = Field(
+        default="",
+        max_length=400,
+        pattern=r"^[ -~]*$",
+        description="What follows the network name and ESMTP in the greeting.",
+    )
+    bare_newline: Literal["reject", "normalise"] = Field(
+        default="reject",
+        description="Content with a CR or LF that is not part of CRLF: reject it with 550 5.5.2, "
+        "or normalise each to CRLF. Neither ends the content.",
+    )
+    limits: ListenerLimits = Field(
+        default_factory=ListenerLimits, description="What clients may use."
+    )
+    timeouts: ListenerTimeouts = Field(
+        default_factory=ListenerTimeouts, description="How long clients may take."
+    )
+
+    def of_machine(self) -> Limits:
+        limits = self.limits
+        return Limits(
+            size_octets=limits.size,
+            recipients=limits.recipients,
+            errors=limits.errors,
+            commands=limits.commands,
+            line_octets=limits.line,
+            normalise_newlines=self.bare_newline == "normalise",
+        )
+
+
+# --- connectors -------------------------------------------------------------------------------
+
+
+class ConnectorTimeouts(Settings):
+    """The `timeouts:` of a connector."""
+
+    connect: Duration = Field(default=30.0, description="For the TCP connection to be made.")
+    greeting: Duration = Field(
+        default=300.0, description="For the 220 (RFC 5321 4.5.3.2.1: 5 minutes) and reply to EHLO."
+    )
+    envelope: Duration = Field(
+        default=300.0, description="For each reply to MAIL, RCPT and RSET (RFC 5321: 5 minutes)."
+    )
+    data: Duration = Field(
+        default=120.0, description="For the reply to DATA (RFC 5321 4.5.3.2.4: 2 minutes)."
+    )
+    block: Duration = Field(
+        default=180.0,
+        description="For the peer to take a piece of the content (RFC 5321: 3 minutes).",
+    )
+    final_dot: Duration = Field(
+        default=600.0,
+        description="For the reply to the final dot (RFC 5321: 10 minutes). Less means "
+        "duplicates at slow receivers.",
+    )
+    quit: Duration = Field(default=5.0, description="For the reply to QUIT; nothing hangs on it.")
+
+    def of_machine(self) -> Timeouts:
+        return Timeouts(
+            greeting=self.greeting,
+            hello=self.greeting,
+            mail=self.envelope,
+            rcpt=self.envelope,
+            data=self.data,
+            block=self.block,
+            dot=self.final_dot,
+            reset=self.envelope,
+            quit=self.quit,
+        )
+
+
+class SmtpConnectorSettings(Settings):
+    """What an `smtp` connector has besides the keys that all connectors have."""
+
+    timeouts: ConnectorTimeouts = Field(
+        default_factory=ConnectorTimeouts, description="How long the peer may take."
+    )
+
+
+class LmtpConnectorSettings(SmtpConnectorSettings):
+    """What an `lmtp` connector has besides the keys that all connectors have."""
+
+    path: str | None = Field(
+        default=None,
+        description="A UNIX socket of this node (instead of bridgeheads): /run/dovecot/lmtp.",
+        pattern=r"^/",
+        max_length=107,
+    )

@@ -1,0 +1,201 @@
+"""The states of an initiator, what it waits for, its one table, and what it tells its adapter.
+
+Law: a reply whose class has no row in `TABLE` is no answer to what we said, and ends the
+association. RFC 5321 4.2.1 (what the first digit says), 4.3.2, 4.5.3.2 (time-outs).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mta.model import Outcome, Reply
+
+# --- what is waited for -----------------------------------------------------------------------
+
+
+class Wait(enum.Enum):
+    """The replies that may be owed to us, in the words of a time-out."""
+
+    GREETING = "greeting"
+    HELLO = "reply to EHLO"
+    MAIL = "reply to MAIL"
+    RCPT = "reply to RCPT"
+    DATA = "reply to DATA"
+    CONTENT = "the peer to take the content"
+    """No reply: the peer must read on while we write."""
+    DOT = "reply to the final dot"
+    LONE_DOT = "reply to the dot that ended an unwanted DATA"
+    RSET = "reply to RSET"
+    QUIT = "reply to QUIT"
+
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds; the defaults are RFC 5321 4.5.3.2's."""
+
+    greeting: float = 300.0
+    hello: float = 300.0
+    mail: float = 300.0
+    rcpt: float = 300.0
+    data: float = 120.0
+    block: float = 180.0
+    dot: float = 600.0
+    reset: float = 300.0
+    quit: float = 5.0
+
+    def by_wait(self) -> dict[Wait, float]:
+        """Every wait has an end."""
+        return {
+            Wait.GREETING: self.greeting,
+            Wait.HELLO: self.hello,
+            Wait.MAIL: self.mail,
+            Wait.RCPT: self.rcpt,
+            Wait.DATA: self.data,
+            Wait.CONTENT: self.block,
+            Wait.DOT: self.dot,
+            Wait.LONE_DOT: self.dot,
+            Wait.RSET: self.reset,
+            Wait.QUIT: self.quit,
+        }
+
+
+class State(enum.Enum):
+    """Where an association stands. GREETING -> HELLO (-> HELO) -> OPEN -> QUITTING -> ENDED; ENDED
+    from everywhere.
+    """
+
+    GREETING = "greeting"
+    HELLO = "hello"
+    """EHLO (LHLO) was said."""
+    HELO = "helo"
+    """EHLO was not understood; HELO was said."""
+    OPEN = "open"
+    QUITTING = "quitting"
+    ENDED = "ended"
+
+    __hash__ = object.__hash__
+
+
+class Class(enum.Enum):
+    """What the first digit of a reply says; 421 is a class of its own."""
+
+    POSITIVE = "2yz"
+    INTERMEDIATE = "3yz"
+    TRANSIENT = "4yz"
+    PERMANENT = "5yz"
+    CLOSING = "421"
+
+    __hash__ = object.__hash__
+
+
+CLASSES = {
+    2: Class.POSITIVE,
+    3: Class.INTERMEDIATE,
+    4: Class.TRANSIENT,
+    5: Class.PERMANENT,
+}
+"""First digit -> class."""
+
+
+class Row(NamedTuple):
+    after: State
+    action: str
+
+
+TABLE: dict[tuple[State, Class], Row] = {
+    (State.GREETING, Class.POSITIVE): Row(State.HELLO, "say EHLO"),
+    (State.GREETING, Class.TRANSIENT): Row(State.ENDED, "refused"),
+    (State.GREETING, Class.PERMANENT): Row(State.ENDED, "refused"),
+    (State.GREETING, Class.CLOSING): Row(State.ENDED, "refused"),
+    (State.HELLO, Class.POSITIVE): Row(State.OPEN, "opened"),
+    (State.HELLO, Class.TRANSIENT): Row(State.ENDED, "refused"),
+    (State.HELLO, Class.PERMANENT): Row(State.HELO, "say HELO"),
+    (State.HELLO, Class.CLOSING): Row(State.ENDED, "refused"),
+    (State.HELO, Class.POSITIVE): Row(State.OPEN, "opened"),
+    (State.HELO, Class.TRANSIENT): Row(State.ENDED, "refused"),
+    (State.HELO, Class.PERMANENT): Row(State.ENDED, "refused"),
+    (State.HELO, Class.CLOSING): Row(State.ENDED, "refused"),
+    (State.OPEN, Class.POSITIVE): Row(State.OPEN, "transaction"),
+    (State.OPEN, Class.INTERMEDIATE): Row(State.OPEN, "transaction"),
+    (State.OPEN, Class.TRANSIENT): Row(State.OPEN, "transaction"),
+    (State.OPEN, Class.PERMANENT): Row(State.OPEN, "transaction"),
+    (State.OPEN, Class.CLOSING): Row(State.ENDED, "closing"),
+    (State.QUITTING, Class.POSITIVE): Row(State.ENDED, "ended"),
+    (State.QUITTING, Class.INTERMEDIATE): Row(State.ENDED, "ended"),
+    (State.QUITTING, Class.TRANSIENT): Row(State.ENDED, "ended"),
+    (State.QUITTING, Class.PERMANENT): Row(State.ENDED, "ended"),
+    (State.QUITTING, Class.CLOSING): Row(State.ENDED, "ended"),
+}
+"""(state, class of the reply) -> (state after it, what is done). What is absent is no answer to
+what we asked: the association ends as it does after a reply that cannot be read."""
+
+
+class Phase(enum.Enum):
+    """Where one transaction stands. PREPARING -> PREPARED -> SENDING -> IN_DOUBT -> SETTLED;
+    SETTLED from everywhere.
+    """
+
+    PREPARING = "preparing"
+    """MAIL, RCPT and DATA are said or about to be."""
+    PREPARED = "prepared"
+    """354 is here: content may go."""
+    SENDING = "sending"
+    IN_DOUBT = "in doubt"
+    """The dot left, its reply is not here."""
+    SETTLED = "settled"
+
+    __hash__ = object.__hash__
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+class Opened(NamedTuple):
+    """The greetings are over: transfers may begin."""
+
+
+class Refused(NamedTuple):
+    """The peer does not want us now (4yz) or at all (5yz); the association is over."""
+
+    reply: Reply
+
+
+class Prepared(NamedTuple):
+    """Outcomes of the recipients that are settled; if some are left, content comes next."""
+
+    tag: str
+    outcomes: tuple[Outcome, ...]
+
+
+class NotSent(NamedTuple):
+    """The association ended before anything of this message was settled or sent."""
+
+    tag: str
+    reply: Reply
+
+
+class Committed(NamedTuple):
+    """Outcomes of the recipients that were left."""
+
+    tag: str
+    outcomes: tuple[Outcome, ...]
+
+
+class Withdrawn(NamedTuple):
+    """What was prepared under `tag` will not be sent."""
+
+    tag: str
+
+
+class Ended(NamedTuple):
+    """The association is over: close the connection, abortively unless it is `polite`."""
+
+    reason: str
+    polite: bool = False
+
+
+Event = Opened | Refused | Prepared | NotSent | Committed | Withdrawn | Ended
