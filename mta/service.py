@@ -30,6 +30,7 @@ from mta.admin.metrics import Exposition, QueueGauges
 from mta.admin.sdnotify import Notifier
 from mta.admin.submit import SubmitServer
 from mta.association.endpoints import Doors
+from mta.association.transport import SocketOptions
 from mta.cluster.admission import refuse_unfenced
 from mta.cluster.driver import ClaimFacts, Ownership
 from mta.cluster.settings import ClusterSettings
@@ -98,7 +99,8 @@ class MTAService(Service):
 
         self.telemetry = telemetry = Telemetry()
         self.clock = clock = ReactorClock(reactor)
-        self._doors = Doors(reactor, clock, telemetry)
+        timeout = _cluster_settings(config.cluster).tcp_timeout
+        self._doors = Doors(reactor, clock, telemetry, options=SocketOptions(user_timeout=timeout))
         self._executor = ThreadExecutor(reactor)
         node = config.node.name or socket.gethostname()
         self._log = LogObserver(

@@ -24,6 +24,11 @@ class ClusterSettings(Settings):
         description="An address that has served before is claimed again only when the owner's "
         "heartbeat in the spool has not moved for this long.",
     )
+    tcp_timeout: Duration = Field(
+        default=60.0,
+        description="An association whose peer does not acknowledge what we sent for this long is "
+        "given up; without it a peer that vanished is never noticed.",
+    )
     spool_stall: Duration = Field(
         default=5.0,
         description="A spool whose disk does not answer for this long ends the tenure.",
