@@ -525,7 +525,9 @@ class IReception(Interface):
         """
 
     def acknowledged() -> None:
-        """The reply to `end` was handed to the kernel."""
+        """The reply to `end` was handed to the kernel. Commands of the next transaction that came
+        in the same piece may have been asked before; its `end` never is.
+        """
 
     def reset() -> None:
         """RSET, EHLO again: forget the transaction."""

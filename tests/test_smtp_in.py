@@ -356,6 +356,21 @@ class DialogueTests(ResponderTestCase):
         notices = [e for e in self.surroundings.events if isinstance(e, Notice)]
         self.assertTrue(any("secret" in notice.text for notice in notices))
 
+    def test_a_greeting_hook_that_fails(self) -> None:
+        """A hook that fails before the greeting sends the peer away, in words of its kind."""
+        self.listen()
+        for fault, code in (
+            (Unavailable("x"), b"421 4.3.0 "),
+            (PermanentFailure("x", code=554, enhanced="5.7.1"), b"554 5.7.1 "),
+        ):
+            self.host.answers["connected"] = [fault]
+            peer = self.dial()
+            self.assertTrue(peer.take().startswith(code))
+            self.assertFalse(peer.is_open)
+        self.host.answers["connected"] = [Fenced("x")]
+        peer = self.dial()
+        self.assertEqual((peer.take(), peer.is_open), (b"", False))
+
     def test_fenced(self) -> None:
         """Fenced, revoked or unknown: the association is reset without a reply."""
         self.listen()

@@ -462,6 +462,19 @@ class StreamTests(SenderTestCase):
         self.assertIs(outcome.kind, OutcomeKind.DEFERRED)
         self.assertIn("timed out after 180 s", outcome.reply.text)
 
+    def test_forms_do_not_mix(self) -> None:
+        """The form of a content that is under way is not that of the message prepared behind it."""
+        sender = self.prepared(content_form=ContentForm.OPAQUE)
+        waiting: Deferred = Deferred()
+        committing = sender.commit(Content(waiting, resident=False, size=4))
+        preparing = sender.prepare("2", envelope(), (0,), 3)
+        waiting.callback(b".a\r\n")
+        self.move()
+        self.assertEqual(self.peer.take(), b"..a\r\n.\r\n" + MAIL)
+        self.reply(b"250 Ok\r\n" + GOOD)
+        self.successResultOf(committing)
+        self.successResultOf(preparing)
+
     def test_opaque(self) -> None:
         """Opaque content is stuffed on the way."""
         sender = self.prepared(content_form=ContentForm.OPAQUE)

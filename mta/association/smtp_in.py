@@ -283,7 +283,7 @@ class SmtpResponder(Protocol):
             reply = _LOCAL_ERROR
             self._notice(error)
         if machine.state is State.GREETING:
-            machine.greet(Reply(421, reply.enhanced, reply.lines))
+            machine.greet(reply if reply.is_permanent else Reply(421, reply.enhanced, reply.lines))
         elif machine.is_awaiting:
             machine.answer(reply)
         else:

@@ -122,6 +122,8 @@ class SmtpSender(Protocol):
         self._gone = Reply(451, "4.4.2", (b"the association has ended; the message was not sent",))
         self._content: IContent | None = None
         self._is_opaque = False
+        """Of what was prepared last; `_streams_opaque` is of the content under way."""
+        self._streams_opaque = False
         self._octets = 0
         self._reading: Deferred[bytes] | None = None
         self._is_looping = False
@@ -182,6 +184,7 @@ class SmtpSender(Protocol):
         done = self._committed = Deferred(lambda _: self._abort("cancelled"))
         machine = self._machine
         resident = content.resident
+        self._streams_opaque = self._is_opaque
         if resident is None:
             machine.content(b"")
             self._content = content
@@ -315,7 +318,7 @@ class SmtpSender(Protocol):
             self._machine.finish()
         else:
             self._octets += len(piece)
-            self._machine.content(piece, opaque=self._is_opaque)
+            self._machine.content(piece, opaque=self._streams_opaque)
             self._waited = None
         self.flush()
         self._read_on()

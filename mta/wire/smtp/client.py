@@ -33,43 +33,13 @@ from mta.wire.smtp.client_states import (
     Refused,
     State,
     Timeouts,
+    Transaction,
     Wait,
     Withdrawn,
 )
 from mta.wire.smtp.content import Stuffer
 from mta.wire.smtp.reply import ReplyReader
 from mta.wire.smtp.states import Role
-
-
-class _Transaction:
-    """One message on its way over this association."""
-
-    __slots__ = (
-        "accepted",
-        "commands",
-        "is_data_said",
-        "is_withdrawn",
-        "mail_reply",
-        "outcomes",
-        "phase",
-        "recipients",
-        "replied",
-        "tag",
-    )
-
-    def __init__(self, tag: str, recipients: Sequence[int], commands: list[bytes]) -> None:
-        self.tag = tag
-        self.recipients = recipients
-        self.commands = commands
-        self.phase = Phase.PREPARING
-        self.mail_reply: Reply | None = None
-        self.accepted: list[int] = []
-        self.outcomes: list[Outcome] = []
-        self.replied = 0
-        """Replies to the dot so far (LMTP: one each)."""
-        self.is_data_said = False
-        self.is_withdrawn = False
-
 
 # --- the machine ------------------------------------------------------------------------------
 
@@ -96,8 +66,8 @@ class Initiator:
         self._seconds = (timeouts or Timeouts()).by_wait()
         self._owed: deque[tuple[Wait, int]] = deque([(Wait.GREETING, 0)])
         self._output: list[bytes] = []
-        self._preparing: _Transaction | None = None
-        self._sending: _Transaction | None = None
+        self._preparing: Transaction | None = None
+        self._sending: Transaction | None = None
         self._said = 0
         """How many of the preparing transaction's commands were said."""
         self._needs_reset = False
@@ -172,7 +142,7 @@ class Initiator:
         commands.append(b"DATA\r\n")
         if sum(command.count(b"\n") for command in commands) != len(commands):
             raise LocalProtocolError("an address holds a line end")
-        self._preparing = _Transaction(tag, indexes, commands)
+        self._preparing = Transaction(tag, indexes, commands)
         self._said = 0
         self._say_more()
         return []
@@ -216,7 +186,7 @@ class Initiator:
             self._output.append(piece)
             self._tail = piece[-2:] if len(piece) > 1 else self._tail[-1:] + piece
 
-    def _begin_content(self) -> _Transaction:
+    def _begin_content(self) -> Transaction:
         transaction = self._preparing
         if transaction is None or transaction.phase is not Phase.PREPARED:
             raise LocalProtocolError("content without 354")
@@ -409,11 +379,11 @@ class Initiator:
             self._needs_reset = transaction.mail_reply is None
             events += self._settle_preparing()
 
-    def _drop_unsaid(self, transaction: _Transaction) -> None:
+    def _drop_unsaid(self, transaction: Transaction) -> None:
         """Commands that have become pointless are not said (without pipelining)."""
         del transaction.commands[self._said :]
 
-    def _recipient_outcome(self, index: int, reply: Reply, transaction: _Transaction) -> Outcome:
+    def _recipient_outcome(self, index: int, reply: Reply, transaction: Transaction) -> Outcome:
         """RFC 5321 4.5.3.1.10: 452, and 552 from old servers, may mean that the list is too long:
         then the rest goes into the next transaction. A first recipient cannot be too many.
         """
@@ -422,7 +392,7 @@ class Initiator:
             return Outcome(index, OutcomeKind.DEFERRED, reply, bool(transaction.accepted))
         return Outcome(index, _outcome_kind(reply), reply)
 
-    def _data_accepted(self, transaction: _Transaction, events: list[Event]) -> None:
+    def _data_accepted(self, transaction: Transaction, events: list[Event]) -> None:
         if transaction.mail_reply is None and transaction.accepted:
             if transaction.is_withdrawn:
                 self._preparing = None
@@ -511,7 +481,7 @@ class Initiator:
             events.append(self._unprepared(transaction, reply or _gone(reason)))
         return events + self._end(reason)
 
-    def _left_over(self, transaction: _Transaction, reason: str) -> tuple[Outcome, ...]:
+    def _left_over(self, transaction: Transaction, reason: str) -> tuple[Outcome, ...]:
         answered = transaction.outcomes[len(transaction.outcomes) - transaction.replied :]
         left = transaction.accepted[transaction.replied :]
         if transaction.phase is Phase.SENDING:
@@ -520,7 +490,7 @@ class Initiator:
             kind, reply = OutcomeKind.UNKNOWN, _gone(f"{reason}; the final dot was sent")
         return (*answered, *[Outcome(i, kind, reply) for i in left])
 
-    def _unprepared(self, transaction: _Transaction, reply: Reply) -> Event:
+    def _unprepared(self, transaction: Transaction, reply: Reply) -> Event:
         if transaction.is_withdrawn:
             return Withdrawn(transaction.tag)
         if transaction.phase is Phase.PREPARED:

@@ -7,6 +7,7 @@ association. RFC 5321 4.2.1 (what the first digit says), 4.3.2, 4.5.3.2 (time-ou
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -149,6 +150,36 @@ class Phase(enum.Enum):
     SETTLED = "settled"
 
     __hash__ = object.__hash__
+
+
+class Transaction:
+    """One message on its way over this association."""
+
+    __slots__ = (
+        "accepted",
+        "commands",
+        "is_data_said",
+        "is_withdrawn",
+        "mail_reply",
+        "outcomes",
+        "phase",
+        "recipients",
+        "replied",
+        "tag",
+    )
+
+    def __init__(self, tag: str, recipients: Sequence[int], commands: list[bytes]) -> None:
+        self.tag = tag
+        self.recipients = recipients
+        self.commands = commands
+        self.phase = Phase.PREPARING
+        self.mail_reply: Reply | None = None
+        self.accepted: list[int] = []
+        self.outcomes: list[Outcome] = []
+        self.replied = 0
+        """Replies to the dot so far (LMTP: one each)."""
+        self.is_data_said = False
+        self.is_withdrawn = False
 
 
 # --- events -----------------------------------------------------------------------------------
