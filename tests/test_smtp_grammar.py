@@ -22,7 +22,7 @@ LIGHT = settings(max_examples=200, deadline=None, derandomize=True)
 CONTROL = bytes(range(0x20)) + b"\x7f"
 
 
-class AddressTests(SynchronousTestCase):
+class HardDetail21AddressTests(SynchronousTestCase):
     """Hard detail 21: address forms."""
 
     def path(self, text: bytes, is_reverse: bool = False) -> Address:
@@ -144,7 +144,7 @@ class AddressTests(SynchronousTestCase):
         self.assertEqual(found, expected)
 
 
-class ParameterTests(SynchronousTestCase):
+class HardDetail22ParameterTests(SynchronousTestCase):
     """Hard detail 22: parameters of MAIL and RCPT."""
 
     def test_known(self) -> None:
