@@ -287,6 +287,7 @@ class Upkeep:
                 disk.pwritev(fd, [_FILL[:octets]], have)
                 have += octets
             disk.fdatasync(fd)
+            disk.sync_directory(owned.directory.path)
         except OSError:
             disk.unlink(path)
             return 0
