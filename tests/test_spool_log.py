@@ -10,8 +10,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import Corrupt, Fenced, Full, StartRefused, Unavailable
-from mta.model import Fencing, Guarantees, Intent, QueueFilter, Result, Sharing, fresh_state
-from mta.spool import checkpoint, offline
+from mta.model import Fencing, Guarantees, QueueFilter, Result, Sharing, fresh_state
+from mta.spool import checkpoint, segment
 from mta.spool.directory import Directory
 from mta.spool.epoch import OwnEpoch
 from mta.spool.ledger import Ledger
@@ -126,8 +126,8 @@ class OwnerTests(LogLab, SynchronousTestCase):
         taker = self.own("b")
         files = [p for p in self.disk.paths() if "/1." in p and "/ckpt/" not in p]
         log = old._log
-        for segment in list(log.ledger.segments.values()):
-            assert log.upkeep._destroy(segment, 0) is None
+        for one in list(log.ledger.segments.values()):
+            assert log.upkeep._destroy(one, 0) is None
         log._unlink_big(log.ledger.bigs[log.ledger.index.find(big)])
         log.upkeep._sweep_names(["seg/1.1"])
         assert set(files) <= set(self.disk.paths())
@@ -291,6 +291,20 @@ class OwnerTests(LogLab, SynchronousTestCase):
         assert self.queued() == []
         self.spool = self.own("b")
         assert self.queued() == []
+
+    def test_big_message_leaves_the_reserve(self) -> None:
+        """A big message that would eat into the reserve is refused as Full, and leaves no file."""
+        self.spool = self.own("a")
+        used = self.disk.capacity - self.disk.free_octets("/")
+        self.disk.capacity = used + (1 << 20)
+        staging = self.spool.stage("smtp/in/1")
+        for _ in range(40):
+            staging.write(b"x" * 65536)
+        message = envelope()
+        committing = staging.commit(message, fresh_state(message), b"", None)
+        self.failureResultOf(committing, Full)
+        assert not [p for p in self.disk.paths() if "/part/" in p or "/big/" in p]
+        self.accept()
 
     def test_takeover_on_a_full_disk(self) -> None:
         """Killed on a full disk: the next owner takes over in the room that the reserve gives."""
@@ -471,6 +485,27 @@ class OwnerTests(LogLab, SynchronousTestCase):
             self.result(self.spool.release("stop"))
             assert self.disk.descriptors == 0, n
 
+    def test_descriptors_are_bounded(self) -> None:
+        """A queue over many segments is read through a bounded number of descriptors."""
+        self.patch(segment, "_DESCRIPTORS", 3)
+        self.spool = self.own("a")
+        names = [self.accept(None, b"%d" % (n % 10) * 20_000) for n in range(40)]
+        self.spool = self.own("b")
+        for n, name in enumerate(names):
+            self.result(self.spool.load(name))
+            assert self.read(name).endswith(b"%d" % (n % 10) * 20_000)
+            assert len(self.spool._log.reader.descriptors) <= 4
+        assert len(self.seg()) > 10
+
+    def test_release_after_abandon(self) -> None:
+        """A tenure that was lost is marked released afterwards, so that nobody waits for it."""
+        self.spool = self.own("a")
+        self.spool.abandon()
+        assert not self.result(self.spool.inspect())[-1].released
+        self.result(self.spool.release("lost"))
+        assert self.result(self.spool.inspect())[-1].released
+        self.assertRaises(Fenced, self.spool.stage, "smtp/in/1")
+
     # refusals
 
     def inspect(self, **settings: Any) -> Any:
@@ -554,85 +589,6 @@ class OwnerTests(LogLab, SynchronousTestCase):
         """It says what it promises."""
         assert self.make_spool("a").guarantees == Guarantees("fsync", False, True)
         assert self.make_spool("a", sharing=Sharing.CLUSTER_FS).guarantees.shared
-
-
-class OfflineTests(LogLab, SynchronousTestCase):
-    """`mta spool check` reads and judges without a trace."""
-
-    result = ISpoolTests.result
-    own = ISpoolTests.own
-    accept = ISpoolTests.accept
-
-    def pump(self) -> None:
-        """Everything is inline."""
-
-    def setUp(self) -> None:
-        self.clock = VirtualClock(NOW)
-        self.settings = {"big_message": 16 << 10}
-        self.spool = self.own("a\x1b[31m")
-        self.names = [self.accept(None, b"%d" % n * 3000) for n in range(3)]
-        self.big = self.accept(None, b"B" * 30_000)
-        self.result(self.spool.journal([], [Intent(self.names[0], "out/1", (0,), "hub\n:25")]))
-
-    def check(self, action: str = "check") -> tuple[int, str]:
-        lines: list[str] = []
-        before = {path: self.disk.octets(path) for path in self.disk.paths()}
-        steps = self.disk.steps
-        code = offline.run(action, Directory(self.disk, DIRECTORY), lines.append)
-        if action == "check":
-            assert self.disk.steps == steps
-            assert {path: self.disk.octets(path) for path in self.disk.paths()} == before
-        text = "\n".join(lines)
-        assert "\x1b" not in text
-        return code, text
-
-    def test_sound(self) -> None:
-        """A sound spool: counts, epochs, segments, doubts, exit code 0, and nothing touched."""
-        code, text = self.check()
-        assert code == 0, text
-        for words in ("4 messages", "1 in doubt", "1 big", "epoch 1: node a", "seg/1.1", "sound"):
-            assert words in text, text
-
-    def test_damaged_content(self) -> None:
-        """A damaged body is found without anyone asking for it: id, file and offset."""
-        path = f"{DIRECTORY}/seg/1.1"
-        self.disk.flip(path, self.disk.octets(path).index(b"1" * 3000) + 5)
-        code, text = self.check()
-        assert code == 65
-        assert self.names[1] in text and "seg/1.1 offset" in text and "1 damaged" in text
-
-    def test_damaged_big(self) -> None:
-        """So is a damaged big file."""
-        self.disk.flip(f"{DIRECTORY}/big/1.1", 12_345)
-        code, text = self.check()
-        assert code == 65 and "big/1.1" in text and self.big in text
-
-    def test_damaged_checkpoint(self) -> None:
-        """A spool whose only checkpoint is damaged is judged so."""
-        self.disk.flip(f"{DIRECTORY}/ckpt/1.0", 80)
-        code, text = self.check()
-        assert code == 65 and "ckpt/1.0" in text
-
-    def test_no_spool(self) -> None:
-        """What is no spool is said to be none."""
-        self.disk.unlink(f"{DIRECTORY}/format")
-        assert self.check()[0] == 66
-        self.disk = ForgetfulDisk()
-        assert self.check()[0] == 66
-
-    def test_init(self) -> None:
-        """`init` makes a spool in an empty or missing directory, once."""
-        self.disk = ForgetfulDisk()
-        code, first = self.check("init")
-        assert code == 0
-        assert self.check("init") == (0, first)
-        assert self.check()[0] == 0
-
-    def test_usage(self) -> None:
-        """Anything else is a usage error."""
-        lines: list[str] = []
-        assert offline.main(["mend", "/x"], lines.append) == 64
-        assert lines[0].startswith("usage:")
 
 
 def number_of(path: str) -> int:

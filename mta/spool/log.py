@@ -76,6 +76,8 @@ class LogSpool:
         self._log: OwnedLog | None = None
         self._previous: OwnedLog | None = None
         """The tenure before, until its threads have ended."""
+        self._left: OwnEpoch | None = None
+        """An epoch that was abandoned without its mark R."""
         self._beating = False
 
     # --- life of a tenure ---
@@ -158,6 +160,7 @@ class LogSpool:
         except OSError as error:
             raise as_spool_error(error, f"epoch/{number} cannot be opened") from error
         self._own = own
+        self._left = None
         self.epoch = number
         return number
 
@@ -261,7 +264,7 @@ class LogSpool:
         return Deferred.fromCoroutine(self._release(reason))
 
     async def _release(self, reason: str) -> None:
-        log, own = self._log, self._own
+        log, own = self._log, self._own or self._left
         if log is not None and log.ended is None:
             done: Deferred[None] = Deferred()
             try:
@@ -275,6 +278,7 @@ class LogSpool:
             fenced = Fenced(f"epoch {own.epoch} was released", reason)
             if log is not None:
                 log.end(fenced)
+            self._left = None
             try:
                 await self._executor.submit(own.release)
             except OSError as error:
@@ -289,6 +293,9 @@ class LogSpool:
         if log is not None and own is not None:
             log.end(Fenced(f"epoch {own.epoch} is lost"))
         self._forget_tenure()
+        # Nothing is promised under it any more: a release that follows may mark it, so that a
+        # standby need not wait for its heartbeat to be missed.
+        self._left = own or self._left
 
     def _forget_tenure(self) -> None:
         log, own = self._log, self._own

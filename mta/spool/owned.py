@@ -387,6 +387,7 @@ class OwnedLog:
 
     def _on_worker(self, wanted: Wanted, call: Callable[[Wanted], Any]) -> Deferred[Any]:
         """Read with the segments pinned, so that nobody recycles them meanwhile."""
+        self.reader.bound(self.ledger.segments.values())
         pinned = [s for s in (wanted.segment, wanted.state_segment) if s is not None]
         for segment in pinned:
             segment.pins += 1

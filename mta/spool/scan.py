@@ -62,6 +62,7 @@ async def _read_group(
         one = owned.wanted(name)
         segments += [s for s in (one.segment, one.state_segment) if s is not None]
         wanted.append((one, bool(index.flags[slot] & TAKEN), index.size[slot]))
+    owned.reader.bound(owned.ledger.segments.values())
     for segment in segments:
         segment.pins += 1
     try:

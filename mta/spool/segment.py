@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -36,6 +36,8 @@ _MAGIC = b"MTA\x00SEG\x00"
 _FORMAT = 1
 HEADER_OCTETS = ALIGNMENT
 _FILL = bytes(1 << 20)
+_DESCRIPTORS = 128
+"""Segments open for reading: 8 GiB of log, and far from the usual limit of 1024 descriptors."""
 _WINDOW = 32 << 10
 """Octets a reader takes at a time: with 4 KiB messages the whole log in one pass, with large ones
 only their heads."""
@@ -293,6 +295,15 @@ class Reader:
             octets = self.directory.disk.pread(fd, min(length, place.length), place.offset)
         view = parse_record(octets, segment.tag, place.offset)
         return view if view is not None and view.place == place else None
+
+    def bound(self, segments: Iterable[Segment]) -> None:
+        """On the reactor thread, before the next read is handed out: a queue of any size is read
+        through a bounded number of descriptors.
+        """
+        if len(self.descriptors) > _DESCRIPTORS:
+            for segment in segments:
+                if not segment.pins:
+                    self.forget(segment)
 
     def forget(self, segment: Segment) -> None:
         fd = self.descriptors.pop((segment.epoch, segment.number), None)

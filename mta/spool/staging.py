@@ -8,6 +8,7 @@ smaller one is copied into the log by the committer.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -292,6 +293,8 @@ class Part:
         disk = self._owned.directory.disk
         if self._fd < 0:
             self._fd = disk.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        if not self._owned.upkeep.has_room(sum(map(len, chunks))):
+            raise OSError(errno.ENOSPC, "only the reserve is left", self._path)
         disk.pwritev(self._fd, chunks, self._offset)
         for chunk in chunks:
             self.crc = crc32(chunk, self.crc)

@@ -40,7 +40,6 @@ class Upkeep:
         self._next_checkpoint = 0
         self._checkpoint_octets = 0
         self._checkpoint_due = False
-        self._older: list[str] = []
         self.current: Segment | None = None
         self.written = 0
         """Octets of log since the last checkpoint."""
@@ -168,9 +167,7 @@ class Upkeep:
         number = self._next_checkpoint
         self._next_checkpoint += 1
         position = owned.ledger.position.number
-        pieces = checkpoint.encode(
-            owned.ledger, owned.own.epoch, number, owned.clock.wall(), self._older
-        )
+        pieces = checkpoint.encode(owned.ledger, owned.own.epoch, number, owned.clock.wall(), [])
         self._checkpoint_octets = await self._work(self._write_checkpoint, number, pieces)
         self._checkpoints.append((number, position))
         # The seal's own name goes like any other: a later checkpoint proves that it was there.
@@ -264,8 +261,9 @@ class Upkeep:
     # the reserve
 
     async def _make_reserve(self) -> None:
-        if not self.reserve_file_octets and not self._reserve_lost:
+        if not self.reserve_file_octets:
             self.reserve_file_octets = await self._work(self._fill_reserve)
+            self._reserve_lost = not self.reserve_file_octets
             await self._work(self.measure)
 
     def _fill_reserve(self) -> int:

@@ -242,7 +242,8 @@ class ForgetfulDisk:
         file, path = self._described(fd)
         self._step("write", path)
         octets = b"".join(pieces)
-        if self._used() + max(0, offset + len(octets) - file.size) > self.capacity:
+        growth = offset + len(octets) - file.size
+        if growth > 0 and self._used() + growth > self.capacity:
             raise _error(errno.ENOSPC, path)
         file.write(offset, octets)
         file.dirty.append((offset, octets))

@@ -6,6 +6,8 @@ A store's own tests mix `ISpoolTests` with a `SynchronousTestCase` and provide `
         def make_spool(self, node: str) -> ISpool: ...   # every call: another node, one storage
 
 `pump` lets a store work that is not inline.
+
+Long because one contract is one mixin, and ISpool is the widest.
 """
 
 from __future__ import annotations
