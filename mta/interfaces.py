@@ -548,11 +548,6 @@ class IListenerKind(Interface):
     def listen(tenure: ITenure, host: IReceptionHost) -> Sequence[IRevocable]:
         """Open the ports on every usable address of the tenure."""
 
-    def drain() -> Deferred[None]:
-        """Let open associations finish what they are in, then end them in order (421); fires when
-        none is left. Ports are revoked by whoever opened them.
-        """
-
 
 class IDrains(Interface):
     """Add-on of a listener kind that can end its open associations politely."""

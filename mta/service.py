@@ -106,6 +106,7 @@ class MTAService(Service):
         self._log = LogObserver(
             config.log, clock, self._executor, telemetry, host=node, environment=os.environ
         )
+        telemetry.attach(self._on_event)  # before the log, whose lines bear the epoch
         telemetry.attach(self._log)
         self._notifier = Notifier(os.environ, clock)
         self._resolver = DnsResolver(config.resolver, self._doors, clock, telemetry)
@@ -150,7 +151,6 @@ class MTAService(Service):
             _cluster_settings(config.cluster),
         )
         self.ownership.on_fatal(self._fatal)
-        telemetry.attach(self._on_event)
         self.commands = Commands(
             Facts(
                 status=self.status,
@@ -308,8 +308,7 @@ class MTAService(Service):
     def _on_event(self, event: Event) -> None:
         if type(event) is not Transition or event.machine != "ownership":
             return
-        tenure = self.ownership.tenure
-        self._log.epoch = 0 if tenure is None else tenure.epoch
+        self._log.epoch = self.ownership.epoch
         self._notifier.status(f"{event.after.lower()}: {event.reason}")
         if event.after == "ONLINE" and self._file is None and not self._announced:
             self._announced = True

@@ -24,6 +24,7 @@ from mta.config.schema import Config, ConnectorBlock, ListenerBlock
 from mta.errors import ClusterNotInitialised, MTAError
 from mta.interfaces import (
     IAssociationKind,
+    IDrains,
     IListenerKind,
     IPolicy,
     IReception,
@@ -135,7 +136,8 @@ class Bridgehead:
     def drain(self, deadline: float) -> Deferred[None]:
         """Stop listening; finish what is open, inbound and outbound."""
         self._close_ports()
-        waited = [listener.drain() for listener in self._listeners.values()]
+        listeners = self._listeners.values()
+        waited = [IDrains(kind).drain() for kind in listeners if IDrains.providedBy(kind)]
         if self._dispatch is not None:
             waited.append(self._dispatch.drain(deadline))
         return gatherResults(waited, consumeErrors=True).addCallback(lambda _: None)

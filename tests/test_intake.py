@@ -149,6 +149,7 @@ class AcceptTests(SynchronousTestCase):
         reception.rcpt(address("c@example.com"), {b"NOTIFY": b"NEVER"})
         reception.data()
         reception.chunk(MESSAGE)
+        reception.chunk("Grüße\r\n".encode())
         reception.end(None)
 
         envelope = house.offered[0][1]
@@ -161,6 +162,17 @@ class AcceptTests(SynchronousTestCase):
             [(r.notify, r.original) for r in envelope.recipients],
             [(Notify.SUCCESS | Notify.FAILURE, b"rfc822;b@old.example"), (Notify.NEVER, b"")],
         )
+
+    def test_declared_eight_bits_that_are_none(self) -> None:
+        """A client that declares 8BITMIME for plain ASCII keeps no old peer from getting it."""
+        house = House()
+        reception = house.reception()
+        reception.mail(address("a@example.net"), {b"BODY": b"8BITMIME"})
+        reception.rcpt(address("b@example.com"), {})
+        reception.data()
+        reception.chunk(MESSAGE)
+        reception.end(None)
+        self.assertIs(house.offered[0][1].body_type, BodyType.SEVEN_BIT)
 
     def test_recipient_named_twice(self) -> None:
         """A recipient that is named twice gets one copy."""

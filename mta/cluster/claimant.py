@@ -75,7 +75,9 @@ class Claimant:
         self._steps = steps
         self._jitter = jitter
         self._sightings = Sightings()
-        self._epoch_gauge = telemetry.gauge("mta_epoch", "The published epoch; 0 when standby.")
+        self._epoch_gauge = telemetry.gauge(
+            "mta_cluster_epoch", "The published epoch, 0 on standby."
+        )
         self.is_single = ISingleNode.providedBy(resource)
         self.grant: Grant | None = None
         self.granted_at = 0.0

@@ -121,7 +121,7 @@ class Ownership:
         ).read = lambda: float(self.state is State.STANDBY and bool(self._claimant.waits_for))
         if hasattr(spool, "on_fatal"):  # a store that can tell by itself when it is at its end
             spool.on_fatal = self._spool_failed
-        telemetry.gauge("mta_online", "1 while a tenure exists.").read = lambda: float(
+        telemetry.gauge("mta_cluster_role", "1: owner, 0: standby.").read = lambda: float(
             self.tenure is not None
         )
 
@@ -135,6 +135,11 @@ class Ownership:
     def tenure(self) -> Tenure | None:
         """The tenure while there is one that lives."""
         return self._tenure if self._tenure is not None and self._tenure.is_live else None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this node published and has not given up; 0 otherwise."""
+        return self._claimant.epoch
 
     def on_fatal(self, call: Callable[[int, str], object]) -> None:
         self._on_fatal = call

@@ -58,6 +58,7 @@ class Reception:
         "__weakref__",
         "_association",
         "_desk",
+        "_has_eight_bits",
         "_introduction",
         "_is_closed",
         "_is_journalled",
@@ -86,6 +87,7 @@ class Reception:
         self._waiting: Deferred[Any] | None = None
         self._is_journalled = False
         self._is_unacknowledged = False
+        self._has_eight_bits = False
         self._is_closed = False
 
     # --- the association ---
@@ -216,6 +218,7 @@ class Reception:
         except (Full, Unavailable) as error:
             return self._refused(store_reply(error), "DATA")
         self._staging = staging
+        self._has_eight_bits = False
         self._scan = HeaderScan(desk.settings.header_limit)
         transaction.queue_id = staging.queue_id
         if desk.streams:
@@ -229,6 +232,8 @@ class Reception:
             return None  # refused already; the peer is heard to the end all the same
         pause = staging.write(chunk)
         transaction.size_octets += len(chunk)
+        if not self._has_eight_bits and not chunk.isascii():
+            self._has_eight_bits = True
         body_at = 0
         if not scan.complete:
             body_at = scan.feed(chunk)
@@ -301,7 +306,9 @@ class Reception:
         parameters = transaction.parameters
         if parameters:
             body = parameters.get(b"BODY")
-            if body is not None:
+            # Some clients declare 8BITMIME for whatever they send; what is plain ASCII travels to
+            # every peer, so only content that needs the extension says so.
+            if body is not None and self._has_eight_bits:
                 body_type = _BODY_TYPES.get(body.upper(), BodyType.SEVEN_BIT)
             envelope_id = parameters.get(b"ENVID") or b""
             ret = parameters.get(b"RET")
