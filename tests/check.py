@@ -18,7 +18,7 @@ PROGRAM_LIMIT_SECONDS = 400  # building and installing three distributions takes
 
 TOOLS = {
     "ruff": ["-m", "ruff", "check", "--quiet", "."],
-    "ruff-format": ["-m", "ruff", "format", "--check", "--quiet", "."],
+    "ruff-format": ["-m", "ruff", "format", "--check", "."],
     "mypy": ["-m", "mypy"],
 }
 
@@ -51,7 +51,7 @@ def run_tool(name: str, arguments: list[str]) -> bool:
         return True
     print(output.rstrip())
     lines = [line for line in output.strip().splitlines() if line.strip()]
-    print(f"FAIL {name}: {lines[-1][:160] if lines else f'status {status}'}", flush=True)
+    print(f"FAIL {name}: {lines[0][:160] if lines else f'status {status}'}", flush=True)
     return False
 
 
