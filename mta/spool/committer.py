@@ -368,7 +368,9 @@ class Committer:
             self._disk.unlink(path_of(self._directory, spare.epoch, spare.number))
         size = max(self._segment_size if self._segment else self._first_size, room)
         if carries_mail and not self._has_room(size):
-            raise OSError(errno.ENOSPC, "only the reserve is left")
+            size = max(min(self._segment_size, self._first_size), room)
+            if not self._has_room(size):
+                raise OSError(errno.ENOSPC, "only the reserve is left")
         return fill(self._directory, self._own.epoch, self.take_number(), size)
 
     def _small_file(self, room: int) -> Spare:
