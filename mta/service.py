@@ -24,7 +24,6 @@ from zope.interface import implementer
 
 from mta.admin.commands import Commands, Facts
 from mta.admin.control import ControlServer
-from mta.admin.http import Http
 from mta.admin.logs import LogObserver
 from mta.admin.metrics import Exposition, QueueGauges
 from mta.admin.sdnotify import Notifier
@@ -242,6 +241,8 @@ class MTAService(Service):
             )
         control.secure(admin.socket)
         if admin.http is not None:
+            from mta.admin.http import Http  # brings twisted.web along
+
             http = Http(
                 admin.http,
                 self.commands,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import socket
@@ -9,7 +10,9 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.admin.commands import Commands, Facts
@@ -20,8 +23,9 @@ from mta.admin.settings import AdminSettings
 from mta.admin.unixgram import UnixDatagram
 from mta.errors import ClusterNotInitialised
 from mta.model import Doubt, SpoolStats
-from mta.telemetry import Telemetry
+from mta.telemetry import Notice, Telemetry
 from mta.testing.clock import VirtualClock
+from tests.test_house import imports, module_of, sources
 
 
 def away(*_: object) -> Any:
@@ -32,8 +36,11 @@ class Pages(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = VirtualClock()
         self.telemetry = Telemetry()
+        self.events: list[object] = []
+        self.telemetry.attach(self.events.append)
         self.is_ready = (True, "online, epoch 3")
-        facts = Facts(lambda: {"role": "online"}, away, away, away, away, away, away, away, away)
+        self.facts_fail = False
+        facts = Facts(self.status, away, away, away, away, away, away, away, away)
         self.http = Http(
             "127.0.0.1:8025",
             Commands(facts, self.clock, self.telemetry),
@@ -43,12 +50,18 @@ class Pages(SynchronousTestCase):
             telemetry=self.telemetry,
         )
 
+    def status(self) -> dict[str, Any]:
+        if self.facts_fail:
+            raise RuntimeError("secret")
+        return {"role": "online"}
+
     def send(self, octets: bytes) -> StringTransport:
         transport = StringTransport()
         protocol = self.http.buildProtocol(None)
         protocol.makeConnection(transport)
         for at in range(0, len(octets), 11):
-            protocol.dataReceived(octets[at : at + 11])
+            if not transport.disconnecting:  # as the kernel's: then nothing more is read
+                protocol.dataReceived(octets[at : at + 11])
         self.protocol = protocol
         return transport
 
@@ -110,11 +123,57 @@ class Pages(SynchronousTestCase):
         """What is no HTTP, or has no end, is answered or closed."""
         self.assertIn(b" 400 ", self.send(b"EHLO x\r\n\r\n").value())
         self.assertIn(b" 400 ", self.send(b"GET / HTTP/1.1\r\nHost : x\r\n\r\n").value())
-        self.assertIn(b" 431 ", self.send(b"GET /" + b"x" * LONGEST_REQUEST).value())
+        endless = self.send(b"GET /" + b"x" * LONGEST_REQUEST)
+        self.assertTrue(endless.disconnecting)
+        fields = self.send(b"GET / HTTP/1.1\r\n" + b"X-A: yyyyyyyyyyyyyyyyyyyyyyy\r\n" * 700)
+        self.assertIn(b" 400 ", fields.value())
+        self.assertTrue(fields.disconnecting)
         slow = self.send(b"GET / HT")
         self.clock.advance(REQUEST_SECONDS)
         self.assertTrue(slow.disconnected)
         self.assertEqual(b"", slow.value())
+
+    def test_a_body_is_not_kept(self) -> None:
+        """A body is refused when it is announced: nothing is continued, kept or asked again."""
+        head = b"POST /livez HTTP/1.1\r\nHost: 127.0.0.1:8025\r\nExpect: 100-continue\r\n"
+        for more in (b"Content-Length: 99999999999\r\n", b"Transfer-Encoding: chunked\r\n"):
+            transport = StringTransport()
+            protocol = self.http.buildProtocol(None)
+            protocol.makeConnection(transport)
+            protocol.dataReceived(head + more + b"\r\n" + b"1\r\nx\r\n0\r\n\r\n" * 100)
+            answer = transport.value()
+            self.assertTrue(answer.startswith(b"HTTP/1.1 413 "))
+            self.assertEqual(1, answer.count(b"HTTP/1.1"))
+            self.assertTrue(transport.disconnecting)
+            protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual([], self.clock.reactor.getDelayedCalls())
+
+    def test_one_answer_a_connection(self) -> None:
+        """Requests behind the first get none, and who does not read the answer is closed."""
+        request = b"GET /livez HTTP/1.1\r\nHost: localhost:8025\r\n\r\n"
+        transport = self.send(request * 3)
+        self.assertEqual(1, transport.value().count(b"HTTP/1.1 200"))
+        self.assertFalse(transport.disconnected)
+        self.clock.advance(REQUEST_SECONDS)
+        self.assertTrue(transport.disconnected)
+
+    def test_fields_of_every_answer(self) -> None:
+        """No answer is stored, guessed at, or says which software this is."""
+        for path, host in (("/livez", "localhost:8025"), ("/x", "localhost:8025"), ("/", "evil")):
+            _, head, _ = self.get(path, host=host)
+            lower = head.lower()
+            self.assertIn(b"\r\ncache-control: no-store", lower)
+            self.assertIn(b"\r\nx-content-type-options: nosniff", lower)
+            self.assertNotIn(b"server:", lower)
+        self.assertIn(b"Allow: GET, HEAD", self.get("/livez", method="POST")[1])
+
+    def test_a_page_that_fails(self) -> None:
+        """A page that cannot be made is 500 without a word about our insides; it is logged."""
+        self.facts_fail = True
+        status, _, body = self.get("/status.json")
+        self.assertEqual((500, b"this page cannot be made now; the log says why\n"), (status, body))
+        notices = [event for event in self.events if isinstance(event, Notice)]
+        self.assertEqual(["/status.json: RuntimeError: secret"], [n.text for n in notices])
 
     @given(st.binary(max_size=200))
     @settings(max_examples=80, deadline=None, derandomize=True)
@@ -143,6 +202,23 @@ class Pages(SynchronousTestCase):
         """A socket path over the kernel's 107 octets is refused with the configuration."""
         self.assertRaises(ValueError, AdminSettings, socket="/" + "x" * 107)
         self.assertEqual("/" + "x" * 106, AdminSettings(socket="/" + "x" * 106).socket)
+
+
+class Lazy(SynchronousTestCase):
+    def test_without_pages(self) -> None:
+        """A daemon without `http:` never loads twisted.web: only mta/admin/http.py imports it, and
+        nobody imports that before the configuration was read."""
+        direct: list[str] = []
+        early: list[str] = []
+        for path, text in sources().items():
+            is_package = path.endswith("__init__.py")
+            for imported in imports(ast.parse(text), module_of(path), is_package):
+                if imported.module.startswith("twisted.web"):
+                    direct.append(path)
+                if imported.module.startswith("mta.admin.http") and not imported.is_lazy:
+                    early.append(path)
+        self.assertEqual({"mta/admin/http.py"}, set(direct))
+        self.assertEqual([], early)
 
 
 class Numbers(SynchronousTestCase):

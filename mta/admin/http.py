@@ -6,16 +6,20 @@ configured: a page of another site that makes a browser ask us by DNS rebinding 
 (RFC 9110 7.4).
 
 /livez says that the process turns and depends on nothing else; /readyz is 503 on a standby node.
+twisted.web reads the requests. Who imports this module imports it: only where pages are wanted.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
 
 from mta.admin.commands import Commands
 from mta.admin.metrics import Exposition
@@ -25,7 +29,7 @@ from mta.interfaces import IClock, ITimer
 from mta.telemetry import Telemetry
 
 REQUEST_SECONDS = 10.0
-"""A client that needs longer to ask, or to read the answer, is closed."""
+"""A client that needs longer to ask and to read the answer is closed."""
 LONGEST_REQUEST = 16 * 1024
 """Octets of request line and header fields; browsers stay under 8 KiB."""
 Page = tuple[int, str, bytes]
@@ -33,13 +37,71 @@ Page = tuple[int, str, bytes]
 PLAIN = "text/plain; charset=utf-8"
 
 
-class Http(Factory):
+class _Asked(Request):
+    """One request. A body is refused when its announcement is read: nothing of it is kept."""
+
+    channel: Any
+
+    def gotLength(self, length: int | None) -> None:
+        """`length` is 0 without a body and None for one in chunks."""
+        got: Any = super().gotLength
+        got(0)
+        if length == 0:
+            return
+        self.requestHeaders.removeHeader(b"expect")  # nothing is continued
+        self.method, self.clientproto = b"GET", b"HTTP/1.1"
+        http = self.channel.site
+        answer: Any = self
+        answer.write(_headed(self, http.refuse(413, "no request body is taken")))
+        answer.finish()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Of a body that was refused."""
+
+
+class _Connection(HTTPChannel):
+    """One connection: one request (RFC 9112 2.1), one answer, closed."""
+
+    site: Any
+    totalHeadersSize = LONGEST_REQUEST  # noqa: N815  # Twisted's name
+    transport: Any
+    _timer: ITimer | None = None
+
+    def connectionMade(self) -> None:
+        made: Any = super().connectionMade
+        made()
+        self._timer = self.site.clock.call_later(REQUEST_SECONDS, self._too_late)
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        return False
+
+    def _too_late(self) -> None:
+        self._timer = None
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        lost: Any = super().connectionLost
+        lost(reason)
+
+
+class _NoReactor:
+    """What Site is given so that it does not take the process's reactor: it has no timers here."""
+
+    def callLater(self, delay: float, call: Callable[..., object], *rest: object) -> NoReturn:
+        raise RuntimeError("the pages keep time by their own clock")
+
+
+class Http(Site):
     """Builds the pages. Open it with `doors.service_listen("admin", http.endpoint, http)`.
 
     `ready`: whether the virtual server is served here, and why (not).
     """
 
     noisy = False
+    protocol = _Connection  # type: ignore[assignment]  # Twisted's has another type
 
     def __init__(
         self,
@@ -53,10 +115,11 @@ class Http(Factory):
     ) -> None:
         """@raise ValueError: `configured` is not ADDRESS:PORT on loopback."""
         self.host, self.port = http_endpoint(configured)
+        self.clock = clock
         self._commands = commands
         self._exposition = exposition
         self._ready = ready
-        self._clock = clock
+        self._telemetry = telemetry
         self._refused = telemetry.counter(
             "mta_http_refused_total", "HTTP requests with a wrong Host, method or body."
         )
@@ -65,38 +128,55 @@ class Http(Factory):
         self._hosts = {f"{name}:{self.port}" for name in names}
         if self.port == 80:
             self._hosts |= names
-        self._pages: dict[str, Callable[[], Page]] = {
-            "/metrics": self._metrics,
-            "/livez": lambda: (200, PLAIN, b"alive\n"),
-            "/readyz": self._readyz,
-            "/status.json": self._status,
-        }
+        root = _Page(self, self._missing)
+        for name, page in (
+            (b"metrics", self._metrics),
+            (b"livez", self._livez),
+            (b"readyz", self._readyz),
+            (b"status.json", self._status),
+        ):
+            root.putChild(name, _Page(self, page))
+        site: Any = super()
+        site.__init__(root, _Asked, reactor=_NoReactor(), parsePOSTFormSubmission=False)
+        self.timeOut = None  # _Connection has one time for everything
 
     @property
     def endpoint(self) -> str:
         return f"tcp:{self.host}:{self.port}"
 
-    def answer(self, method: str, path: str, host: str) -> Page:
-        """The whole behaviour, without a socket. `host` is the Host header's value."""
-        if host.lower() not in self._hosts:
+    def startFactory(self) -> None:
+        """Twisted's would begin an access log, and a timer that fires each second for its dates."""
+
+    def stopFactory(self) -> None:
+        """There is nothing to stop."""
+
+    def answer(self, request: Any, page: Callable[[], Page]) -> Page:
+        """The rules for every page, then the page."""
+        hosts = request.requestHeaders.getRawHeaders(b"host") or []
+        if len(hosts) != 1:
+            return self.refuse(400, "a request has exactly one Host")
+        if hosts[0].decode("latin-1").lower() not in self._hosts:
             return self.refuse(421, "this server does not answer for that Host")
-        if method not in {"GET", "HEAD"}:
+        if request.method not in (b"GET", b"HEAD"):
+            request.setHeader(b"allow", b"GET, HEAD")
             return self.refuse(405, "read-only: GET and HEAD")
-        page = self._pages.get(path)
-        if page is None:
-            return 404, PLAIN, b"/metrics /livez /readyz /status.json\n"
-        return page()
+        try:
+            return page()
+        except Exception as fault:
+            where = request.path.decode("latin-1")
+            self._telemetry.notice("error", "http", f"{where}: {type(fault).__name__}: {fault}")
+            return 500, PLAIN, b"this page cannot be made now; the log says why\n"
 
     def refuse(self, status: int, why: str) -> Page:
         self._refused.inc()
         return status, PLAIN, f"{why}\n".encode()
 
-    def buildProtocol(self, addr: Any) -> Protocol:
-        return _Exchange(self, self._clock)
-
     # pages
     def _metrics(self) -> Page:
         return 200, self._exposition.content_type, self._exposition.page()
+
+    def _livez(self) -> Page:
+        return 200, PLAIN, b"alive\n"
 
     def _readyz(self) -> Page:
         is_ready, why = self._ready()
@@ -106,84 +186,35 @@ class Http(Factory):
         body = json.dumps(self._commands.status(), indent=1).encode("ascii") + b"\n"
         return 200, "application/json", body
 
+    def _missing(self) -> Page:
+        return 404, PLAIN, b"/metrics /livez /readyz /status.json\n"
 
-class _Exchange(Protocol):
-    """One connection: one request (RFC 9112 2.1), one answer, closed."""
 
-    transport: Any
+class _Page(Resource):
+    """One path. What lies below it does not exist."""
 
-    def __init__(self, http: Http, clock: IClock) -> None:
+    def __init__(self, http: Http, page: Callable[[], Page]) -> None:
+        resource: Any = super()
+        resource.__init__()
         self._http = http
-        self._clock = clock
-        self._octets = b""
-        self._is_answered = False
-        self._timer: ITimer | None = None
+        self._page = page
 
-    def connectionMade(self) -> None:
-        self._timer = self._clock.call_later(REQUEST_SECONDS, self._too_late)
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        return _Page(self._http, self._http._missing)
 
-    def _too_late(self) -> None:
-        self._timer = None
-        self.transport.abortConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def dataReceived(self, data: bytes) -> None:
-        if self._is_answered:
-            return
-        self._octets += data
-        head, end, _ = self._octets.partition(b"\r\n\r\n")
-        if end:
-            self._answer(*self._understood(head))
-        elif len(self._octets) > LONGEST_REQUEST:
-            self._answer("GET", self._http.refuse(431, "the request is too long"))
-
-    def _understood(self, head: bytes) -> tuple[str, Page]:
-        """The method and the page for a request line and header fields."""
-        line, *fields = head.decode("latin-1").split("\r\n")
-        words = line.split(" ")
-        if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            return "GET", self._http.refuse(400, "this is no HTTP/1.1 request")
-        method, target, _ = words
-        hosts = []
-        for field in fields:
-            name, colon, value = field.partition(":")
-            if not colon or not name.strip() or name != name.strip():
-                return method, self._http.refuse(400, "a header field is malformed")
-            lowered, value = name.lower(), value.strip()
-            if lowered == "host":
-                hosts.append(value)
-            elif lowered == "transfer-encoding" or (lowered == "content-length" and value != "0"):
-                return method, self._http.refuse(413, "no request body is taken")
-        if len(hosts) != 1:
-            return method, self._http.refuse(400, "a request has exactly one Host")
-        return method, self._http.answer(method, target.partition("?")[0], hosts[0])
-
-    def _answer(self, method: str, page: Page) -> None:
-        self._is_answered = True
-        self._octets = b""
-        status, kind, body = page
-        head = (
-            f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}\r\n"
-            f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
-            "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
-        )
-        if status == 405:
-            head += "Allow: GET, HEAD\r\n"
-        self.transport.write(head.encode("ascii") + b"\r\n" + (b"" if method == "HEAD" else body))
-        self.transport.loseConnection()
+    def render(self, request: Any) -> bytes:
+        return _headed(request, self._http.answer(request, self._page))
 
 
-_REASONS = {
-    200: "OK",
-    400: "Bad Request",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    413: "Content Too Large",
-    421: "Misdirected Request",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-}
+def _headed(request: Any, page: Page) -> bytes:
+    """Put status and header fields into the answer; what is left is its body."""
+    status, kind, body = page
+    request.setResponseCode(status)
+    put = request.setHeader
+    put(b"content-type", kind.encode())
+    put(b"content-length", b"%d" % len(body))
+    put(b"cache-control", b"no-store")
+    put(b"x-content-type-options", b"nosniff")
+    put(b"connection", b"close")
+    request.responseHeaders.removeHeader(b"server")
+    return b"" if request.method == b"HEAD" else body
