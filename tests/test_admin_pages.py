@@ -105,6 +105,8 @@ class Pages(SynchronousTestCase):
             self.assertEqual(
                 (421, b"this server does not answer for that Host\n"), (status, body), host
             )
+        _, head, _ = self.get("/livez", host="evil.example")
+        self.assertTrue(head.startswith(b"HTTP/1.1 421 Misdirected Request\r\n"))
         twice = self.send(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1:8025\r\nHost: evil\r\n\r\n")
         self.assertIn(b" 400 ", twice.value())
         none = self.send(b"GET /livez HTTP/1.1\r\n\r\n")

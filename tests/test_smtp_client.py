@@ -94,6 +94,22 @@ class TableTests(SynchronousTestCase):
             self.assertIsInstance(refused, Refused)
             self.assertEqual(ended, Ended(refused.reply.text, True))
 
+    def test_helo_announces_nothing(self) -> None:
+        """Behind HELO no extension is used, even where its reply has lines that look like some."""
+        machine = initiator(State.HELO)
+        self.assertEqual(machine.receive(HELLO), [Opened()])
+        self.assertEqual((machine.extensions, machine.pipelines), ({}, False))
+        self.assertEqual(machine.prepare("1", ALICE, [(0, BOB)], 5000, False), [])
+        self.assertEqual(machine.take_output(), b"MAIL FROM:<alice@example.com>\r\n")
+
+    def test_octets_behind_the_end(self) -> None:
+        """A peer that talks on behind the end of the association fills no buffer."""
+        machine = initiator(State.QUITTING)
+        machine.receive(b"221 Bye\r\n")
+        for _ in range(100):
+            machine.receive(b"250-x\r\n" * 1000)
+        self.assertTrue(machine._reader.is_clean)
+
     def test_after_the_end(self) -> None:
         """What ended is not spoken to: prepare says so, octets are not looked at."""
         machine = initiator()

@@ -68,6 +68,11 @@ class HardDetail21AddressTests(SynchronousTestCase):
         self.assertEqual(self.path(b"<@a.org:u@c.org>").domain, b"c.org")
         self.assertIn("source route", self.refusal(b"<@a.org,u@c.org>"))
 
+    def test_a_source_route_to_nobody(self) -> None:
+        """A route without a mailbox is refused: it is not the null sender."""
+        with self.assertRaises(Refused):
+            parse_path(b"<@a.org:>", is_reverse=True)
+
     def test_literals(self) -> None:
         """Address literals of both families are normalised and keep their brackets."""
         self.assertEqual(self.path(b"<u@[192.0.2.1]>").domain, b"[192.0.2.1]")

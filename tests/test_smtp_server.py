@@ -81,6 +81,25 @@ class TableTests(SynchronousTestCase):
                     self.assertLess(code, 400, (state, verb))
                     self.assertIs(machine.state, row.after, (state, verb))
 
+    def test_states_that_hear_no_commands(self) -> None:
+        """Before the greeting and after the end nothing is heard; behind 354 a command is text."""
+        for verb, text in SAID.items():
+            for state in (State.GREETING, State.CLOSED):
+                machine = responder(State.START if state is State.CLOSED else state)
+                if state is State.CLOSED:
+                    say(machine, b"QUIT\r\n")
+                    machine.take_output()
+                self.assertEqual(say(machine, text + b"\r\n"), [], (state, verb))
+                self.assertIs(machine.state, state)
+                self.assertEqual(machine.take_output(), b"")
+                self.assertEqual({key for key in TABLE if key[0] is state}, set())
+            machine = responder(State.CONTENT)
+            (chunk,) = say(machine, text + b"\r\nx")
+            self.assertTrue(chunk.data.startswith(text))
+            self.assertIs(machine.state, State.CONTENT)
+        rows = {verb for state, verb in TABLE if state is State.CONTENT}
+        self.assertEqual(rows, {Verb.END})
+
     def test_a_refusal_changes_nothing(self) -> None:
         """What a hook refuses leaves the state as it was."""
         no = Reply(550, "5.7.1", (b"No",))
@@ -320,6 +339,14 @@ class ShutDownTests(SynchronousTestCase):
 
 
 class LmtpTests(SynchronousTestCase):
+    def test_data_without_recipients(self) -> None:
+        """RFC 2033 4.2: DATA without an accepted recipient is 503 in LMTP, and 554 in SMTP."""
+        for role, code in ((Role.LMTP, b"503 5.5.1 "), (Role.SMTP, b"554 5.5.1 ")):
+            machine = responder(State.MAIL, role)
+            say(machine, b"DATA\r\n")
+            self.assertEqual(machine.take_output(), code + b"No valid recipients\r\n")
+            self.assertIs(machine.state, State.MAIL)
+
     def test_each_recipient_has_its_reply(self) -> None:
         """Hard detail 13 inwards: LMTP answers each accepted recipient for itself."""
         machine = responder(State.MAIL, Role.LMTP)

@@ -35,6 +35,8 @@ LONGEST_REQUEST = 16 * 1024
 Page = tuple[int, str, bytes]
 """Status, content type, body."""
 PLAIN = "text/plain; charset=utf-8"
+_MISDIRECTED = b"Misdirected Request"
+"""RFC 9110 15.5.20, which twisted.web has no name for."""
 
 
 class _Asked(Request):
@@ -209,7 +211,7 @@ class _Page(Resource):
 def _headed(request: Any, page: Page) -> bytes:
     """Put status and header fields into the answer; what is left is its body."""
     status, kind, body = page
-    request.setResponseCode(status)
+    request.setResponseCode(status, _MISDIRECTED if status == 421 else None)
     put = request.setHeader
     put(b"content-type", kind.encode())
     put(b"content-length", b"%d" % len(body))

@@ -254,7 +254,8 @@ class Initiator:
         """Octets of the peer."""
         events: list[Event] = []
         reader = self._reader
-        reader.receive(data)
+        if self.state is not State.ENDED:
+            reader.receive(data)
         try:
             while self.state is not State.ENDED:
                 reply = reader.next_reply()
@@ -296,6 +297,8 @@ class Initiator:
         elif row.action == "opened":
             self._learn(reply)
             events.append(Opened())
+        elif row.action == "opened plainly":
+            events.append(Opened())
         elif row.action == "ended":
             events += self._end(reply.text, polite=True)
         else:
@@ -309,11 +312,10 @@ class Initiator:
             self._owed.append((Wait.HELLO, 0))
 
     def _learn(self, reply: Reply) -> None:
-        """Keep what the EHLO reply announces; a HELO reply announces nothing."""
-        if len(reply.lines) > 1:
-            for line in reply.lines[1:]:
-                keyword, _, parameters = line.strip().partition(b" ")
-                self.extensions[keyword.upper()] = parameters.strip()
+        """Keep what the EHLO reply announces."""
+        for line in reply.lines[1:]:
+            keyword, _, parameters = line.strip().partition(b" ")
+            self.extensions[keyword.upper()] = parameters.strip()
         self._pipelines = b"PIPELINING" in self.extensions
         size = self.extensions.get(b"SIZE", b"")
         self._size_limit = int(size) if size.isdigit() and len(size) <= 20 else 0

@@ -116,7 +116,8 @@ TABLE: dict[tuple[State, Class], Row] = {
     (State.HELLO, Class.TRANSIENT): Row(State.ENDED, "refused"),
     (State.HELLO, Class.PERMANENT): Row(State.HELO, "say HELO"),
     (State.HELLO, Class.CLOSING): Row(State.ENDED, "refused"),
-    (State.HELO, Class.POSITIVE): Row(State.OPEN, "opened"),
+    # A HELO reply announces nothing, whatever its lines look like (RFC 5321 4.1.1.1).
+    (State.HELO, Class.POSITIVE): Row(State.OPEN, "opened plainly"),
     (State.HELO, Class.TRANSIENT): Row(State.ENDED, "refused"),
     (State.HELO, Class.PERMANENT): Row(State.ENDED, "refused"),
     (State.HELO, Class.CLOSING): Row(State.ENDED, "refused"),

@@ -151,6 +151,8 @@ def _parse_any_path(argument: bytes, is_reverse: bool) -> tuple[Address, bytes]:
         if route is None:
             raise Refused(501, enhanced, b"The source route is malformed")
         text = text[route.end() :]
+        if not text:
+            raise Refused(501, enhanced, b"The source route leads to no mailbox")
     if not text:
         if is_reverse:
             return NULL_ADDRESS, rest

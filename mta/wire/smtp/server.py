@@ -23,7 +23,7 @@ from mta.wire.smtp.content import ContentReader, Fault
 from mta.wire.smtp.events import Chunk, Data, End, Event, Helo, Mail, Quit, Rcpt, Rejected, Reset
 from mta.wire.smtp.grammar import Refused, parse_helo, parse_mail, parse_rcpt
 from mta.wire.smtp.reply import render
-from mta.wire.smtp.states import OUT_OF_PLACE, TABLE, Role, State, Verb
+from mta.wire.smtp.states import TABLE, Role, State, Verb, out_of_place
 from mta.wire.text import neutralise
 
 COMMAND_LIMIT = 2048
@@ -140,6 +140,11 @@ class Responder:
     def is_awaiting(self) -> bool:
         """An event was handed out and not answered."""
         return self._awaiting is not None or self.state is State.GREETING
+
+    @property
+    def is_swallowing(self) -> bool:
+        """Content comes that cannot be taken any more: it is read to its end without events."""
+        return self.state is State.CONTENT and self._content.fault is not None
 
     @property
     def is_ending_message(self) -> bool:
@@ -371,7 +376,7 @@ class Responder:
             count[1] += 1
         row = TABLE.get((self.state, verb))
         if row is None:
-            self._reject(verb.value, OUT_OF_PLACE[self.state, verb])
+            self._reject(verb.value, out_of_place(self.state, verb, self.role))
             return None
         try:
             event = _ACTIONS[row.action](self, verb, argument)

@@ -3,7 +3,8 @@
 Law: a transition that is not in `TABLE` does not happen; the peer is told why in the words of
 `OUT_OF_PLACE`. NOOP, RSET, QUIT and a new EHLO are never out of place after the greeting.
 
-RFC 5321 4.1.4 (order of commands), 4.2.4 (503), RFC 2920 3.1 (DATA behind refused recipients).
+RFC 5321 4.1.4 (order of commands), 4.2.4 (503), RFC 2920 3.1 (DATA behind refused recipients),
+RFC 2033 4.2 (the same in LMTP).
 """
 
 from __future__ import annotations
@@ -127,3 +128,13 @@ OUT_OF_PLACE: dict[tuple[State, Verb], Reply] = {
     # RFC 2920 3.1: a client that pipelined DATA behind refused recipients needs a refusal here.
     (State.MAIL, Verb.DATA): Reply(554, "5.5.1", (b"No valid recipients",)),
 }
+_LMTP_NOBODY = Reply(503, "5.5.1", (b"No valid recipients",))
+
+
+def out_of_place(state: State, verb: Verb, role: Role) -> Reply:
+    """What a command is told that has no row in `TABLE`. LMTP's DATA without a recipient differs
+    from SMTP's (RFC 2033 4.2: it MUST be 503).
+    """
+    if role is Role.LMTP and state is State.MAIL and verb is Verb.DATA:
+        return _LMTP_NOBODY
+    return OUT_OF_PLACE[state, verb]
