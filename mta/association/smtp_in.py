@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IProtocol, IPushProducer
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
@@ -73,7 +73,7 @@ _TOO_MANY_OF_YOURS = Reply(421, "4.7.0", (b"Too many connections from your addre
 # --- the adapter ------------------------------------------------------------------------------
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHalfCloseableProtocol)
 class SmtpResponder(Protocol):
     """One accepted association."""
 
@@ -109,6 +109,8 @@ class SmtpResponder(Protocol):
         self._is_ending = False
         self._is_lost = False
         self._is_draining = False
+        self._is_deaf = False
+        """The peer will say nothing more; it may still listen."""
 
     # -- Protocol
 
@@ -143,6 +145,15 @@ class SmtpResponder(Protocol):
         self._reception.closed(stage, machine.commands)
         if self._on_lost is not None:
             self._on_lost(self)
+
+    # -- IHalfCloseableProtocol: what the peer has said is answered, and the 250 reaches it
+
+    def readConnectionLost(self) -> None:
+        self._is_deaf = True
+        self._pump()
+
+    def writeConnectionLost(self) -> None:
+        """We close both directions or none."""
 
     # -- IPushProducer: the peer does not read what we say
 
@@ -199,16 +210,28 @@ class SmtpResponder(Protocol):
             return
         if machine.is_awaiting or self._waiting is not None:
             self._deadline.clear()
-        elif is_moved or not self._deadline.is_set:
+        elif self._is_deaf and not self._is_choked:
+            self._hang_up()
+            return
+        elif is_moved or not self._deadline.is_set or machine.is_swallowing:
             self._arm()
         if self._is_reading_paused and machine.buffered_octets <= BUFFER_OCTETS:
             self._is_reading_paused = False
             self.transport.resumeProducing()
 
+    def _hang_up(self) -> None:
+        """Everything that the peer said before it closed its direction is answered."""
+        if not self.transport.disconnecting:
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+            self._deadline.set(LINGER_SECONDS)
+
     def _arm(self) -> None:
         timeouts, state = self._timeouts, self._machine.state
         seconds = timeouts.block if state is State.CONTENT else timeouts.command
-        if state is not State.IDLE and state is not State.START:
+        if state is State.CLOSED:
+            seconds = LINGER_SECONDS
+        elif state is not State.IDLE and state is not State.START:
             left = self._transaction_ends - self._clock.monotonic()
             if left < seconds:
                 seconds = max(left, 0.0)
@@ -218,7 +241,7 @@ class SmtpResponder(Protocol):
         if self._is_ending:
             self.abort()
             return
-        if self._is_choked:
+        if self._is_choked or self._is_deaf:
             self.abort()  # it would not read our reason either
             return
         self._machine.shut_down(_TIMEOUT)
@@ -313,6 +336,9 @@ class SmtpResponder(Protocol):
         self._ask(self._reception.helo(event.name, event.protocol))
 
     def _on_mail(self, event: Mail) -> None:
+        if self._is_draining:  # a client that pipelines is never at rest
+            self._machine.answer(_SHUTTING_DOWN)
+            return
         self._transaction_ends = self._clock.monotonic() + self._timeouts.transaction
         self._ask(self._reception.mail(event.sender, event.parameters))
 

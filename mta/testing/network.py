@@ -13,7 +13,13 @@ from typing import Any, cast
 from twisted.internet import address as twisted_address
 from twisted.internet import error
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IConsumer, IProtocol, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHalfCloseableProtocol,
+    IProtocol,
+    IPushProducer,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -54,6 +60,8 @@ class MemoryTransport:
         self._scheduled = False
         self._paused = False
         self._hold = False
+        self._is_write_closed = False
+        self._is_end_read = False
         self._ended: Failure | None = None
         self.producer: Any = None
         self._streaming = False
@@ -62,7 +70,7 @@ class MemoryTransport:
     def write(self, data: bytes) -> None:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError("data must be bytes")
-        if not self.connected or self.disconnecting or not data:
+        if not self.connected or self.disconnecting or self._is_write_closed or not data:
             return
         octets = bytes(data)
         self.sent += octets
@@ -106,6 +114,14 @@ class MemoryTransport:
             self.producer.resumeProducing()
         if self._outbox:
             self._schedule()
+        elif self._is_write_closed and not self._is_end_read:
+            self._is_end_read = True
+            half = IHalfCloseableProtocol(far.protocol, None)
+            if half is not None and far.connected:
+                half.readConnectionLost()
+            elif far.connected:
+                far._finish(Failure(error.ConnectionDone()))
+                self._finish(Failure(error.ConnectionLost("connection reset by peer")))
         elif self.disconnecting and self.producer is None:
             self._finish(Failure(error.ConnectionDone()))
             far._peer_ended(Failure(error.ConnectionDone()))
@@ -151,7 +167,10 @@ class MemoryTransport:
             self._network.clock.call_later(0, self.far._finish, lost)
 
     def loseWriteConnection(self) -> None:
-        self.loseConnection()
+        """Half-close: the far end reads what was written and then its end, and may still write."""
+        if self.connected and not self.disconnecting:
+            self._is_write_closed = True
+            self._schedule()
 
     # reading
     def pauseProducing(self) -> None:
@@ -233,6 +252,10 @@ class MemoryPeer(Protocol):
 
     def close(self) -> None:
         cast(MemoryTransport, self.transport).loseConnection()
+
+    def half_close(self) -> None:
+        """shutdown(SHUT_WR): nothing more is said, what is answered is still read."""
+        cast(MemoryTransport, self.transport).loseWriteConnection()
 
     def abort(self) -> None:
         cast(MemoryTransport, self.transport).abortConnection()
