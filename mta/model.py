@@ -508,6 +508,12 @@ class EpochRecord:
     instances: tuple[AddressInstance, ...] = ()
 
 
+CLOCK_BEHIND_SECONDS = 300.0
+"""A clock further behind the log was set back: two nodes do not differ by so much."""
+CLOCK_AHEAD_SECONDS = 86_400.0
+"""A virtual server that nobody owned for longer is rare enough to ask an operator."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What was found when older epochs were read."""
@@ -517,6 +523,8 @@ class Recovery:
     in_doubt: int
     set_aside: tuple[str, ...] = ()
     clock_suspect: str = ""
+    last_stamp: float = 0.0
+    """Wall time of the last batch that was read; 0.0 when there is none."""
     seconds: float = 0.0
 
 

@@ -150,6 +150,7 @@ class MTAService(Service):
             _cluster_settings(config.cluster),
         )
         self.ownership.on_fatal(self._fatal)
+        self.tenant.recovery = lambda: self.ownership.recovery
         self.commands = Commands(
             Facts(
                 status=self.status,
@@ -161,6 +162,7 @@ class MTAService(Service):
                 forget=self.tenant.forget,
                 plugins=plugin_facts,
                 probe=resource.probe,
+                accept_clock=self.tenant.accept_clock,
             ),
             clock,
             telemetry,
@@ -298,6 +300,7 @@ class MTAService(Service):
             "cluster": self.ownership.snapshot(),
             "services": self._doors.snapshot(),
             "log": self._log.trouble or "ok",
+            "clock": self.tenant.clock_suspicion or "ok",
         }
         if tenure is not None:
             answer["listeners"] = self.tenant.listening

@@ -37,9 +37,18 @@ from mta.interfaces import (
     ITenant,
     ITenure,
 )
-from mta.model import Connector, Envelope, IPAddress, MessageState, PeerInfo, VirtualServer
+from mta.model import (
+    Connector,
+    Envelope,
+    IPAddress,
+    MessageState,
+    PeerInfo,
+    Recovery,
+    VirtualServer,
+)
 from mta.transfer.dispatch import Dispatch
 from mta.transfer.intake import Intake
+from mta.transfer.trust import TrustedClock
 
 Network = IPv4Network | IPv6Network
 LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -79,6 +88,10 @@ class Bridgehead:
         self._tenure: ITenure | None = None
         self._dispatch: Dispatch | None = None
         self._former: set[Dispatch] = set()
+        self._clock = TrustedClock(surroundings.clock, self._trusted)
+        self.recovery: Callable[[], Recovery | None] = lambda: None
+        """What the ownership driver found at the takeover; set by whoever built both."""
+        self._judged: Recovery | None = None
         self._listeners: dict[str, IListenerKind] = {
             block.name: IListenerKind(create(block)) for block in config.listeners
         }
@@ -114,6 +127,11 @@ class Bridgehead:
     def start(self, tenure: ITenure) -> Deferred[None]:
         """Listen, then let the queue move (cluster.md section 4: nothing moves before)."""
         self._tenure = tenure
+        found = self.recovery()
+        if found is not None and found is not self._judged:
+            self._judged = found  # once a takeover: a resume under the same epoch asks no more
+            if found.clock_suspect:
+                self._clock.suspect(found.clock_suspect, found.last_stamp)
         self._assemble(tenure)
         shown: list[str] = []
         try:
@@ -155,18 +173,19 @@ class Bridgehead:
             self.routing,
             self._connectors,
             surroundings.resolver,
-            surroundings.clock,
+            self._clock,
             surroundings.telemetry,
             config.queue,
             config.postmaster,
             self.is_ourselves,
         )
+        dispatch.rules.may_expire = not self._clock.suspicion
         intake = Intake(
             self._spool,
             self.routing,
             self._policies,
             self._offer,
-            surroundings.clock,
+            self._clock,
             surroundings.telemetry,
             config.intake,
             config.postmaster,
@@ -251,6 +270,20 @@ class Bridgehead:
     def forget(self, queue_ids: Sequence[str]) -> None:
         if self._dispatch is not None:
             self._dispatch.forget(queue_ids)
+
+    def accept_clock(self) -> bool:
+        """The operator says that this machine's clock is right. False: it was believed already."""
+        return self._clock.accept()
+
+    @property
+    def clock_suspicion(self) -> str:
+        return self._clock.suspicion
+
+    def _trusted(self) -> None:
+        for dispatch in (self._dispatch, *self._former):
+            if dispatch is not None:
+                dispatch.rules.may_expire = True
+                dispatch.pump()
 
     def snapshot(self) -> Any:
         return {} if self._dispatch is None else self._dispatch.snapshot()

@@ -152,6 +152,7 @@ class House:
         self.told: list[tuple[str, list[str]]] = []
         self.standby = False
         self.health: Deferred[Health] = Deferred()
+        self.is_clock_suspect = True
         self.commands = Commands(
             Facts(
                 status=lambda: {"role": "online", "epoch": 3, "by_domain": {b"e\x1b.com": 2}},
@@ -166,6 +167,7 @@ class House:
                     {"kind": "broken", "name": "x", "reason": "no"},
                 ],
                 probe=lambda level: self.health,
+                accept_clock=self.accept_clock,
             ),
             self.clock,
             self.telemetry,
@@ -188,6 +190,10 @@ class House:
         if b"@" not in text:
             raise ValueError("an address has a domain")
         return address(text.decode())
+
+    def accept_clock(self) -> bool:
+        was, self.is_clock_suspect = self.is_clock_suspect, False
+        return was
 
     def connect(self, who: Credentials = ROOT) -> Connection:
         return Connection(self, who)
@@ -584,6 +590,14 @@ class Reading(SynchronousTestCase):
         self.assertIn("error", house.connect().ask("probe", level=3)[1])
         house.health.callback(Health(HealthLevel.FAILED, "no lease"))
         self.assertEqual("failed", house.connect().ask("probe", level=1)[1]["health"])
+
+    def test_accept_clock(self) -> None:
+        """A suspect clock is accepted once; on a standby node there is nothing to accept."""
+        house = House()
+        self.assertEqual({"changed": True}, house.connect().ask("cluster-accept-clock")[1])
+        self.assertEqual({"changed": False}, house.connect().ask("cluster-accept-clock")[1])
+        house.standby = True
+        self.assertIn("error", house.connect().ask("cluster-accept-clock")[1])
 
     def test_trace(self) -> None:
         """What lately happened to one message is remembered for mta send, and no other's."""

@@ -211,6 +211,15 @@ class Commanding(SynchronousTestCase):
             run = self.run_with(house, [("probe", {"level": 2})], "probe", "--level", "2")
             self.assertEqual((code, f"{level.value}: so it is\n"), (run.code, run.out))
 
+    def test_accept_clock(self) -> None:
+        """mta cluster accept-clock says whether there was anything to accept."""
+        asked = [("cluster-accept-clock", {})]
+        house = House()
+        run = self.run_with(house, asked, "cluster", "accept-clock")
+        self.assertEqual((0, "the clock is accepted\n"), (run.code, run.out))
+        run = self.run_with(house, asked, "cluster", "accept-clock")
+        self.assertEqual((0, "the clock was not suspect\n"), (run.code, run.out))
+
     def test_mailq(self) -> None:
         """mailq prints what scripts around Postfix read: heading, marks, reasons, the sum."""
         house = House(

@@ -73,6 +73,8 @@ class Facts:
     plugins: Callable[[], Sequence[Mapping[str, Any]]]
     """One mapping a plugin: kind, name, distribution, version, and reason when it is broken."""
     probe: Callable[[int], Deferred[Health]]
+    accept_clock: Callable[[], bool]
+    """The operator vouches for a suspect clock; False when it was not suspect."""
 
 
 class Commands:
@@ -96,6 +98,7 @@ class Commands:
             "route-explain": self._route,
             "plugins": self._plugins,
             "probe": self._probe,
+            "cluster-accept-clock": self._accept_clock,
             "trace": self._trace,
         }
 
@@ -222,6 +225,11 @@ class Commands:
             raise UsageFault(f"probe level {level} does not exist", remedy="0, 1 or 2")
         health = await self._facts.probe(level)
         return {"level": level, "health": health.level.value, "text": neutral(health.text)}
+
+    async def _accept_clock(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
+        given.end()
+        self._facts.spool()
+        return {"changed": self._facts.accept_clock()}
 
     async def _trace(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
         """What lately happened to one message; with `wait` not before something did to each of its

@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _asking(_status), "owner or standby, and why; queue, connectors, listeners")
     _nested(commands, common, "queue", "look at the queue and act on it", queue.add_parsers)
     _nested(commands, common, "route", "where mail goes", _add_route)
+    _nested(commands, common, "cluster", "this node's part in the cluster", _add_cluster)
     plugins = add("plugins", _plugins, "the plugins installed here, and the broken ones with why")
     plugins.add_argument("name", nargs="?", metavar="NAME", help="one plugin with its keys")
     check = add("check-config", _check_config, "every mistake in a configuration; exit 0 or 78")
@@ -166,6 +167,23 @@ def _route(given: argparse.Namespace, daemon: Daemon) -> int:
     say(f"{address}: {shown(found['connector'])}{by}: {shown(found['why'])}")
     if found["alternatives"]:
         say(f"then, when no bridgehead answers: {shown(found['alternatives'])}")
+    return os.EX_OK
+
+
+def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
+    add(
+        "accept-clock",
+        _accept_clock,
+        "a takeover found the clock suspect (see mta status): it is right, let mail expire again",
+    )
+
+
+def _accept_clock(given: argparse.Namespace, daemon: Daemon) -> int:
+    _, answer = daemon.ask("cluster-accept-clock")
+    if given.json:
+        as_json(answer)
+    else:
+        say("the clock is accepted" if answer["changed"] else "the clock was not suspect")
     return os.EX_OK
 
 

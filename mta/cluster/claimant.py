@@ -16,7 +16,7 @@ from mta.cluster.settings import ClusterSettings
 from mta.cluster.steps import Steps
 from mta.errors import ClusterNotInitialised, MTAError
 from mta.interfaces import IClock, IClusterResource, IDoors, ISingleNode, ISpool
-from mta.model import Claim, EpochRecord, Grant, VirtualAddress, VirtualServer
+from mta.model import Claim, EpochRecord, Grant, Recovery, VirtualAddress, VirtualServer
 from mta.telemetry import Telemetry
 
 LOOK_AGAIN_SECONDS = 1.0
@@ -80,6 +80,7 @@ class Claimant:
         )
         self.is_single = ISingleNode.providedBy(resource)
         self.grant: Grant | None = None
+        self.recovery: Recovery | None = None
         self.granted_at = 0.0
         self.records: tuple[EpochRecord, ...] = ()
         self.epoch = 0
@@ -139,7 +140,7 @@ class Claimant:
         return f"epoch {self.epoch} above {highest}"
 
     async def recover(self) -> str:
-        found = await self._spool.recover()
+        self.recovery = found = await self._spool.recover()
         for name in found.set_aside:
             self._telemetry.notice("error", "spool", f"set aside: {name}")
         if found.clock_suspect:

@@ -31,7 +31,7 @@ from mta.interfaces import (
     ITenant,
     ITimer,
 )
-from mta.model import AddressInstance, Health, VirtualAddress, VirtualServer
+from mta.model import AddressInstance, Health, Recovery, VirtualAddress, VirtualServer
 from mta.telemetry import Telemetry, Transition
 
 __all__ = ["ClaimFacts", "Ownership"]
@@ -140,6 +140,11 @@ class Ownership:
     def epoch(self) -> int:
         """The epoch that this node published and has not given up; 0 otherwise."""
         return self._claimant.epoch
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """What was found when this node last took over."""
+        return self._claimant.recovery
 
     def on_fatal(self, call: Callable[[int, str], object]) -> None:
         self._on_fatal = call

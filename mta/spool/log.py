@@ -185,6 +185,7 @@ class LogSpool:
                 in_doubt=len(found.ledger.doubts),
                 set_aside=tuple(found.set_aside),
                 clock_suspect=clock_suspect(found.ledger.wall, self._clock.wall()),
+                last_stamp=found.ledger.wall,
                 seconds=self._clock.monotonic() - started,
             )
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mta.errors import Corrupt
+from mta.model import CLOCK_AHEAD_SECONDS, CLOCK_BEHIND_SECONDS
 from mta.spool import checkpoint
 from mta.spool.checkpoint import Checkpoint
 from mta.spool.directory import PARTS, Directory
@@ -30,10 +31,6 @@ from mta.spool.segment import (
     predecessor_of,
     read_header,
 )
-
-_EARLY = 300.0
-_LATE = 86400.0
-"""Wall time at takeover must lie within [last stamp - 5 min, last stamp + 24 h]."""
 
 
 @dataclass(slots=True)
@@ -81,7 +78,7 @@ def recover(directory: Directory, epoch: int, *, sync: bool = True) -> Recovered
 
 def clock_suspect(last: float, now: float) -> str:
     """In words, when wall time cannot be trusted against the log's; "" when it can."""
-    if not last or last - _EARLY <= now <= last + _LATE:
+    if not last or last - CLOCK_BEHIND_SECONDS <= now <= last + CLOCK_AHEAD_SECONDS:
         return ""
     side = "behind" if now < last else "ahead of"
     return (

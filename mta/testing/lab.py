@@ -133,7 +133,8 @@ class LabNode:
         grant = Grant(0, NETWORK_NAME, lab.config.virtual_server.addresses, Fencing.EXTERNAL)
         claim = Claim(self.name, f"boot-{self.name}", 0.0, "lab", lab.config.digest, grant)
         lab.wait(spool.publish(claim, max((e.epoch for e in epochs), default=0)))
-        lab.wait(spool.recover())
+        found = lab.wait(spool.recover())
+        self.tenant.recovery = lambda: found
         lab.wait(spool.seal())
         self.tenure = LabTenure(lab.config, spool, spool.epoch)
         lab.wait(self.tenant.start(self.tenure))
