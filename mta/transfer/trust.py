@@ -1,8 +1,8 @@
 """The wall time that the queue may rely upon, when the machine's clock may not be.
 
-Law (spool.md section 9): a clock that disagrees with the log's last batch by more than the bounds of
-mta.model keeps no mail waiting and expires none. Until it agrees, or an operator says that it is right,
-wall time here goes on from that batch by elapsed time.
+Law (spool.md section 9): a clock that disagrees with the log's last batch by more than the bounds
+of mta.model keeps no mail waiting and expires none. Until it agrees, or an operator says that it is
+right, wall time here goes on from that batch by elapsed time.
 """
 
 from __future__ import annotations
