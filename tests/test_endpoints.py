@@ -179,6 +179,15 @@ class Outwards(DoorsCase):
         self.reactor.advance(60)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_revoked_and_cancelled(self) -> None:
+        """Whoever is about to hear that the tenure ended may give up in the same turn."""
+        done = self.open()
+        self.tenure.revoke()
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+        self.reactor.advance(0)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
     def test_revoked_while_open(self) -> None:
         """Revoking closes an open association with a reset before it returns."""
         done = self.open()

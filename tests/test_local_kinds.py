@@ -186,14 +186,14 @@ class MaildirTests(SynchronousTestCase):
         self.assertEqual(len(tails.pop()), len(WIRE) - 8 - 8 + 4 * 300 * 999)
 
     def test_superseded(self):
-        """A newer owner exists: no file is placed after that."""
+        """A newer owner exists: no file is placed after that, and none is left half."""
         box = Box()
         sender = self.successResultOf(box.kind.open(box.tenure, HOP))
         envelope = envelope_to("bob@example.com")
         self.successResultOf(sender.prepare(queue_id(1, 1), envelope, (0,), 10))
         box.tenure.fence()
         self.failureResultOf(sender.commit(PieceContent([WIRE], is_resident=False)), Fenced)
-        self.assertEqual([p for p in box.disk.paths() if "/new/" in p], [])
+        self.assertEqual([p for p in box.disk.paths() if "/new/" in p or "/tmp/" in p], [])
 
     def test_cancelled(self):
         """Cancelled in the middle of a large message: nothing is placed."""

@@ -448,6 +448,26 @@ class StreamTests(SenderTestCase):
             self.assertFalse(self.peer.is_open)
             self.assertNotIn(b".\r\n", self.peer.take())
 
+    def test_hard_detail_24_superseded_before_the_dot(self) -> None:
+        """A content that streams for minutes gets its dot only if the epoch is still ours then:
+        the loser stops before the dot.
+        """
+        for end in ("fence", "revoke"):
+            self.setUp()
+            sender = self.prepared()
+            last: Deferred = Deferred()
+            committing = sender.commit(Content(b"x\r\n", last, resident=False, size=6))
+            self.move()
+            getattr(self.tenure, end)()
+            last.callback(b"y\r\n")
+            self.move()
+            (outcome,) = self.successResultOf(committing)
+            self.assertIs(outcome.kind, OutcomeKind.DEFERRED)
+            self.assertIn("not sent", outcome.reply.text)
+            self.assertNotIn(b"\r\n.\r\n", self.peer.take())
+            self.move()
+            self.assertFalse(self.peer.is_open)
+
     def test_block_time(self) -> None:
         """A peer that stops reading has 3 minutes; each time it takes something they begin anew."""
         sender = self.prepared()

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from zope.interface import implementer
 
-from mta.errors import TransientFailure
+from mta.errors import MTAError, TransientFailure
 from mta.interfaces import IAssociationKind, IContent, IDisk, ISender, ISurroundings, ITenure
 from mta.model import (
     SERIAL_BITS,
@@ -256,7 +256,11 @@ class MaildirSender:
             raise TransientFailure(
                 f"the content of {writer.mailboxes[0].final} cannot be read", str(problem)
             ) from problem
-        self._tenure.check()  # minutes may have passed since INTENT; link(2) is the act
+        try:
+            self._tenure.check()  # minutes may have passed since INTENT; link(2) is the act
+        except MTAError:
+            await submit(writer.abandon)
+            raise
         outcomes: list[Outcome] = await submit(writer.place)
         return outcomes
 

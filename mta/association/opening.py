@@ -192,7 +192,7 @@ class Opening(ClientFactory):
         fault = self._named(reason)
         if reason.check(error.ConnectionAborted):
             # Revoked: whoever revokes closes descriptors, and nobody else runs meanwhile.
-            self._judge.reactor.callLater(0, done.errback, fault)
+            self._judge.reactor.callLater(0, _fail, done, fault)
         else:
             done.errback(fault)
 
@@ -216,6 +216,12 @@ class Opening(ClientFactory):
         gauge, self._gauge = self._gauge, None
         if gauge is not None:
             gauge.inc(-1)
+
+
+def _fail(done: Deferred[IProtocol], fault: Exception) -> None:
+    """Unless whoever waited has given up since the turn in which it failed."""
+    if not done.called:
+        done.errback(fault)
 
 
 # --- a listening port ---------------------------------------------------------------------------

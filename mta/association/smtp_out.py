@@ -1,7 +1,8 @@
 """The association kinds `smtp` and `lmtp` in the initiator's role.
 
 Law: the machine in wire/smtp/client.py decides; here octets are fed and written, deadlines are
-kept, and its events become the Deferreds of ISender. The final dot leaves only inside `commit`.
+kept, and its events become the Deferreds of ISender. The final dot leaves only inside `commit`; the
+dot behind a content that took time only after another look at the epoch (house.md law 5).
 
 Contents that do not lie in memory are read piece by piece as the transport takes them: at most one
 piece is under way besides what the transport holds.
@@ -98,6 +99,7 @@ class SmtpSender(Protocol):
         relay: str,
         machine: Initiator,
         *,
+        tenure: ITenure,
         clock: IClock,
         flusher: Flusher,
     ) -> None:
@@ -111,7 +113,8 @@ class SmtpSender(Protocol):
         self._waited: Wait | None = None
         self._is_lost = False
         self._is_paused = False
-        self._tenure: ITenure | None = None
+        self._tenure = tenure
+        self._is_adopted = False
         self._opened: Deferred[SmtpSender] | None = None
         self._prepared: Deferred[Outcomes] | None = None
         self._committed: Deferred[Outcomes] | None = None
@@ -138,15 +141,15 @@ class SmtpSender(Protocol):
     def can_overlap(self) -> bool:
         return self._machine.pipelines
 
-    def opened(self, tenure: ITenure | None = None) -> Deferred[SmtpSender]:
-        """Fires with this sender when the greetings are over. `tenure`: who must be able to revoke
-        it where the door does not see to that. @raise TransientFailure, PermanentFailure.
+    def opened(self, *, adopt: bool = False) -> Deferred[SmtpSender]:
+        """Fires with this sender when the greetings are over. `adopt`: the door did not see to it
+        that the tenure can revoke this association. @raise TransientFailure, PermanentFailure.
         """
         self._opened = Deferred(lambda _: self._abort("cancelled"))
-        if tenure is not None:
+        if adopt:
             try:
-                tenure.adopt(self)
-                self._tenure = tenure
+                self._tenure.adopt(self)
+                self._is_adopted = True
             except MTAError:
                 opened, self._opened = self._opened, None
                 opened.errback()
@@ -249,7 +252,7 @@ class SmtpSender(Protocol):
         self._is_lost = True
         self._deadline.cancel()
         self._handle(self._machine.connection_lost())
-        if self._tenure is not None:
+        if self._is_adopted:
             self._tenure.disown(self)
         closed, self._closed = self._closed, []
         for done in closed:
@@ -315,6 +318,12 @@ class SmtpSender(Protocol):
             if self._octets != content.size_octets:
                 self._give_back(f"the content has {self._octets} of {content.size_octets} octets")
                 return
+            try:
+                # The agent asked before the content began, and that may be minutes ago.
+                self._tenure.check()
+            except MTAError as fault:
+                self._give_back(str(fault))
+                return
             self._machine.finish()
         else:
             self._octets += len(piece)
@@ -329,7 +338,7 @@ class SmtpSender(Protocol):
             self._give_back(f"the content cannot be read: {failure.value}")
 
     def _give_back(self, why: str) -> None:
-        """The content is not whole: no dot, so the peer has no message; the association ends."""
+        """No dot may follow this content, so the peer has no message; the association ends."""
         self._content = None
         self._handle(self._machine.connection_lost(why))
 
@@ -460,7 +469,15 @@ class SmtpInitiator:
         slot = f"{self.name}/out/{int(self._number.value)}"
         timeouts = self._settings.timeouts.of_machine()
         machine = Initiator(tenure.network_name.encode(), self.role, timeouts)
-        return SmtpSender(slot, self.name, relay, machine, clock=self._clock, flusher=self._flusher)
+        return SmtpSender(
+            slot,
+            self.name,
+            relay,
+            machine,
+            tenure=tenure,
+            clock=self._clock,
+            flusher=self._flusher,
+        )
 
     async def _open(self, tenure: ITenure, hop: NextHop, sender: SmtpSender) -> ISender:
         timeout = self._settings.timeouts.connect
@@ -488,4 +505,4 @@ class LmtpInitiator(SmtpInitiator):
         # A UNIX socket has no address that could be wrong, but it must not outlive the tenure.
         tenure.check()
         await self._doors.service_connect("store", f"unix:{path}", sender)
-        return await sender.opened(tenure)
+        return await sender.opened(adopt=True)
