@@ -70,13 +70,17 @@ class State(enum.Enum):
     """
 
     GREETING = "greeting"
+    """The peer speaks first."""
     HELLO = "hello"
     """EHLO (LHLO) was said."""
     HELO = "helo"
     """EHLO was not understood; HELO was said."""
     OPEN = "open"
+    """Transactions may come, one after the other, or one overlapping the next."""
     QUITTING = "quitting"
+    """QUIT was said."""
     ENDED = "ended"
+    """Nothing is said or heard any more."""
 
     __hash__ = object.__hash__
 
@@ -146,9 +150,11 @@ class Phase(enum.Enum):
     PREPARED = "prepared"
     """354 is here: content may go."""
     SENDING = "sending"
+    """Content goes; the dot has not left."""
     IN_DOUBT = "in doubt"
     """The dot left, its reply is not here."""
     SETTLED = "settled"
+    """Every recipient has its outcome."""
 
     __hash__ = object.__hash__
 

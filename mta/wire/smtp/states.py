@@ -40,6 +40,7 @@ class State(enum.Enum):
     CONTENT = "content"
     """Behind 354."""
     CLOSED = "closed"
+    """Nothing is read any more."""
 
     __hash__ = object.__hash__  # Enum's own is a call of Python for every look into TABLE
 

@@ -1,0 +1,40 @@
+"""docs/states: the drawings of the state machines are those of the tables that run."""
+
+from __future__ import annotations
+
+import enum
+import os
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from mta.testing.drawings import draw_all, meanings
+from mta.wire.smtp import client_states, states
+
+FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "docs", "states")
+
+
+class DrawingTests(SynchronousTestCase):
+    def test_current(self) -> None:
+        """Each file is what its table says now (python -m mta.testing.drawings docs/states)."""
+        drawn = draw_all()
+        for name, text in drawn.items():
+            with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
+                self.assertEqual(file.read(), text, name)
+        self.assertEqual(set(os.listdir(FOLDER)), {*drawn, "ownership.md"})
+
+    def test_every_state_has_its_words(self) -> None:
+        """No state of the wire stands without a sentence that says what it is."""
+        for kind in (states.State, client_states.State, client_states.Phase):
+            self.assertEqual(set(meanings(kind)), {member.name for member in kind})
+
+    def test_words_belong_to_their_member(self) -> None:
+        """A member without words takes none from its neighbours."""
+
+        class Kind(enum.Enum):
+            ONE = 1
+            TWO = 2
+            """The
+            second."""
+            THREE = 3
+
+        self.assertEqual(meanings(Kind), {"TWO": "The second."})
