@@ -7,6 +7,7 @@ either prints a traceback or hangs the daemon's parent).
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import socket
@@ -20,6 +21,10 @@ from mta.errors import MTAError
 
 DEFAULT_PORT = 2525
 DEFAULT_DIRECTORY = "var"
+_M_MMAP_THRESHOLD = -3
+"""Its number in malloc.h."""
+_MMAP_THRESHOLD_OCTETS = 256 * 1024
+"""Over everything that is allocated for each message, a piece of content included."""
 
 
 class Options(usage.Options):
@@ -76,17 +81,28 @@ def makeService(options: Options) -> IService:
         _refuse(str(errors), os.EX_CONFIG)
     except MTAError as error:
         _refuse(f"mta: {error}", error.exit_code)
-    _spare_the_collector()
+    _tune_memory()
     return cast(IService, made)
 
 
-def _spare_the_collector() -> None:
-    """What was built stays for the life of the process, and a relayed message leaves hardly a
-    circle behind: with CPython's own thresholds (700, 10, 10) looking for circles cost 10 to 20 %
-    of the relay rate at 20 sessions (benchmarks/relay.py, 2026-11). Circles are still collected.
+def _tune_memory() -> None:
+    """For a process that lives for months and relays thousands of messages a second.
+
+    What was built stays, and a relayed message leaves hardly a circle behind: with CPython's own
+    thresholds (700, 10, 10) looking for circles cost 10 to 20 % of the relay rate at 20 sessions
+    (benchmarks/relay.py, 2026-11). Circles are still collected, only later.
+
+    glibc raises its limit for giving memory back at once to the largest block ever freed, 32 MiB at
+    most: the buffers of one takeover would stay for good (12 MiB of 100 000 messages; benchmarks/
+    long_queue.py, 2026-11). Naming the limit keeps it where it is.
     """
+    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    try:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_OCTETS)
+    except (AttributeError, OSError):
+        pass  # another C library, which gives back as it sees fit
 
 
 def _refuse(text: str, code: int) -> NoReturn:

@@ -108,23 +108,23 @@ def decode(octets: bytes) -> Checkpoint:
     body = memoryview(octets)[_HEADER.size :]
     if len(body) != length or crc32(body) != crc:
         raise ValueError("its crc does not match")
-    sections: list[bytes] = []
+    sections: list[memoryview] = []
     at = 0
     while at < length:
         (size,) = _SECTION.unpack_from(body, at)
         at += _SECTION.size
-        sections.append(bytes(body[at : at + size]))
+        sections.append(body[at : at + size])  # no copy: the columns are most of a long queue
         at += size
-    facts = json.loads(sections[0])
+    facts = json.loads(bytes(sections[0]))
     if facts["byteorder"] != sys.byteorder or facts["columns"] != [list(c) for c in COLUMNS]:
         raise ValueError("its columns are of another machine or version")
-    lengths, text = sections[1], sections[2]
+    lengths, text = sections[1], bytes(sections[2])
     names, start = [], 0
     for size in struct.unpack(f"<{len(lengths) // 2}H", lengths):
         names.append(text[start : start + size])
         start += size
     derived = {}
-    for pair in sections[3].decode().split():
+    for pair in bytes(sections[3]).decode().split():
         name, _, slot = pair.partition(":")
         derived[name] = int(slot)
     ledger = Ledger()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from mta.spool.due import Domains, DueTimes, entry
 from mta.spool.records import Place
@@ -241,7 +241,9 @@ class Index:
         return [column.tobytes() for column in self._columns]
 
     @classmethod
-    def load(cls, columns: list[bytes], names: list[bytes], derived: dict[str, int]) -> Index:
+    def load(
+        cls, columns: Sequence[bytes | memoryview], names: list[bytes], derived: dict[str, int]
+    ) -> Index:
         """@raise ValueError: the columns do not fit together."""
         made = cls()
         for column, octets in zip(made._columns, columns, strict=True):
