@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -584,6 +585,38 @@ class OwnerTests(LogLab, SynchronousTestCase):
         error = self.failureResultOf(self.inspect(), Unavailable).value
         assert "Read-only" in str(error)
         assert self.disk.paths() == before
+
+    def test_not_ours_to_write(self) -> None:
+        """A spool of another user ends the start with 77 and says whose it must be."""
+        self.own("a")
+        self.disk.fail("write", 1, errno.EACCES)
+        error = self.failureResultOf(self.inspect(), StartRefused).value
+        assert error.exit_code == os.EX_NOPERM
+        assert "must belong to the MTA's user" in str(error)
+
+    def test_removed_while_it_runs(self) -> None:
+        """Once the directory is gone nothing more is acknowledged, although every descriptor works:
+        the next heartbeat finds out."""
+        self.spool = spool = self.own("a")
+        self.accept()
+        spool.heartbeat()
+        spool.check()
+        self.disk.unlink(f"{DIRECTORY}/epoch/1")
+        spool.heartbeat()
+        self.assertRaises(Fenced, spool.check)
+        spool.heartbeat()
+        assert self.texts().count("epoch/1 is gone: the spool was removed, unmounted") == 1
+        self.assertRaises(Fenced, spool.check_room, 1)
+
+    def test_shared_and_missing(self) -> None:
+        """A shared spool whose directory is missing is a mount that is missing: nothing is made."""
+        spool = self.make_spool("a", sharing=Sharing.CLUSTER_FS, initialise=False)
+        before = self.disk.paths()
+        error = self.failureResultOf(spool.inspect(), StartRefused).value
+        assert error.exit_code == os.EX_CONFIG
+        assert "is missing: is it mounted?" in str(error)
+        assert self.disk.paths() == before
+        self.result(self.make_spool("a", initialise=False).inspect())
 
     def test_guarantees(self) -> None:
         """It says what it promises."""

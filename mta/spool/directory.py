@@ -108,13 +108,21 @@ class Directory:
             )
         return Marker(version, words[2].decode("ascii", "replace"))
 
-    def inspect(self, initialise: bool) -> Marker:
-        """The marker of a spool that is there; makes one where that is allowed.
+    def inspect(self, initialise: bool, *, make_missing: bool = True) -> Marker:
+        """The marker of a spool that is there; makes one where that is allowed: `initialise` in an
+        empty directory, `make_missing` with its directory.
         @raise StartRefused, Corrupt, Unavailable.
         """
         disk = self.disk
         try:
             if not disk.exists(self.path):
+                if not make_missing:
+                    raise StartRefused(
+                        f"spool {self.path} is missing",
+                        "is it mounted?",
+                        f"`mta spool init {self.path}` makes a new one",
+                        os.EX_CONFIG,
+                    )
                 return self.initialise()
             names = disk.listdir(self.path)
             if "format" in names:
@@ -178,7 +186,15 @@ class Directory:
                 except FileNotFoundError:
                     pass  # it was not made, or a running owner has swept it
         except OSError as error:
-            raise as_spool_error(error, f"spool {self.path} cannot be written") from error
+            what = f"spool {self.path} cannot be written"
+            if error.errno in {errno.EACCES, errno.EPERM}:
+                raise StartRefused(
+                    what,
+                    error.strerror or str(error),
+                    "all below it must belong to the MTA's user, with mode 0700",
+                    os.EX_NOPERM,
+                ) from error
+            raise as_spool_error(error, what) from error
 
 
 def as_spool_error(error: OSError, what: str) -> Full | Unavailable:

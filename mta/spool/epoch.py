@@ -183,6 +183,14 @@ class OwnEpoch:
             return False
 
     def beat(self) -> None:
+        """@raise Fenced: the file has lost its name; what is written now goes with the descriptors."""
+        path = path_of(self.directory, self.epoch)
+        if not self.directory.disk.exists(path):
+            raise Fenced(
+                f"{path} is gone",
+                "the spool was removed, unmounted or replaced while this process used it",
+                "bring the same spool back: what it held is not in a new one",
+            )
         self.counter += 1
         self.directory.disk.pwritev(self.fd, [_COUNTER.pack(self.counter)], _COUNTER_AT)
 

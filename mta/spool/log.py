@@ -87,7 +87,8 @@ class LogSpool:
 
     def _inspect(self) -> tuple[EpochRecord, ...]:
         settings, directory = self.settings, self._directory
-        directory.inspect(settings.initialise)
+        private = settings.sharing is Sharing.NONE
+        directory.inspect(settings.initialise, make_missing=private or settings.initialise)
         directory.check_filesystem(settings.sharing, settings.allow_filesystem)
         found = epoch.read_epochs(directory)
         self._check_segments()
@@ -256,7 +257,11 @@ class LogSpool:
 
         def beaten(result: object) -> None:
             self._beating = False
-            if log is not None and isinstance(result, Failure):
+            if log is None or not isinstance(result, Failure):
+                return
+            if isinstance(result.value, Fenced):
+                log.lose(result.value)
+            else:
                 log.telemetry.notice("warning", "spool", f"heartbeat: {result.value}")
 
         self._executor.submit(beat).addBoth(beaten)

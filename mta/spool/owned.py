@@ -167,6 +167,11 @@ class OwnedLog:
         if not self.own.is_current():
             raise self.own.superseded()
 
+    def lose(self, reason: SpoolError) -> None:
+        """As `end`, found out by ourselves; said once."""
+        if self.ended is None:
+            self._fatal(reason)
+
     def _fatal(self, reason: SpoolError) -> None:
         self.telemetry.notice("critical", "spool", str(reason))
         self.end(reason)

@@ -11,7 +11,9 @@ from mta.settings import Boolean, Count, Settings, Size
 class LogSpoolSettings(Settings):
     """The segment log: durable by fdatasync, fenced by epochs."""
 
-    directory: str = Field(description="Where the spool lies; made (0700) when it is missing.")
+    directory: str = Field(
+        description="Where the spool lies; under `sharing: none` made (0700) when it is missing."
+    )
     sharing: Sharing = Field(
         default=Sharing.NONE,
         description="How other nodes reach the directory: none, same-kernel, cluster-fs, nfs or "
@@ -24,8 +26,8 @@ class LogSpoolSettings(Settings):
     )
     initialise: Boolean = Field(
         default=False,
-        description="Make a spool in an existing empty directory. Always so under standalone; "
-        "elsewhere an empty directory is most likely a mount that is missing.",
+        description="Make a spool in an empty directory, or in a missing one that is shared. Refused "
+        "otherwise: most likely a mount is missing. `mta spool init DIR` does it once.",
     )
     reserve: Size = Field(
         default=128 << 20,
