@@ -145,6 +145,7 @@ class MaildirTests(SynchronousTestCase):
             [outcome] = box.send(self)
             self.assertEqual(outcome.kind, OutcomeKind.DEFERRED, step)
             self.assertEqual(outcome.reply.code // 100, 4)
+            self.assertIn(b"maildir /", outcome.reply.lines[0])
             box.disk.heal()
             [outcome] = box.send(self)
             self.assertEqual(outcome.kind, OutcomeKind.DELIVERED, step)

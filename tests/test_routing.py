@@ -124,6 +124,12 @@ class LeastCostTests(SynchronousTestCase):
         self.assertEqual((found.code, found.enhanced), (550, "5.1.2"))
         self.assertEqual([c.connector for c in found.candidates], ["hub"])
 
+    def test_reason_names_nobody_else(self):
+        """What is remembered for a domain does not show the address that was asked about first."""
+        routing = build(path("hub", (b"example.com",)))
+        routing.route(mailbox("first@nowhere.test"), None)
+        self.assertNotIn("first", routing.explain(mailbox("second@nowhere.test")).why)
+
     def test_worlds_are_apart(self):
         """An address space of X.400 never takes an SMTP address."""
         space = AddressSpace(b"*", 1, kind=AddressKind.X400)

@@ -438,7 +438,8 @@ def _deferred(mailbox: _Mailbox, problem: OSError) -> Outcome:
         reply = _FULL
     else:
         text = problem.strerror or errno.errorcode.get(problem.errno or 0, "error")
-        reply = Reply(451, "4.3.0", (f"maildir: {text}".encode("ascii", "backslashreplace"),))
+        where = f"maildir {mailbox.directory}: {text}"
+        reply = Reply(451, "4.3.0", (where.encode("ascii", "backslashreplace"),))
     return Outcome(mailbox.recipient, OutcomeKind.DEFERRED, reply)
 
 

@@ -108,7 +108,7 @@ class LeastCostRouting:
         )
         if not ordered:
             return Unroutable(
-                why=f"no connector has an address space for {recipient}", candidates=strangers
+                why="no connector has an address space that matches", candidates=strangers
             )
         winner = ordered[0]
         candidates = tuple(
