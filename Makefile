@@ -2,6 +2,7 @@
 # make test    the trial suite: no root, no network
 # make check   static checks: style, types, packaging, examples, documents
 # make rig     real processes and real peers in network namespaces (root; installs nothing)
+# make fuzz    random dialogues against the machines of the wire (N=100000 SEED=1)
 # make bench   relay and queue benchmarks beside Postfix (root)
 
 PYTHON    ?= python3
@@ -9,13 +10,15 @@ PORT      ?= 2525
 DIRECTORY ?= var
 SCENARIOS ?=
 BENCH     ?=
+N         ?= 100000
+SEED      ?= 1
 
 BIN     := .venv/bin
 RUNTIME := .venv/.runtime-installed
 DEV     := .venv/.dev-installed
 PIP     := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: run test check rig bench clean
+.PHONY: run test check rig fuzz bench clean
 .DEFAULT_GOAL := run
 
 # The stamps are newer than pyproject.toml when nothing has to be installed: a second `make run`
@@ -48,6 +51,9 @@ check: $(DEV)
 
 rig: $(RUNTIME)
 	@$(BIN)/python -m tests.rig.run $(SCENARIOS)
+
+fuzz: $(RUNTIME)
+	@$(BIN)/python -m mta.testing.fuzz --count $(N) --seed $(SEED)
 
 bench: $(RUNTIME)
 	@$(BIN)/python benchmarks/relay.py $(BENCH)

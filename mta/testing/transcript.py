@@ -86,6 +86,15 @@ def parse(text: str) -> Transcript:
     return transcript
 
 
+def lines_of_far_end(transcript: Transcript) -> list[bytes]:
+    """What the peer says, line by line as octets."""
+    return [
+        _octets(line) + (b"\r\n" if kind.endswith(":") else b"")
+        for kind, line in transcript.steps
+        if kind[:1] in ("C", "S")
+    ]
+
+
 def run(text: str, splitter: Splitter = whole) -> str:
     """The whole transcript as it reads when it is run now."""
     transcript = parse(text)

@@ -1,0 +1,606 @@
+"""Dialogues nobody would hold: mutated transcripts and made-up peers against the machines of wire.
+
+Law: whatever is said, in whatever pieces, no exception leaves a machine, its state is one of its
+table, it holds no more octets than its limits allow, each reply is well-formed and in its place,
+each recipient has exactly one outcome, and no message is told delivered that the other side did
+not take. A conversation is a function of seed and number: what fails can be held again.
+
+    python -m mta.testing.fuzz --count 100000 --seed 7
+    python -m mta.testing.fuzz --first 4711 --count 1 --seed 7     (this one only)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from mta.errors import RemoteProtocolError
+from mta.model import Address, Outcome, OutcomeKind, Reply
+from mta.testing.transcript import lines_of_far_end, parse
+from mta.wire.smtp import client_states as told
+from mta.wire.smtp import events
+from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.content import END_OF_DATA, Stuffer
+from mta.wire.smtp.reply import LINE_LIMIT, ReplyReader
+from mta.wire.smtp.server import COMMAND_LIMIT, Limits, Responder
+from mta.wire.smtp.states import Role, State
+
+Lines = list[bytes]
+LONGEST = 64 * 1024
+"""Octets of one side of a conversation."""
+REPLY_OCTETS = 1100
+"""No reply of a responder is longer, whatever it was told."""
+
+_SPICES = (
+    b"\r",
+    b"\n",
+    b"\0",
+    b".",
+    b"\r\n",
+    b"\r\n.\r\n",
+    b"\n.\n",
+    b"\r.\r",
+    b"\xff\xfe",
+    b"\x1b[2J",
+    b" ",
+    b"<",
+    b">",
+    b"x" * 600,
+    b"y" * 3000,
+    b"QUIT\r\n",
+    b"RSET\r\n",
+    b"DATA\r\n",
+    b"MAIL FROM:<a@x.org>\r\n",
+    b"RCPT TO:<b@x.org>\r\n",
+    b"EHLO x\r\n",
+    b"NOOP " + b"n" * 2040 + b"\r\n",
+    b"250 Ok\r\n",
+    b"250-",
+    b"354 Go on\r\n",
+    b"421 4.3.2 Bye\r\n",
+    b"452 4.5.3 Too many\r\n",
+    b"550 5.1.1 No\r\n",
+    b"250-PIPELINING\r\n",
+)
+
+
+class Broken(Exception):
+    """A promise was not kept; the text says which."""
+
+
+@dataclass(slots=True)
+class Corpus:
+    """What peers said in the transcripts: dialogues of clients, and of servers."""
+
+    clients: list[Lines] = field(default_factory=list)
+    servers: list[Lines] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folders: Sequence[Path]) -> Corpus:
+        corpus = cls()
+        for folder in folders:
+            for path in sorted(folder.glob("*.txt")):
+                transcript = parse(path.read_text(encoding="utf-8"))
+                lines = lines_of_far_end(transcript)
+                if lines:
+                    (corpus.clients if transcript.is_responder else corpus.servers).append(lines)
+        return corpus
+
+
+# --- making dialogues -------------------------------------------------------------------------
+
+
+def mutated(rng: Random, dialogues: Sequence[Lines]) -> bytes:
+    """One dialogue, or two in one, with some lines and octets changed."""
+    lines = list(rng.choice(dialogues))
+    if rng.random() < 0.3:
+        at = rng.randrange(len(lines) + 1)
+        lines[at:at] = rng.choice(dialogues)
+    for _ in range(rng.choice((0, 1, 1, 2, 4, 8))):
+        at = rng.randrange(len(lines))
+        match rng.randrange(7):
+            case 0:
+                del lines[at]
+            case 1:
+                lines.insert(at, lines[rng.randrange(len(lines))])
+            case 2:
+                lines.insert(at, rng.choice(_SPICES))
+            case 3:
+                lines[at] = _changed(rng, lines[at])
+            case 4:
+                other = rng.randrange(len(lines))
+                lines[at], lines[other] = lines[other], lines[at]
+            case 5:
+                lines[at] = lines[at].replace(b"\r\n", rng.choice((b"\n", b"\r", b"", b"\r\r\n")))
+            case _:
+                lines[at : at + 1] = [lines[at]] * rng.choice((2, 3, 30))
+        if not lines:
+            lines = [rng.choice(_SPICES)]
+    return b"".join(lines)[:LONGEST]
+
+
+def _changed(rng: Random, line: bytes) -> bytes:
+    at = rng.randrange(len(line) + 1)
+    match rng.randrange(4):
+        case 0:
+            return line[:at] + rng.choice(_SPICES) + line[at:]
+        case 1:
+            return line[:at] + line[at + 1 + rng.randrange(4) :]
+        case 2:
+            return line[:at] + bytes((rng.randrange(256),)) + line[at + 1 :]
+        case _:
+            return line[:at]
+
+
+def pieces_of(rng: Random, data: bytes) -> Lines:
+    """As a network might cut it: whole, octet by octet at first, or here and there."""
+    if rng.random() < 0.2:
+        return [data]
+    pieces: Lines = []
+    at = 0
+    usual = rng.choice((1, 2, 7, 40, 400, 5000))
+    while at < len(data):
+        many = usual if len(pieces) > 400 else rng.randint(1, usual * 2)
+        many = max(many, len(data) // 800)
+        pieces.append(data[at : at + many])
+        at += many
+    return pieces
+
+
+# --- the responder ----------------------------------------------------------------------------
+
+_REFUSALS = (
+    Reply(450, "4.2.1", (b"Later",)),
+    Reply(452, "4.5.3", (b"Too many",)),
+    Reply(550, "5.1.1", (b"No",)),
+    Reply(554, "5.7.1", (b"No\x2e",)),
+)
+_CLOSING = Reply(421, "4.3.2", (b"Bye",))
+
+
+@dataclass(slots=True)
+class _Told:
+    """What a responder's dialogue came to."""
+
+    output: bytes = b""
+    happened: list[str] = field(default_factory=list)
+    messages: Lines = field(default_factory=list)
+
+
+class _Host:
+    """Drives a responder; the n-th question has the n-th answer of `answers`."""
+
+    def __init__(self, role: Role, limits: Limits, answers: Sequence[Reply | None]) -> None:
+        self.machine = Responder(b"mx.example.org", role, limits)
+        self.told = _Told()
+        self._answers = answers
+        self._asked = 0
+        self._content: Lines = []
+        self._owed: tuple[events.Event, Reply | None] | None = None
+        self._has_quit = False
+        self._output: Lines = []
+
+    def pump(self, late: Callable[[], bool] = lambda: False) -> None:
+        """Answer all questions, but those that `late` says will be answered next time."""
+        machine = self.machine
+        if self._owed is not None:
+            owed, self._owed = self._owed, None
+            self._answer(*owed)
+        while (event := machine.next_event()) is not None:
+            if self._has_quit:
+                raise Broken(f"{event} behind the end")
+            if isinstance(event, events.Chunk):
+                self._content.append(event.data)
+            elif isinstance(event, events.Quit):
+                self._has_quit = True
+                self.told.happened.append("quit")
+            elif isinstance(event, events.Reset | events.Rejected):
+                self.told.happened.append(type(event).__name__)
+            else:
+                reply = self._answers[self._asked % len(self._answers)]
+                self._asked += 1
+                if late():
+                    self._owed = event, reply
+                    break
+                self._answer(event, reply)
+        output = machine.take_output()
+        if output:
+            self._output.append(output)
+        self._inspect()
+
+    def _answer(self, event: events.Event, reply: Reply | None) -> None:
+        machine = self.machine
+        happened = type(event).__name__
+        if isinstance(event, events.Data):
+            self._content.clear()
+        elif isinstance(event, events.End):
+            content = b"".join(self._content)
+            self._content.clear()
+            if event.fault is None:
+                happened = f"End {content!r}"
+                if event.size_octets != len(content):
+                    raise Broken(f"{len(content)} octets are told as {event.size_octets}")
+                if reply is None:
+                    self.told.messages.append(content)
+            else:
+                happened = "End with a fault"
+                reply = None
+        self.told.happened.append(happened)
+        if isinstance(event, events.End) and machine.role is Role.LMTP and reply is not None:
+            each: list[Reply | None] = [reply] * machine.recipients_accepted
+            machine.answer_each(each)
+        else:
+            machine.answer(reply)
+
+    def _inspect(self) -> None:
+        machine = self.machine
+        if machine.state not in State:
+            raise Broken(f"the state is {machine.state!r}")
+        if machine.state is State.CLOSED and machine.next_event() is None and not self._has_quit:
+            raise Broken("closed without saying so")
+        if not machine.is_awaiting and machine.buffered_octets > COMMAND_LIMIT:
+            raise Broken(f"{machine.buffered_octets} octets wait for nothing")
+
+    def end(self) -> _Told:
+        for _ in range(3):
+            self.pump()
+        self.told.output = b"".join(self._output)
+        return self.told
+
+
+def against_responder(rng: Random, corpus: Corpus) -> None:
+    """A client's dialogue, twice: in one piece with hooks at once, in pieces with late ones. Both
+    must come to the same.
+    """
+    data = mutated(rng, corpus.clients)
+    role = rng.choice((Role.SMTP, Role.SMTP, Role.LMTP))
+    limits = Limits(
+        size_octets=rng.choice((0, 100, 10_000)),
+        recipients=rng.choice((1, 3, 1000)),
+        errors=rng.choice((3, 20)),
+        commands=rng.choice((0, 0, 10)),
+        line_octets=rng.choice((0, 998)),
+        normalise_newlines=rng.random() < 0.5,
+    )
+    answers = [
+        rng.choice(_REFUSALS) if rng.random() < 0.15 else None for _ in range(rng.randint(1, 12))
+    ]
+    if rng.random() < 0.1:
+        answers.append(_CLOSING)
+    at_once, in_pieces = _Host(role, limits, answers), _Host(role, limits, answers)
+    for host in (at_once, in_pieces):
+        host.machine.greet()
+        host.pump()
+    at_once.machine.receive(data)
+    at_once.pump()
+    for piece in pieces_of(rng, data):
+        in_pieces.machine.receive(piece)
+        in_pieces.pump(lambda: rng.random() < 0.2)
+    one, other = at_once.end(), in_pieces.end()
+    _inspect_dialogue(one, data, limits)
+    if (_told_faults(one.output), one.happened) != (_told_faults(other.output), other.happened):
+        raise Broken(f"pieces change the dialogue:\n{_compared(one, other)}")
+
+
+def _told_faults(output: bytes) -> Lines:
+    """Replies; which of several faults of a content is found first depends on the pieces."""
+    return [
+        b"fault" if line[:8] in (b"550 5.5.", b"550 5.6.", b"552 5.3.", b"554 5.6.") else line
+        for line in output.split(b"\r\n")
+    ]
+
+
+def _compared(one: _Told, other: _Told) -> str:
+    return f"{one.output!r}\n{other.output!r}\n{one.happened}\n{other.happened}"
+
+
+def _inspect_dialogue(told_: _Told, data: bytes, limits: Limits) -> None:
+    reader = ReplyReader()
+    reader.receive(told_.output)
+    replies = 0
+    while reader.next_reply() is not None:
+        replies += 1
+    if not reader.is_clean or told_.output[-2:] not in (b"", b"\r\n"):
+        raise Broken(f"the output is no sequence of replies: {told_.output[-200:]!r}")
+    # One a line, the greeting, and one more for each further recipient in LMTP (a line each, too).
+    most = 2 * data.count(b"\n") + len(data) // COMMAND_LIMIT + 2
+    if replies > most:
+        raise Broken(f"{replies} replies to at most {most} commands")
+    if len(told_.output) > most * REPLY_OCTETS:
+        raise Broken(f"{len(told_.output)} octets of output")
+    for content in told_.messages:
+        if (b"\r\n" + content).find(END_OF_DATA) >= 0 or not (b"\r\n" + content).endswith(b"\r\n"):
+            raise Broken(f"an accepted content has an end inside or none: {content!r}")
+        bare = content.replace(b"\r\n", b"")
+        if b"\r" in bare or b"\n" in bare or b"\0" in bare:
+            raise Broken(f"an accepted content has a bare newline or NUL: {content!r}")
+        if limits.size_octets and len(content) > limits.size_octets:
+            raise Broken(f"{len(content)} octets were accepted")
+
+
+# --- the initiator ----------------------------------------------------------------------------
+
+_SENDER = Address(b"alice@example.com", b"example.com")
+_RECIPIENTS = tuple(
+    Address(b"%c@example.org" % letter, b"example.org") for letter in b"bcdefghijklmnop"
+)
+
+
+class _Agent:
+    """Drives an initiator as an agent would, and keeps the books on every recipient."""
+
+    def __init__(self, rng: Random, role: Role, contents: Sequence[bytes]) -> None:
+        self.machine = Initiator(b"bridgehead.example.org", role)
+        self.contents = contents
+        self.outcomes: dict[str, dict[int, Outcome]] = {}
+        self.over: set[str] = set()
+        """Tags that were not sent or withdrawn: nothing of them may be told delivered."""
+        self.dotted: set[str] = set()
+        self.ended: told.Ended | None = None
+        self._rng = rng
+        self._asked: dict[str, tuple[int, ...]] = {}
+        self._ready: list[str] = []
+        self._sending: tuple[str, Lines] | None = None
+        self._next = 0
+
+    def hear(self, data: bytes) -> None:
+        machine = self.machine
+        self._note(machine.receive(data))
+        held = len(machine._reader._buffer) - machine._reader._at
+        if self.ended is None and held > LINE_LIMIT:
+            raise Broken(f"{held} octets of a reply are kept")
+
+    def act(self) -> None:
+        """Do one of the things that may be done now."""
+        machine, rng = self.machine, self._rng
+        if self.ended is not None:
+            return
+        if self._sending is not None:
+            self._send_on()
+        elif self._ready:
+            if rng.random() < 0.05:
+                self._note(machine.withdraw())
+            else:
+                tag = self._ready.pop(0)
+                content = self.contents[int(tag) % len(self.contents)]
+                self._sending = tag, pieces_of(rng, content)
+        may_prepare = machine.is_idle or machine.pipelines
+        if (
+            self.ended is None
+            and machine.state is told.State.OPEN
+            and not machine.is_preparing
+            and self._sending is None
+            and may_prepare
+        ):
+            if self._next < len(self.contents):
+                self._prepare()
+            elif machine.is_idle and rng.random() < 0.5:
+                self._note(machine.quit())
+        elif machine.is_preparing and not self._ready and rng.random() < 0.02:
+            self._note(machine.withdraw())
+
+    def _prepare(self) -> None:
+        tag = str(self._next)
+        self._next += 1
+        many = self._rng.choice((1, 1, 2, 5))
+        self._asked[tag] = tuple(range(many))
+        self.outcomes[tag] = {}
+        content = self.contents[int(tag)]
+        size, eight = len(content), not content.isascii()
+        to = list(enumerate(_RECIPIENTS[:many]))
+        self._note(self.machine.prepare(tag, _SENDER, to, size, eight))
+
+    def _send_on(self) -> None:
+        assert self._sending is not None
+        tag, pieces = self._sending
+        if pieces:
+            self.machine.content(pieces.pop(0), opaque=True)
+            return
+        self._sending = None
+        self.dotted.add(tag)
+        self.machine.finish()
+
+    def _note(self, happened: Sequence[told.Event]) -> None:
+        for event in happened:
+            if self.ended is not None:
+                raise Broken(f"{event} behind the end")
+            match event:
+                case told.Prepared(tag, outcomes):
+                    self._settle(tag, outcomes)
+                    if len(self.outcomes[tag]) < len(self._asked[tag]):
+                        self._ready.append(tag)
+                case told.Committed(tag, outcomes):
+                    self._settle(tag, outcomes)
+                    if self._sending is not None and self._sending[0] == tag:
+                        self._sending = None
+                    if len(self.outcomes[tag]) != len(self._asked[tag]):
+                        raise Broken(f"{tag} is committed and some have no outcome")
+                case told.NotSent(tag) | told.Withdrawn(tag):
+                    if tag in self.over or tag in self.dotted:
+                        raise Broken(f"{event} of what was sent or told before")
+                    self.over.add(tag)
+                    if tag in self._ready:
+                        self._ready.remove(tag)
+                case told.Ended():
+                    self.ended = event
+
+    def _settle(self, tag: str, outcomes: Sequence[Outcome]) -> None:
+        if tag in self.over:
+            raise Broken(f"{tag} has outcomes and was not sent")
+        known = self.outcomes[tag]
+        for outcome in outcomes:
+            if outcome.recipient in known or outcome.recipient not in self._asked[tag]:
+                raise Broken(f"recipient {outcome.recipient} of {tag} has a second outcome")
+            known[outcome.recipient] = outcome
+            is_late = outcome.kind in (OutcomeKind.DELIVERED, OutcomeKind.UNKNOWN)
+            if is_late and tag not in self.dotted:
+                raise Broken(f"{tag} is {outcome.kind.value} before its dot")
+
+    def take(self) -> bytes:
+        """What is to be sent now; and whether somebody waits for something without an end."""
+        machine = self.machine
+        output = machine.take_output()
+        if self.ended is None:
+            is_begun = self._sending is not None and not machine.is_preparing
+            ours = machine.is_idle or bool(self._ready) or (bool(self._sending) and not is_begun)
+            if machine.timeout is None and not ours:
+                raise Broken("the peer is waited for without a time")
+        return output
+
+    def lose(self, expire: bool) -> None:
+        """The end, if it has not come yet: every recipient has its outcome then."""
+        machine = self.machine
+        if expire and self.ended is None:
+            self._note(machine.expire())
+        if self.ended is None:
+            self._note(machine.connection_lost())
+        if machine.state is not told.State.ENDED or machine.timeout is not None:
+            raise Broken("the end is none")
+        machine.take_output()
+        self._note(machine.receive(b"250 Ok\r\n"))
+        if machine.take_output():
+            raise Broken("something is said behind the end")
+        for tag, asked in self._asked.items():
+            left = set(asked) - set(self.outcomes[tag])
+            if bool(left) is not (tag in self.over):
+                raise Broken(f"{tag}: {sorted(left)} have no outcome")
+
+
+def against_initiator(rng: Random, corpus: Corpus) -> None:
+    """A server's dialogue, while the agent acts when it likes; then the connection goes."""
+    role = rng.choice((Role.SMTP, Role.SMTP, Role.LMTP))
+    agent = _Agent(rng, role, [b"hello\r\n", b"", b".\r\nx", b"8 bit \xff\r\n"])
+    said = 0
+    for piece in pieces_of(rng, mutated(rng, corpus.servers)):
+        agent.hear(piece)
+        for _ in range(rng.choice((0, 1, 1, 3))):
+            agent.act()
+        output = agent.take()
+        said += len(output)
+        if b"\n" in output.replace(b"\r\n", b""):
+            raise Broken(f"a bare newline is sent: {output!r}")
+    if said > LONGEST:
+        raise Broken(f"{said} octets were said")
+    agent.lose(rng.random() < 0.5)
+
+
+# --- both -------------------------------------------------------------------------------------
+
+
+def between_both(rng: Random, corpus: Corpus) -> None:
+    """Our initiator and our responder over a network that cuts pieces and breaks at any octet. What
+    is delivered arrived as it was sent; what arrived is delivered or in doubt.
+    """
+    role = rng.choice((Role.SMTP, Role.SMTP, Role.LMTP))
+    contents = [_content(rng, corpus) for _ in range(rng.randint(1, 4))]
+    answers = [
+        rng.choice(_REFUSALS) if rng.random() < 0.1 else None for _ in range(rng.randint(1, 9))
+    ]
+    host = _Host(role, Limits(line_octets=0, errors=1000), answers)
+    agent = _Agent(rng, role, contents)
+    host.machine.greet(rng.choice(_REFUSALS) if rng.random() < 0.05 else None)
+    breaks_at = rng.randrange(4000) if rng.random() < 0.4 else -1
+    to_agent = to_host = b""
+    passed = idle = 0
+    while agent.ended is None and idle < 200 and (breaks_at < 0 or passed < breaks_at):
+        host.pump(lambda: rng.random() < 0.1)
+        to_agent += b"".join(host._output)
+        host._output.clear()
+        many = rng.choice((1, 10, 100, len(to_agent)))
+        piece, to_agent = to_agent[:many], to_agent[many:]
+        if piece:
+            agent.hear(piece)
+        agent.act()
+        to_host += agent.take()
+        many = rng.choice((1, 30, 300, len(to_host)))
+        sent, to_host = to_host[:many], to_host[many:]
+        if sent:
+            host.machine.receive(sent)
+        passed += len(piece) + len(sent)
+        idle = 0 if piece or sent else idle + 1
+    if breaks_at < 0 and idle >= 200:
+        raise Broken("both wait for the other")
+    if breaks_at < 0 and role is Role.SMTP and any(_in_doubt(agent)):
+        raise Broken("in doubt without a break")
+    agent.lose(False)
+    host.end()
+    arrived = [_wire(content) for content in contents]
+    if any(message not in arrived for message in host.told.messages):
+        raise Broken("something arrived that was not sent")
+    for tag, outcomes in agent.outcomes.items():
+        kinds = {outcome.kind for outcome in outcomes.values()}
+        is_there = arrived[int(tag)] in host.told.messages
+        if OutcomeKind.DELIVERED in kinds and not is_there:
+            raise Broken(f"{tag} is told delivered and did not arrive")
+
+
+def _in_doubt(agent: _Agent) -> list[Outcome]:
+    return [
+        outcome
+        for outcomes in agent.outcomes.values()
+        for outcome in outcomes.values()
+        if outcome.kind is OutcomeKind.UNKNOWN
+    ]
+
+
+def _content(rng: Random, corpus: Corpus) -> bytes:
+    """Opaque octets without NUL, with all that could be taken for protocol."""
+    data = mutated(rng, corpus.clients)[: rng.choice((0, 1, 5, 300, 20_000))]
+    return data.replace(b"\0", b"0")
+
+
+def _wire(content: bytes) -> bytes:
+    stuffer = Stuffer()
+    return stuffer.take(content) + stuffer.finish()
+
+
+# --- many -------------------------------------------------------------------------------------
+
+GAMES = (against_responder, against_initiator, between_both)
+
+
+def hold(seed: int, number: int, corpus: Corpus) -> None:
+    """One conversation. @raise: whatever is wrong with it."""
+    rng = Random(f"{seed}:{number}")  # no secrets here
+    GAMES[number % len(GAMES)](rng, corpus)
+
+
+def run(corpus: Corpus, seed: int, first: int, count: int) -> list[tuple[int, str]]:
+    """Hold `count` conversations; answer the numbers of those that failed, with the reason."""
+    failed = []
+    for number in range(first, first + count):
+        try:
+            hold(seed, number, corpus)
+        except RemoteProtocolError as fault:
+            failed.append((number, f"our own reply cannot be read: {fault}"))
+        except Exception:
+            failed.append((number, traceback.format_exc(limit=-4)))
+        if len(failed) >= 10:
+            break
+    return failed
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mta.testing.fuzz", description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--corpus", type=Path, nargs="*", default=[])
+    given = parser.parse_args(arguments)
+    corpus = Corpus.read(given.corpus or [Path("tests/transcripts"), Path("tests/fuzz")])
+    if not corpus.clients or not corpus.servers:
+        parser.error("no transcripts there: say --corpus DIRECTORY")
+    failed = run(corpus, given.seed, given.first, given.count)
+    for number, why in failed:
+        print(f"--seed {given.seed} --first {number} --count 1\n{why}")
+    print(f"{given.count} conversations, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
