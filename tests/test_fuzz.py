@@ -8,7 +8,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.testing import fuzz
-from mta.testing.fuzz import GAMES, Corpus, hold, main, run
+from mta.testing.dialogues import Corpus
+from mta.testing.fuzz import GAMES, hold, main, run
 from mta.wire.smtp import content
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.server import Responder

@@ -21,7 +21,7 @@ from random import Random
 
 from mta.errors import RemoteProtocolError
 from mta.model import Address, Outcome, OutcomeKind, Reply
-from mta.testing.transcript import lines_of_far_end, parse
+from mta.testing.dialogues import LONGEST, Corpus, Lines, mutated, pieces_of
 from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
@@ -30,126 +30,12 @@ from mta.wire.smtp.reply import LINE_LIMIT, ReplyReader
 from mta.wire.smtp.server import COMMAND_LIMIT, Limits, Responder
 from mta.wire.smtp.states import Role, State
 
-Lines = list[bytes]
-LONGEST = 64 * 1024
-"""Octets of one side of a conversation."""
 REPLY_OCTETS = 1100
 """No reply of a responder is longer, whatever it was told."""
-
-_SPICES = (
-    b"\r",
-    b"\n",
-    b"\0",
-    b".",
-    b"\r\n",
-    b"\r\n.\r\n",
-    b"\n.\n",
-    b"\r.\r",
-    b"\xff\xfe",
-    b"\x1b[2J",
-    b" ",
-    b"<",
-    b">",
-    b"x" * 600,
-    b"y" * 3000,
-    b"QUIT\r\n",
-    b"RSET\r\n",
-    b"DATA\r\n",
-    b"MAIL FROM:<a@x.org>\r\n",
-    b"RCPT TO:<b@x.org>\r\n",
-    b"EHLO x\r\n",
-    b"NOOP " + b"n" * 2040 + b"\r\n",
-    b"250 Ok\r\n",
-    b"250-",
-    b"354 Go on\r\n",
-    b"421 4.3.2 Bye\r\n",
-    b"452 4.5.3 Too many\r\n",
-    b"550 5.1.1 No\r\n",
-    b"250-PIPELINING\r\n",
-)
 
 
 class Broken(Exception):
     """A promise was not kept; the text says which."""
-
-
-@dataclass(slots=True)
-class Corpus:
-    """What peers said in the transcripts: dialogues of clients, and of servers."""
-
-    clients: list[Lines] = field(default_factory=list)
-    servers: list[Lines] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, folders: Sequence[Path]) -> Corpus:
-        corpus = cls()
-        for folder in folders:
-            for path in sorted(folder.glob("*.txt")):
-                transcript = parse(path.read_text(encoding="utf-8"))
-                lines = lines_of_far_end(transcript)
-                if lines:
-                    (corpus.clients if transcript.is_responder else corpus.servers).append(lines)
-        return corpus
-
-
-# --- making dialogues -------------------------------------------------------------------------
-
-
-def mutated(rng: Random, dialogues: Sequence[Lines]) -> bytes:
-    """One dialogue, or two in one, with some lines and octets changed."""
-    lines = list(rng.choice(dialogues))
-    if rng.random() < 0.3:
-        at = rng.randrange(len(lines) + 1)
-        lines[at:at] = rng.choice(dialogues)
-    for _ in range(rng.choice((0, 1, 1, 2, 4, 8))):
-        at = rng.randrange(len(lines))
-        match rng.randrange(7):
-            case 0:
-                del lines[at]
-            case 1:
-                lines.insert(at, lines[rng.randrange(len(lines))])
-            case 2:
-                lines.insert(at, rng.choice(_SPICES))
-            case 3:
-                lines[at] = _changed(rng, lines[at])
-            case 4:
-                other = rng.randrange(len(lines))
-                lines[at], lines[other] = lines[other], lines[at]
-            case 5:
-                lines[at] = lines[at].replace(b"\r\n", rng.choice((b"\n", b"\r", b"", b"\r\r\n")))
-            case _:
-                lines[at : at + 1] = [lines[at]] * rng.choice((2, 3, 30))
-        if not lines:
-            lines = [rng.choice(_SPICES)]
-    return b"".join(lines)[:LONGEST]
-
-
-def _changed(rng: Random, line: bytes) -> bytes:
-    at = rng.randrange(len(line) + 1)
-    match rng.randrange(4):
-        case 0:
-            return line[:at] + rng.choice(_SPICES) + line[at:]
-        case 1:
-            return line[:at] + line[at + 1 + rng.randrange(4) :]
-        case 2:
-            return line[:at] + bytes((rng.randrange(256),)) + line[at + 1 :]
-        case _:
-            return line[:at]
-
-
-def pieces_of(rng: Random, data: bytes) -> Lines:
-    """As a network might cut it: whole, octet by octet at first, or here and there."""
-    if rng.random() < 0.2:
-        return [data]
-    pieces: Lines = []
-    at = 0
-    usual = rng.choice((1, 2, 7, 40, 400, 5000))
-    while at < len(data):
-        many = usual if len(pieces) > 400 else rng.randint(1, usual * 2)
-        many = max(many, len(data) // 800)
-        pieces.append(data[at : at + many])
-        at += many
-    return pieces
 
 
 # --- the responder ----------------------------------------------------------------------------
