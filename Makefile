@@ -39,7 +39,7 @@ $(DEV): $(RUNTIME)
 	@touch $@
 
 run: $(RUNTIME)
-	@exec $(BIN)/twistd -n --pidfile= mta --port $(PORT) --directory $(DIRECTORY)
+	@exec $(BIN)/twistd -n --pidfile= mta --port '$(PORT)' --directory '$(DIRECTORY)'
 
 test: $(DEV)
 	@mkdir -p .rig && rm -f .rig/audit

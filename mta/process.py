@@ -5,6 +5,7 @@ Law: looked at once, before the fork, and said by name. Nothing here knows mail.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -116,6 +117,40 @@ def refuse_privileged_ports(ports: Iterable[int], uid: int | None) -> None:
         "redirect to it",
         exit_code=os.EX_NOPERM,
     )
+
+
+def refuse_unwritable(
+    path: str, what: str, remedy: str, *, uid: int | None, makes_directories: bool = False
+) -> None:
+    """@raise StartRefused (77 or 73): this user can neither write `path` nor make it.
+
+    `makes_directories`: it is made anew, with the directories above it. Of another user, to whom
+    twistd will change (`uid`), nothing is known here.
+    """
+    if uid not in {None, os.geteuid()}:
+        return
+    directory, fault = os.path.dirname(os.path.abspath(path)), 0
+    if os.path.exists(path) and not makes_directories:
+        if os.path.isdir(path):
+            fault = errno.EISDIR
+        elif not os.access(path, os.W_OK):
+            fault = errno.EACCES
+    else:
+        while makes_directories and not os.path.lexists(directory):
+            directory = os.path.dirname(directory)
+        if os.path.lexists(directory) and not os.path.isdir(directory):
+            fault = errno.ENOTDIR
+        elif not os.path.exists(directory):
+            fault = errno.ENOENT
+        elif not os.access(directory, os.W_OK | os.X_OK):
+            fault = errno.EACCES
+    if fault:
+        raise StartRefused(
+            f"{what} {path} cannot be written by uid {os.geteuid()}",
+            os.strerror(fault),
+            remedy,
+            exit_code=os.EX_NOPERM if fault == errno.EACCES else os.EX_CANTCREAT,
+        )
 
 
 def _first_unprivileged_port() -> int:

@@ -27,6 +27,7 @@ from mta.admin.control import ControlServer
 from mta.admin.logs import LogObserver
 from mta.admin.metrics import Exposition, QueueGauges
 from mta.admin.sdnotify import Notifier
+from mta.admin.sinks import deaf_syslog
 from mta.admin.submit import SubmitServer
 from mta.association.endpoints import Doors
 from mta.association.transport import SocketOptions
@@ -40,8 +41,15 @@ from mta.config.schema import Config, PluginBlock
 from mta.errors import ClusterNotInitialised, MTAError, PluginError
 from mta.interfaces import IClusterResource, IRevocable, ISpool, ITenure
 from mta.plugins.find import Catalogue, create
-from mta.process import ReactorClock, Surroundings, boot_id, refuse_privileged_ports
+from mta.process import (
+    ReactorClock,
+    Surroundings,
+    boot_id,
+    refuse_privileged_ports,
+    refuse_unwritable,
+)
 from mta.resolver.dns import DnsResolver
+from mta.settings import Settings
 from mta.spool.disk import Disk, ThreadExecutor
 from mta.telemetry import Event, Telemetry, Transition
 from mta.tenant import Bridgehead
@@ -86,6 +94,7 @@ class MTAService(Service):
         *,
         configuration_file: str | None,
         uid: int | None,
+        is_daemon: bool = False,
     ) -> None:
         self._config = config
         self._catalogue = catalogue
@@ -94,6 +103,7 @@ class MTAService(Service):
         self._started_at = time.time()
         self._admin_ports: list[IRevocable] = []
         self._announced = False
+        self._has_started = False
         self._exit_code = os.EX_OK
 
         self.telemetry = telemetry = Telemetry()
@@ -121,6 +131,15 @@ class MTAService(Service):
             virtual_server=config.virtual_server,
         )
         refuse_privileged_ports((p for b in config.listeners for p in _ports(b.settings)), uid)
+        if config.log.to.startswith("/"):
+            remedy = "name another file in log.to, or stderr"
+            refuse_unwritable(config.log.to, "the log", remedy, uid=uid)
+        for path in (config.admin.socket, config.admin.submit_socket):
+            remedy = "choose another path in admin:, or give its directory to the MTA's user"
+            refuse_unwritable(path, "the socket", remedy, uid=uid, makes_directories=True)
+        deaf = deaf_syslog(config.log.to, is_daemon=is_daemon)
+        if deaf:
+            sys.stderr.write(f"mta: {deaf}\n")
         if os.geteuid() == 0 and uid is None:
             telemetry.notice(
                 "warning", "start", "running as root: give twistd --uid and --gid of a user"
@@ -182,8 +201,16 @@ class MTAService(Service):
     def startService(self) -> None:
         """After the fork. Standby is health: nothing here waits for the virtual server."""
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
+        self._has_started = True
         self._log.start()
-        self._open_admin()
+        try:
+            self._open_admin()
+        except MTAError as error:
+            self._fatal(error.exit_code, str(error))
+            return
+        except OSError as error:
+            self._fatal(os.EX_OSERR, f"the sockets of admin: cannot be made: {error}")
+            return
         self._reactor.callWhenRunning(self._install_signals)
         self._notifier.start_watchdog(self._config.admin.watchdog)
         self._notifier.ready("standby")
@@ -214,7 +241,14 @@ class MTAService(Service):
         """
         self.telemetry.notice("critical", "ownership", f"leaving with {exit_code}: {reason}")
         self._log.stop()
+        if self._log.trouble:
+            os.write(2, f"mta: {reason}\n".encode("utf-8", "backslashreplace"))
         os._exit(exit_code)
+
+    def last_words(self) -> None:
+        """At the end of the process: if twistd failed before it started us, what it logged."""
+        if not self._has_started:
+            self._log.stop()
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -398,5 +432,10 @@ def _differs(old: Any, new: Any) -> bool:
     if isinstance(old, tuple) and isinstance(new, tuple):
         return len(old) != len(new) or any(map(_differs, old, new))
     if hasattr(old, "factory"):
-        return (old.name, old.settings) != (new.name, new.settings)
+        return (old.name, _fixed_part(old.settings)) != (new.name, _fixed_part(new.settings))
     return bool(old != new)
+
+
+def _fixed_part(settings: Settings) -> dict[str, Any]:
+    """Who may relay is read anew by a reload (Bridgehead.reconfigure)."""
+    return settings.model_dump(exclude={"relay_from"})

@@ -7,12 +7,14 @@ either prints a traceback or hangs the daemon's parent).
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import os
 import socket
 import sys
-from typing import NoReturn, cast
+from collections.abc import Mapping
+from typing import Any, NoReturn, cast
 
 from twisted.application.service import IService
 from twisted.python import usage
@@ -37,7 +39,7 @@ class Options(usage.Options):
     )
     optParameters = [
         ["config", "c", None, "The configuration file."],
-        ["port", "p", None, "SMTP port of the embedded default configuration.", int],
+        ["port", "p", None, "SMTP port of the embedded default configuration."],
         ["directory", "d", None, "Where the embedded default configuration keeps its files."],
     ]
 
@@ -48,13 +50,14 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """Build the service, or end the process with a sysexits code and the reason on one line."""
+    port = _port(options["port"])
     from twisted.internet import reactor
 
     from mta.config.errors import ConfigErrors
     from mta.config.generate import default_text
     from mta.config.load import load, load_file
     from mta.plugins.find import Catalogue
-    from mta.process import boottime
+    from mta.process import boottime, refuse_unwritable
     from mta.service import MTAService
 
     # callLater follows time.time (measured); it has to follow a clock that never jumps and that
@@ -62,27 +65,42 @@ def makeService(options: Options) -> IService:
     reactor.seconds = boottime  # type: ignore[method-assign]
 
     path = options["config"]
+    twistd: Mapping[str, Any] = options.parent or {}
+    uid = twistd.get("uid")
     catalogue = Catalogue()
     try:
         if path:
             config = load_file(path, catalogue.find)
         else:
             directory = os.path.abspath(options["directory"] or DEFAULT_DIRECTORY)
-            text = default_text(directory, options["port"] or DEFAULT_PORT, socket.gethostname())
+            text = default_text(directory, port, socket.gethostname())
             config = load(text, "embedded default", catalogue.find)
         made = MTAService(
             config,
             catalogue,
             reactor,
             configuration_file=path,
-            uid=options.parent["uid"] if options.parent else None,
+            uid=uid,
+            is_daemon=not twistd.get("nodaemon", True),
         )
+        if twistd.get("pidfile"):
+            remedy = "give twistd another --pidfile=FILE, or --pidfile= for none"
+            refuse_unwritable(twistd["pidfile"], "the pid file", remedy, uid=uid)
     except ConfigErrors as errors:
         _refuse(str(errors), os.EX_CONFIG)
     except MTAError as error:
         _refuse(f"mta: {error}", error.exit_code)
     _tune_memory()
+    atexit.register(made.last_words)
     return cast(IService, made)
+
+
+def _port(given: str | None) -> int:
+    if given is None:
+        return DEFAULT_PORT
+    if not (given.isascii() and given.isdigit() and 1 <= int(given[:6]) <= 65535):
+        _refuse(f"mta: --port {given!r} is not a port: 1 to 65535", os.EX_USAGE)
+    return int(given)
 
 
 def _tune_memory() -> None:

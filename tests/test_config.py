@@ -488,7 +488,11 @@ class FileTests(SynchronousTestCase):
     def test_unreadable(self) -> None:
         """A file that is not there or not text is one mistake in the same format."""
         error = self.assertRaises(ConfigErrors, load_file, "/nonexistent/mta.yaml", find)
-        self.assertEqual("/nonexistent/mta.yaml:1:1: No such file or directory", str(error))
+        self.assertEqual(
+            f"/nonexistent/mta.yaml:1:1: cannot be read by uid {os.geteuid()}: "
+            "No such file or directory",
+            str(error),
+        )
         path = self.mktemp()
         with open(path, "wb") as file:
             file.write(b"a: \xff\n")

@@ -131,6 +131,18 @@ def automatic_target(environment: Mapping[str, str]) -> str:
     return "stderr"
 
 
+def deaf_syslog(target: str, *, is_daemon: bool, path: str = SYSLOG) -> str:
+    """A warning for whoever starts the MTA, while there is a terminal to show it; "" when all is
+    well. Not a refusal: syslog may come later, and mail does not depend on it.
+    """
+    if os.path.exists(path) or not (target == "syslog" or (target == "auto" and is_daemon)):
+        return ""
+    return (
+        f"the log goes to syslog, but {path} is missing: lines are lost until it is there "
+        "(name a file in log.to, or run twistd -n)"
+    )
+
+
 def write_all(descriptor: int, octets: bytes) -> None:
     """os.write until all is written."""
     view = memoryview(octets)

@@ -92,7 +92,8 @@ class OwnerLock:
         return StartRefused(
             f"another MTA owns {self.path}",
             self._named(descriptor),
-            "stop it, or give this one another spool and state directory",
+            "stop it, or give this one another spool and state directory "
+            "(with `make run`: make run PORT=2626 DIRECTORY=other)",
         )
 
     def _named(self, descriptor: int) -> str:

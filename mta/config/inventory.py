@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     for fact in facts:
         sys.stdout.write(json.dumps(fact) + "\n")
     if arguments and not facts:
-        sys.stderr.write(f"no plugin is named {arguments[0]!r}: see mta plugins\n")
+        sys.stderr.write(f"mta: no plugin is named {arguments[0]!r}: see mta plugins\n")
         return os.EX_USAGE
     return os.EX_OK
 

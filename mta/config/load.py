@@ -11,6 +11,7 @@ Blocks, keys and defaults: mta.config.schema. Places: mta.config.walker. Words: 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -58,7 +59,8 @@ def load_file(path: str, find: Find) -> Config:
         with open(path, encoding="utf-8", newline="") as file:
             text = file.read()
     except OSError as error:
-        raise ConfigErrors([Mistake(path, 1, 1, "", error.strerror or str(error))]) from None
+        text = f"cannot be read by uid {os.geteuid()}: {error.strerror or error}"
+        raise ConfigErrors([Mistake(path, 1, 1, "", text)]) from None
     except UnicodeDecodeError as error:
         raise ConfigErrors(
             [

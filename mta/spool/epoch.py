@@ -183,7 +183,7 @@ class OwnEpoch:
             return False
 
     def beat(self) -> None:
-        """@raise Fenced: the file has lost its name; what is written now goes with the descriptors."""
+        """@raise Fenced: the file has lost its name; what is written now would vanish with us."""
         path = path_of(self.directory, self.epoch)
         if not self.directory.disk.exists(path):
             raise Fenced(

@@ -26,8 +26,8 @@ class LogSpoolSettings(Settings):
     )
     initialise: Boolean = Field(
         default=False,
-        description="Make a spool in an empty directory, or in a missing one that is shared. Refused "
-        "otherwise: most likely a mount is missing. `mta spool init DIR` does it once.",
+        description="Make a spool in an empty directory, or in a missing one that is shared. "
+        "Refused otherwise: most likely a mount is missing. `mta spool init DIR` does it once.",
     )
     reserve: Size = Field(
         default=128 << 20,

@@ -1,0 +1,101 @@
+"""What a start refuses before anything runs, in words that an operator can act upon."""
+
+from __future__ import annotations
+
+import os
+from contextlib import redirect_stderr
+from io import StringIO
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from mta.admin.sinks import deaf_syslog
+from mta.association.smtp_settings import SmtpListenerSettings
+from mta.errors import StartRefused
+from mta.process import refuse_unwritable
+from mta.service import _differs
+from mta.tap import Options, makeService
+
+
+class UnwritablePlaces(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.place = self.mktemp()
+        os.makedirs(self.place)
+
+    def refused(self, path: str, **others: bool) -> StartRefused:
+        def refuse() -> None:
+            refuse_unwritable(path, "the log", "name another file", uid=None, **others)
+
+        return self.assertRaises(StartRefused, refuse)
+
+    def test_missing_directory(self) -> None:
+        """A log below a directory that is not there is refused with 73, with the way out."""
+        error = self.refused(f"{self.place}/no/mta.log")
+        self.assertEqual(error.exit_code, os.EX_CANTCREAT)
+        self.assertIn("cannot be written by uid", str(error))
+        self.assertIn("No such file or directory (name another file)", str(error))
+
+    def test_directory_in_its_place(self) -> None:
+        """A log that is a directory is refused."""
+        self.assertIn("Is a directory", str(self.refused(self.place)))
+
+    def test_file_above_it(self) -> None:
+        """A socket whose directory is a file is refused, however far above."""
+        with open(f"{self.place}/file", "wb"):
+            pass
+        path = f"{self.place}/file/run/control.sock"
+        self.assertIn("Not a directory", str(self.refused(path, makes_directories=True)))
+
+    def test_what_can_be_made(self) -> None:
+        """A new file, an existing one, directories that will be made, and a device are welcome."""
+        refuse_unwritable(f"{self.place}/mta.log", "the log", "", uid=None)
+        refuse_unwritable("/dev/null", "the log", "", uid=None)
+        path = f"{self.place}/a/b/control.sock"
+        refuse_unwritable(path, "the socket", "", uid=None, makes_directories=True)
+
+    def test_somebody_else(self) -> None:
+        """What another user may write is not guessed."""
+        refuse_unwritable(f"{self.place}/no/mta.log", "the log", "", uid=os.geteuid() + 1)
+
+
+class LogsThatNobodyHears(SynchronousTestCase):
+    def test_no_syslog(self) -> None:
+        """A daemon whose log would go to a syslog that is not there says so on the terminal."""
+        missing = self.mktemp()
+        self.assertIn("is missing", deaf_syslog("auto", is_daemon=True, path=missing))
+        self.assertIn("is missing", deaf_syslog("syslog", is_daemon=False, path=missing))
+
+    def test_somebody_hears(self) -> None:
+        """A terminal, a file and a syslog that is there need no warning."""
+        missing = self.mktemp()
+        self.assertEqual(deaf_syslog("auto", is_daemon=False, path=missing), "")
+        self.assertEqual(deaf_syslog("/var/log/mta", is_daemon=True, path=missing), "")
+        self.assertEqual(deaf_syslog("auto", is_daemon=True, path="/dev/null"), "")
+
+
+class FirstRun(SynchronousTestCase):
+    def test_ports_that_are_none(self) -> None:
+        """`make run PORT=0` is refused with 64; it never becomes another port in silence."""
+        for port in ("0", "-1", "65536", "abc", "", "\u0662525"):
+            options = Options()
+            options.parseOptions([f"--port={port}", f"--directory={self.mktemp()}"])
+            said = StringIO()
+            with redirect_stderr(said):
+                end = self.assertRaises(SystemExit, makeService, options)
+            self.assertEqual(end.code, os.EX_USAGE, port)
+            self.assertIn("is not a port: 1 to 65535", said.getvalue())
+
+
+class Block:
+    name = "smtp:25"
+    factory = None
+
+    def __init__(self, **settings: object) -> None:
+        self.settings = SmtpListenerSettings(**settings)
+
+
+class ReloadedListeners(SynchronousTestCase):
+    def test_relay_from(self) -> None:
+        """Only what a reload cannot apply is reported as waiting for a restart."""
+        was = (Block(relay_from=["127.0.0.1"]),)
+        self.assertFalse(_differs(was, (Block(relay_from=["10.0.0.0/8"]),)))
+        self.assertTrue(_differs(was, (Block(relay_from=["127.0.0.1"], port=26),)))
