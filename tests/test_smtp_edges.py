@@ -1,9 +1,14 @@
 """The listener at its edges: half-closed peers, drain under pipelining, content nobody wants."""
 
+from random import Random
+
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from zope.interface.verify import verifyObject
 
 from mta.association.smtp_in import LINGER_SECONDS
+from mta.errors import Fenced, Full, TransientFailure
+from mta.model import Reply
 from tests.test_smtp_in import ENVELOPE, OK, ResponderTestCase
 
 MESSAGE = ENVELOPE + b"hello\r\n.\r\n"
@@ -185,3 +190,122 @@ class UnwantedContentTests(ResponderTestCase):
         self.clock.advance(0)
         self.assertTrue(peer.take().endswith(b"421 4.4.2 Timeout, closing the connection\r\n"))
         self.assertFalse(peer.is_open)
+
+
+class FailingContentTests(ResponderTestCase):
+    def test_a_pause_that_fails(self) -> None:
+        """Content that cannot be kept is heard to its end and refused there, once, with the code of
+        its failure, whether it failed at once, later, or behind the dot; the session goes on.
+        """
+        for late in (False, True):
+            for dot_is_here in (False, True):
+                self.setUp()
+                self.listen()
+                peer = self.dial()
+                self.say(peer, ENVELOPE)
+                peer.take()
+                pause = self.deferred("chunk") if late else None
+                if not late:
+                    self.host.answers["chunk"] = [Full("no room")]
+                peer.say(b"hello\r\n" + b".\r\nNOOP\r\n" * dot_is_here)
+                self.clock.advance(0)
+                if pause is not None:
+                    pause.errback(Full("no room"))
+                if not dot_is_here:
+                    peer.say(b"more\r\n.\r\nNOOP\r\n")
+                said = self.say(peer, b"")
+                self.assertTrue(said.startswith(b"452 4.3.1 "), said)
+                self.assertEqual(said.split(b"\r\n")[1:], [b"250 2.0.0 Ok", b""])
+                self.assertIn("fault 452", self.heard)
+                self.assertNotIn("end", self.heard)
+
+    def test_fenced_in_content(self) -> None:
+        """Superseded while content comes: a reset, no reply."""
+        self.listen()
+        self.host.answers["chunk"] = [Fenced("superseded")]
+        peer = self.dial()
+        self.say(peer, ENVELOPE)
+        self.assertEqual(self.say(peer, b"hello\r\nworld"), b"")
+        self.assertFalse(peer.is_open)
+
+
+class RandomLifeTests(ResponderTestCase):
+    """Peers, hooks, time and the operator in any order."""
+
+    HOOKS = ("connected", "helo", "mail", "rcpt", "data", "chunk", "end")
+    FAULTS = (Full("no room"), TransientFailure("later"), Fenced("superseded"), ValueError("bug"))
+
+    def live(self, rng: Random) -> None:
+        self.setUp()
+        listener = self.listen(limits={"size": "2000"})
+        late: list[tuple[str, Deferred]] = []
+        for _ in range(rng.randrange(8)):
+            name = rng.choice(self.HOOKS)
+            late.append((name, self.deferred(name)))
+        peer = self.dial()
+        transport = peer.transport.far
+        text = (MESSAGE + ENVELOPE + b"x" * 70 + b"\r\n" * 40 + b".\r\nQUIT\r\n") * 2
+        taken = 0
+        committed: list[object] = []
+        (reception,) = self.host.receptions
+        end = reception.end
+
+        def noted_end(fault: Reply | None) -> Deferred:
+            return end(fault).addCallback(lambda reply: committed.append(reply) or reply)
+
+        reception.end = noted_end
+
+        def fire(hook: str, answer: Deferred) -> None:
+            if answer.called:
+                return
+            if rng.random() < 0.2:
+                answer.errback(rng.choice(self.FAULTS))
+                answer.addErrback(lambda _: None)
+            else:
+                answer.callback(OK if hook == "end" else None)
+
+        for _ in range(rng.randrange(5, 60)):
+            match rng.randrange(12):
+                case 0 | 1 | 2 | 3 | 4:
+                    many = rng.choice((1, 10, 50, 400))
+                    peer.say(text[taken : taken + many])
+                    taken += many
+                case 5:
+                    self.clock.advance(rng.choice((0, 1, 100, 301)))
+                case 6 | 7:
+                    if late:
+                        fire(*late.pop(rng.randrange(len(late))))
+                case 8:
+                    transport.hold = not transport.hold
+                case 9:
+                    if rng.random() < 0.15:
+                        peer.half_close()
+                case 10:
+                    if rng.random() < 0.1:
+                        peer.abort()
+                case 11:
+                    if rng.random() < 0.1:
+                        listener.drain()
+            self.clock.advance(0)
+        self.assertLessEqual(peer.take().count(b"queued as"), committed.count(OK))
+        for hook, answer in late:
+            fire(hook, answer)
+        transport.hold = False
+        self.clock.advance(0)
+        peer.abort()
+        for _ in range(5):
+            self.clock.advance(0)
+        self.assertEqual(listener.open_associations, 0)
+        self.assertEqual(sum(heard.startswith("closed") for heard in reception.heard), 1)
+        self.assertEqual(self.clock.reactor.getDelayedCalls(), [])
+        self.successResultOf(listener.drain())
+
+    def test_400_lives(self) -> None:
+        """Nothing is left behind an association, whatever happened in it: no timer, no count, no
+        second end; and nobody reads a 250 before the commit was answered.
+        """
+        for number in range(400):
+            try:
+                self.live(Random(number))
+            except BaseException as fault:
+                raise AssertionError(f"life {number}: {fault!r}") from fault

@@ -109,6 +109,8 @@ class SmtpResponder(Protocol):
         self._is_ending = False
         self._is_lost = False
         self._is_draining = False
+        self._content_fault: Reply | None = None
+        """What went wrong with the content on our side, to be said at its end."""
         self._is_deaf = False
         """The peer will say nothing more; it may still listen."""
 
@@ -292,25 +294,30 @@ class SmtpResponder(Protocol):
 
     def _failed_with(self, error: BaseException | None) -> None:
         """A hook raised: the peer gets a reply that says nothing of our insides, or a reset."""
-        if self._is_ending or isinstance(error, CancelledError):
+        reply = self._reply_to(error)
+        if reply is None:
             return
         machine = self._machine
-        if isinstance(error, Fenced | TenureRevoked | Unknown):
-            self.abort()
-            return
-        if isinstance(error, Failure):
-            reply = Reply(error.code, error.enhanced, (b"Refused",))
-        elif isinstance(error, Full):
-            reply = _FULL
-        else:
-            reply = _LOCAL_ERROR
-            self._notice(error)
         if machine.state is State.GREETING:
             machine.greet(reply if reply.is_permanent else Reply(421, reply.enhanced, reply.lines))
         elif machine.is_awaiting:
             machine.answer(reply)
         else:
             self.abort()
+
+    def _reply_to(self, error: BaseException | None) -> Reply | None:
+        """What the peer is told of an error; None: nothing, it was reset or has gone."""
+        if self._is_ending or isinstance(error, CancelledError):
+            return None
+        if isinstance(error, Fenced | TenureRevoked | Unknown):
+            self.abort()
+            return None
+        if isinstance(error, Failure):
+            return Reply(error.code, error.enhanced, (b"Refused",))
+        if isinstance(error, Full):
+            return _FULL
+        self._notice(error)
+        return _LOCAL_ERROR
 
     def _notice(self, error: BaseException | None) -> None:
         what = str(error) if isinstance(error, MTAError) else f"{type(error).__name__}: {error}"
@@ -349,10 +356,22 @@ class SmtpResponder(Protocol):
         self._ask(self._reception.data())
 
     def _on_chunk(self, event: Chunk) -> None:
-        pause = self._reception.chunk(event.data)
+        if self._content_fault is not None:
+            return
+        try:
+            pause = self._reception.chunk(event.data)
+        except Exception as error:
+            self._content_fault = self._reply_to(error)
+            return
         if pause is not None:
             self._waiting = pause
-            pause.addCallbacks(self._go_on, self._failed)
+            pause.addCallbacks(self._go_on, self._pause_failed)
+
+    def _pause_failed(self, failure: TwistedFailure) -> None:
+        """Nothing may be said before the content ends; its end may be on its way already."""
+        self._waiting = None
+        self._content_fault = self._reply_to(failure.value)
+        self._pump()
 
     def _go_on(self, _: object) -> None:
         self._waiting = None
@@ -361,7 +380,8 @@ class SmtpResponder(Protocol):
     def _on_end(self, event: End) -> None:
         if self._is_unacknowledged:
             self._flush()  # one unread reply an association at most
-        answer = self._reception.end(event.fault)
+        fault, self._content_fault = event.fault or self._content_fault, None
+        answer = self._reception.end(fault)
         self._waiting = answer
         answer.addCallbacks(self._ended_message, self._failed)
 
