@@ -608,6 +608,16 @@ class OwnerTests(LogLab, SynchronousTestCase):
         assert self.texts().count("epoch/1 is gone: the spool was removed, unmounted") == 1
         self.assertRaises(Fenced, spool.check_room, 1)
 
+    def test_a_crowded_place(self) -> None:
+        """A directory that is no spool is named by a few of its files, not by thousands."""
+        spool = self.make_spool("a")
+        self.disk.mkdir(DIRECTORY.rpartition("/")[0])
+        self.disk.mkdir(DIRECTORY)
+        for number in range(1000):
+            self.disk.mkdir(f"{DIRECTORY}/x{number:03}")
+        text = str(self.failureResultOf(spool.inspect(), StartRefused).value)
+        assert "holds x000, x001, x002 and 997 more (" in text
+
     def test_shared_and_missing(self) -> None:
         """A shared spool whose directory is missing is a mount that is missing: nothing is made."""
         spool = self.make_spool("a", sharing=Sharing.CLUSTER_FS, initialise=False)

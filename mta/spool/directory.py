@@ -141,7 +141,7 @@ class Directory:
         if leftovers or filled:
             raise StartRefused(
                 f"{self.path} is no spool",
-                f"it has no format marker, but holds {', '.join(sorted(leftovers or filled))}",
+                f"it has no format marker, but holds {_some(sorted(leftovers or filled))}",
                 "name another directory",
                 os.EX_CONFIG,
             )
@@ -195,6 +195,12 @@ class Directory:
                     os.EX_NOPERM,
                 ) from error
             raise as_spool_error(error, what) from error
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    """The first names, and how many more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def as_spool_error(error: OSError, what: str) -> Full | Unavailable:
