@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:
@@ -230,7 +230,13 @@ def source(
     return time.perf_counter() - begun
 
 
-def start_ours(directory: str, port: int, next_hop: int, queue: str = "lifetime: 1h") -> Tree:
+def start_ours(
+    directory: str,
+    port: int,
+    next_hop: int,
+    queue: str = "lifetime: 1h",
+    twistd: Sequence[str] = (),
+) -> Tree:
     """This MTA: standalone on loopback, the log spool, routing, log lines and retry state on."""
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, "mta.yaml")
@@ -256,7 +262,8 @@ queue: {{{queue}}}
 admin: {{socket: {directory}/control.sock, submit-socket: {directory}/submit.sock}}
 """
         )
-    argv = [os.path.join(VENV_BIN, "twistd"), "-n", "--pidfile=", "mta", "--config", path]
+    program = os.path.join(VENV_BIN, "twistd")
+    argv = [program, "-n", "--pidfile=", *twistd, "mta", "--config", path]
     return Tree(argv, os.path.join(directory, "mta.log"))
 
 
