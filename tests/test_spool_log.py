@@ -611,7 +611,6 @@ class OwnerTests(LogLab, SynchronousTestCase):
     def test_a_crowded_place(self) -> None:
         """A directory that is no spool is named by a few of its files, not by thousands."""
         spool = self.make_spool("a")
-        self.disk.mkdir(DIRECTORY.rpartition("/")[0])
         self.disk.mkdir(DIRECTORY)
         for number in range(1000):
             self.disk.mkdir(f"{DIRECTORY}/x{number:03}")
