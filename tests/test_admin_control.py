@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -244,6 +245,23 @@ class Admission(SynchronousTestCase):
         self.assertEqual(set(os.getgroups()), set(found.groups))
         self.assertTrue(found.is_member(os.getgid()))
         self.assertTrue(all(found.is_member(gid) for gid in found.groups))
+        near.close()
+        far.close()
+
+    def test_supplementary_groups(self) -> None:
+        """A member of mta-admin by a supplementary group is one: the kernel is asked in a size that
+        Python passes on."""
+        near, far = socket.socketpair()
+
+        class Peer:
+            def getsockopt(self, level: int, option: int, octets: int) -> bytes:
+                answer = near.getsockopt(level, option, octets)  # over 1024 octets: OSError
+                return answer if option == socket.SO_PEERCRED else struct.pack("=II", 7, 1001)
+
+        class Transport:
+            socket = Peer()
+
+        self.assertEqual(credentials(Transport()).groups, {7, 1001})
         near.close()
         far.close()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 from contextlib import redirect_stderr, redirect_stdout
-from email.utils import getaddresses
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -406,9 +406,9 @@ class Addresses(SynchronousTestCase):
     @given(st.lists(MAILBOX, min_size=1, max_size=5), st.sampled_from([", ", ",\n ", " ,\t"]))
     @settings(max_examples=150, deadline=None, derandomize=True)
     def test_lists(self, boxes: list[str], comma: str) -> None:
-        """Any well-formed list gives the addresses that the standard library finds."""
+        """Any well-formed list gives its addresses: not its comments, not its quoted names."""
         text = comma.join(boxes)
-        expected = [address for _, address in getaddresses([text])]
+        expected = re.findall(r"[a-z0-9_+-]+@[a-z0-9_+-]+\.example", text)
         self.assertEqual(expected, [a.decode() for a in mailboxes(text.encode())])
 
     @given(st.lists(MAILBOX, max_size=3), st.lists(MAILBOX, max_size=2))

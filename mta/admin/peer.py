@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 _UCRED = struct.Struct("=iII")
 _SO_PEERGROUPS = 59
 """Linux 4.13; Python's socket module does not name it."""
-_MOST_GROUPS = 65536
+_MOST_GROUPS = 256
+"""The most that fit: Python's getsockopt refuses a buffer of over 1024 octets."""
 
 
 class Credentials(NamedTuple):
@@ -33,6 +34,6 @@ def credentials(transport: Any) -> Credentials:
     try:
         packed = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
     except OSError:
-        packed = b""  # an older kernel: the primary group has to do
+        packed = b""  # an older kernel, or more groups: the primary one has to do
     count = len(packed) // 4
     return Credentials(pid, uid, gid, frozenset(struct.unpack(f"={count}I", packed[: 4 * count])))
