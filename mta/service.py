@@ -8,6 +8,7 @@ without waiting is refused in the constructor, before twistd forks.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -354,6 +355,9 @@ class MTAService(Service):
 
     def _announce(self) -> None:
         """The embedded default configuration is for a first look: say what to try."""
+        # The commands look for a daemon of the working directory at this place by themselves.
+        at = os.path.relpath(self._config.admin.socket)
+        named = "" if at == "var/run/control.sock" else f" --socket {shlex.quote(at)}"
         program = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "mta")
         shown = os.path.relpath(program) if os.path.exists(program) else "mta"
         lines = [
@@ -361,8 +365,8 @@ class MTAService(Service):
             *(f"  listening: {text}" for text in self.tenant.listening),
             f"  spool:     {getattr(self._config.spool.settings, 'directory', '')}",
             "Try it from another terminal:",
-            f"  {shown} send --to you@example.com --subject Hello --body 'It works.'",
-            f"  {shown} status",
+            f"  {shown}{named} send --to you@example.com --subject Hello --body 'It works.'",
+            f"  {shown}{named} status",
             "",
         ]
         os.write(2, "\n".join(lines).encode())
