@@ -28,7 +28,7 @@ from mta.wire.text import neutralise
 
 COMMAND_LIMIT = 2048
 """Octets of a command line with CRLF. RFC 5321 4.5.3.1.4 says 512, and each extension adds to it:
-with all those of smtp.md (AUTH, ORCPT, RRVS ...) a MAIL or RCPT may legally have about 1700."""
+with all registered ones (AUTH, ORCPT, RRVS ...) a MAIL or RCPT may legally have about 1700."""
 
 
 @dataclass(frozen=True, slots=True)
