@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -38,7 +39,7 @@ from mta.cluster.settings import ClusterSettings
 from mta.config.errors import ConfigErrors
 from mta.config.inventory import plugin_facts
 from mta.config.load import load_file
-from mta.config.schema import Config, PluginBlock
+from mta.config.schema import Config, ListenerBlock, PluginBlock
 from mta.errors import ClusterNotInitialised, MTAError, PluginError
 from mta.interfaces import IClusterResource, IRevocable, ISpool, ITenure
 from mta.plugins.find import Catalogue, create
@@ -55,6 +56,9 @@ from mta.spool.disk import Disk, ThreadExecutor
 from mta.telemetry import Event, Telemetry, Transition
 from mta.tenant import Bridgehead
 from mta.wire.smtp.grammar import parse_mailbox
+
+FIXED = ("virtual_server", "node", "cluster", "spool", "listeners", "admin", "log", "resolver")
+"""Blocks that a running process keeps; a change in them is named and waits for a restart."""
 
 
 def own_version() -> str:
@@ -330,7 +334,7 @@ class MTAService(Service):
             "role": "standby" if tenure is None else "owner",
             "state": self.ownership.state.name.lower(),
             "why": self.ownership.explain(),
-            "epoch": 0 if tenure is None else tenure.epoch,
+            "epoch": self.ownership.epoch,
             "configuration": {"file": config.filename, "digest": config.digest},
             "cluster": self.ownership.snapshot(),
             "services": self._doors.snapshot(),
@@ -394,25 +398,45 @@ class MTAService(Service):
             for line in str(errors).splitlines():
                 notice("error", "reload", f"{line} (the former configuration stays)")
             return
-        fixed = [
+        stays = [
             block
-            for block in ("virtual_server", "node", "cluster", "spool", "listeners", "admin", "log")
+            for block in FIXED
             if _differs(getattr(self._config, block), getattr(config, block))
         ]
-        if fixed:
-            names = ", ".join(name.replace("_", "-") for name in fixed)
-            notice("warning", "reload", f"{names}: changed in the file; needs a restart to apply")
+        merged = _merged(self._config, config)
         try:
-            self.tenant.reconfigure(config)
+            self.tenant.reconfigure(merged)
         except MTAError as error:
             notice("error", "reload", f"{error} (the former configuration stays)")
             return
+        self._config = merged
+        if stays:
+            names = ", ".join(name.replace("_", "-") for name in stays)
+            notice("warning", "reload", f"{names}: changed in the file; needs a restart to apply")
         notice("info", "reload", f"{self._file}: routing, connectors, policies and queue reloaded")
 
     def _dump(self) -> None:
         """SIGUSR2: the state, into the log."""
         for key, value in self.commands.status().items():
             self.telemetry.notice("info", "state", f"{key}: {value}")
+
+
+def _merged(old: Config, new: Config) -> Config:
+    """`new` where a running process can change, `old` where it cannot. A listener that is open
+    takes over `relay-from`, which is asked for each association.
+    """
+    fresh = {block.name: block.settings for block in new.listeners}
+
+    def listener(block: ListenerBlock) -> ListenerBlock:
+        wanted = fresh.get(block.name)
+        if wanted is None or not hasattr(wanted, "relay_from"):
+            return block
+        changed = block.settings.model_copy(update={"relay_from": wanted.relay_from})
+        return replace(block, settings=changed)
+
+    kept: dict[str, Any] = {block: getattr(old, block) for block in FIXED}
+    kept["listeners"] = tuple(listener(block) for block in old.listeners)
+    return replace(new, **kept)
 
 
 def _cluster_settings(block: PluginBlock) -> ClusterSettings:
@@ -441,5 +465,5 @@ def _differs(old: Any, new: Any) -> bool:
 
 
 def _fixed_part(settings: Settings) -> dict[str, Any]:
-    """Who may relay is read anew by a reload (Bridgehead.reconfigure)."""
+    """Who may relay is taken over by a reload (`_merged`)."""
     return settings.model_dump(exclude={"relay_from"})

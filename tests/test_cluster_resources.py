@@ -441,6 +441,12 @@ class Admission(SynchronousTestCase):
         self.refuse(Sharing.NFS, fenced=True)
         self.refuse(Sharing.NONE)
 
+    def test_failover_mount(self) -> None:
+        """A file system that only one node may mount needs fencing before it is mounted."""
+        with self.assertRaises(ConfigurationError) as caught:
+            self.refuse(Sharing.FAILOVER_MOUNT, fenced=True)
+        self.assertIn("nobody fences", caught.exception.what)
+
     def test_cannot_be_shared(self) -> None:
         """A store that lives in one process cannot be shared."""
         self.assertRaises(ConfigurationError, self.refuse, Sharing.CLUSTER_FS, False, True)

@@ -10,9 +10,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mta.admin.sinks import deaf_syslog
 from mta.association.smtp_settings import SmtpListenerSettings
+from mta.config.generate import default_text
+from mta.config.load import load
 from mta.errors import StartRefused
+from mta.plugins.find import Catalogue
 from mta.process import refuse_unwritable
-from mta.service import _differs
+from mta.service import _differs, _merged
 from mta.tap import Options, makeService
 
 
@@ -99,3 +102,34 @@ class ReloadedListeners(SynchronousTestCase):
         was = (Block(relay_from=["127.0.0.1"]),)
         self.assertFalse(_differs(was, (Block(relay_from=["10.0.0.0/8"]),)))
         self.assertTrue(_differs(was, (Block(relay_from=["127.0.0.1"], port=26),)))
+
+    def test_what_stays(self) -> None:
+        """A reload takes over routing and relay-from; ports, addresses and the spool stay, so that
+        a listener that runs goes on admitting its clients.
+        """
+        text = default_text("/var/tmp/mta-test", 2525)
+        old = load(text, "old", Catalogue().find)
+        changed = text.replace("port: 2525", "port: 2526").replace(
+            '{domain: "*"}', '{domain: "*", cost: 60}'
+        )
+        new = load(
+            changed.replace("/var/tmp/mta-test/spool", "/elsewhere"), "new", Catalogue().find
+        )
+        merged = _merged(old, new)
+        self.assertEqual(merged.listeners, old.listeners)
+        self.assertEqual(merged.spool.settings, old.spool.settings)
+        self.assertEqual(merged.digest, new.digest)
+        self.assertEqual(merged.connectors, new.connectors)
+
+    def test_relay_from_is_taken_over(self) -> None:
+        """The networks that may relay change under a listener that is open."""
+        text = default_text("/var/tmp/mta-test", 2525)
+        old = load(text, "old", Catalogue().find)
+        new = load(
+            text.replace("port: 2525", "port: 2525, relay-from: [10.0.0.0/8]"),
+            "new",
+            Catalogue().find,
+        )
+        (block,) = _merged(old, new).listeners
+        self.assertEqual([str(n) for n in block.settings.relay_from], ["10.0.0.0/8"])
+        self.assertEqual(block.settings.port, 2525)

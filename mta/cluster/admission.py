@@ -27,6 +27,13 @@ def refuse_unfenced(resource: IClusterResource, spool: ISpool, spool_settings: A
         resource.lock_in(str(directory))
     if sharing is Sharing.NONE:
         return
+    if sharing is Sharing.FAILOVER_MOUNT and resource.fencing is not Fencing.EXTERNAL:
+        raise ConfigurationError(
+            "spool.sharing is failover-mount, but nobody fences the other node",
+            "a file system mounted by two nodes at once is destroyed, and epochs cannot help it",
+            "use a cluster resource that mounts only after fencing (pacemaker with STONITH), or "
+            "say how the directory is really shared: cluster-fs, nfs, none",
+        )
     if not spool.guarantees.shared:
         raise ConfigurationError(
             f"spool.sharing is {sharing.value}, but the store cannot be shared",
