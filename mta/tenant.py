@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IProtocol
 from zope.interface import implementer
 
@@ -145,8 +145,15 @@ class Bridgehead:
             raise
         self.listening = tuple(shown)
         assert self._dispatch is not None
-        self._dispatch.start()
-        return succeed(None)
+        return Deferred.fromCoroutine(self._move(self._dispatch))
+
+    async def _move(self, dispatch: Dispatch) -> None:
+        """Let the queue move, once everything is recorded that was under way before: after a
+        suspension under the same epoch the last transfers' outcomes may not be on disk yet.
+        """
+        await self._spool.journal((), ())
+        if self._dispatch is dispatch:
+            dispatch.start()
 
     def suspend(self, reason: str) -> None:
         self._end(reason)
@@ -254,7 +261,12 @@ class Bridgehead:
         if dispatch in self._former:
             self._former.discard(dispatch)
             dispatch.stop("replaced by a reload")
+        self._spool.journal((), ()).addCallbacks(self._inherit, _lost)
+
+    def _inherit(self, _: None) -> None:
+        """All that the former dispatch had to say is recorded: what it left is ours to send."""
         if self._dispatch is not None:
+            self._dispatch.learn_doubts()
             self._dispatch.pump()
 
     # --- operators ------------------------------------------------------------------------------
@@ -300,6 +312,10 @@ class Bridgehead:
             return build_submission_responder(self._tenure, host, peer, self._surroundings)
 
         return build
+
+
+def _lost(_failure: object) -> None:
+    """The epoch ended meanwhile; the ownership machine knows."""
 
 
 def _admitted(block: ListenerBlock, server: VirtualServer) -> tuple[Network, ...]:

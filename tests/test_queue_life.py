@@ -126,6 +126,7 @@ class LifeTests(SynchronousTestCase):
         house = House(self)
         house.kind.on_commit = lambda *a: Deferred()
         name = house.accept("bob@example.com")
+        house.spool.abandon()
         house.dispatch.stop("killed")
         house.takeover()
         self.assertEqual(house.kind.opened, ["192.0.2.20:25"])

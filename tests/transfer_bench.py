@@ -162,6 +162,8 @@ class PlainSpool:
             if result.unknown:
                 doubt = Doubt("outbound", result.queue_id, result.slot, "", (), 1)
                 self.doubts = (*self.doubts, doubt)
+            if result.state is None and (result.unknown or result.not_sent):
+                continue
             self.taken.discard(result.queue_id)
             if result.state is None:
                 del self.messages[result.queue_id], self.texts[result.queue_id]
@@ -185,21 +187,23 @@ class PlainSpool:
     def due(self, now, limit, avoid):
         found = []
         for name, due in sorted(self.dues.items(), key=lambda item: item[1]):
-            envelope, state = self.messages[name]
-            pending = state.pending
-            domain = envelope.recipients[pending[0]].address.domain if pending else b""
-            if name in self.taken or state.held or due > now or domain in avoid:
-                continue
-            if len(found) < limit:
+            domain = self._domain(name)
+            if self._waits(name, avoid) and due <= now and len(found) < limit:
                 self.taken.add(name)
-                found.append(DueWork(name, domain, int(envelope.priority), due))
+                found.append(DueWork(name, domain, int(self.messages[name][0].priority), due))
         return found
 
+    def _domain(self, name):
+        envelope, state = self.messages[name]
+        pending = state.pending
+        return envelope.recipients[pending[0]].address.domain if pending else b""
+
+    def _waits(self, name, avoid):
+        held = self.messages[name][1].held
+        return name not in self.taken and not held and self._domain(name) not in avoid
+
     def next_due(self, avoid):
-        dues = [
-            d for n, d in self.dues.items() if n not in self.taken and not self.messages[n][1].held
-        ]
-        return min(dues, default=None)
+        return min((d for n, d in self.dues.items() if self._waits(n, avoid)), default=None)
 
     def give_back(self, name, due):
         self.taken.discard(name)

@@ -4,7 +4,8 @@ Law: justify durably, re-read the epoch, then act (spool.md section 6). For ever
 INTENT durable, in one batch with the RESULT of the message before it; the commit point; RESULT.
 No commit point comes before the RESULT of the last one on this slot is durable. After content was
 let go nobody else is asked in the same attempt (RFC 5321 4.5.3.2.6, RFC 1047). Cancelling is safe
-at every await: what was not journalled is found on the in-doubt list, never lost.
+at every await: what is known by then is handed to the spool before the agent is gone, be it only
+that nothing is known. If the spool takes no more, the next owner finds it in doubt.
 
 `prepare` of the next message overlaps `commit` of the last one where the association can.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 
 from mta.errors import (
     Failure,
@@ -25,28 +26,21 @@ from mta.errors import (
     TransientFailure,
 )
 from mta.interfaces import IClock, IContent, ISender, ISpool, ITenure
-from mta.model import FourTuple, Intent, Outcome, OutcomeKind, Reply, Result, Route
+from mta.model import FourTuple, Intent, Outcome, Result, Route
 from mta.telemetry import Telemetry
 from mta.transfer.hops import Hop, HopFinder, HopHealth
 from mta.transfer.ledger import Ledger, Via
+from mta.transfer.outcomes import completed, in_doubt, local_problem
 from mta.transfer.schedule import Lane
 from mta.transfer.work import Job
 
 FAIR_SHARE = 50
 """Messages after which an association makes way when other destinations wait for one."""
 
+_DEFECT_PAUSE = 300.0
+"""Seconds before a message is tried again in whose transfer our own code, or a plugin's, broke."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds between attempts to journal a RESULT while the spool is unavailable."""
-
-
-def reply_of(failure: Failure, *, transient: bool) -> Reply:
-    """What a failure says to a sender: its code and its facts, never the remedy (that is ours)."""
-    code, enhanced = failure.code, failure.enhanced
-    if transient and code >= 500:
-        code, enhanced = 451, "4" + enhanced[1:]
-    text = f"{failure.what}: {failure.why}" if failure.why else failure.what
-    clean = "".join(c if c.isprintable() else "?" for c in text)
-    return Reply(code, enhanced, (clean.encode("ascii", "backslashreplace"),))
 
 
 class Floor(Protocol):
@@ -60,6 +54,10 @@ class Floor(Protocol):
     finder: HopFinder
     health: HopHealth
     messages_per_association: int
+
+    @property
+    def is_closing(self) -> bool:
+        """Nothing new is begun."""
 
     def take(self, lane: Lane[Job]) -> Job | None:
         """The next job of this lane."""
@@ -89,6 +87,14 @@ class Floor(Protocol):
     ) -> Result | Deferred[Result]:
         """End the job: the Result to journal, its reports in it."""
 
+    def finish_now(
+        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
+    ) -> Result:
+        """The same without waiting; its reports lack the original's header."""
+
+    def recorded(self, journalling: Deferred[None], results: Sequence[Result]) -> None:
+        """Own the end of this journalling; the agent does not wait for it."""
+
     async def unreachable(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
         """No association could be opened for `job`."""
 
@@ -106,6 +112,7 @@ class Agent:
         "_failure",
         "_floor",
         "_hop",
+        "_job",
         "_opening_seconds",
         "_recording",
         "_refused",
@@ -129,6 +136,8 @@ class Agent:
         self._failure: Failure | None = None
         self._refused: PermanentFailure | None = None
         self._hop: Hop | None = None
+        self._job: Job | None = None
+        """In hand, and not concluded: what a defect must not swallow."""
         self._opening_seconds = 0.0
 
     @property
@@ -145,16 +154,32 @@ class Agent:
             self._floor.requeue(job)
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        except (CancelledError, Fenced, TenureRevoked):
+            raise  # dispatch stops, and gives back whatever is in work
+        except Exception:
+            job, self._job = self._job, None
+            if job is not None:
+                self._floor.postpone(job, _DEFECT_PAUSE)
+            raise
+
+    async def _run(self) -> None:
         floor, lane = self._floor, self.lane
         job = floor.take(lane)
         floor.began(lane)
         fresh_attempt = True
         while job is not None:
+            if floor.is_closing:
+                floor.postpone(job, 0.0)
+                return
+            self._job = job
             if fresh_attempt:
                 self._stages = [job.route, *job.route.alternatives]
                 self._untried = []
                 self._failure = self._refused = None
             sender = await self._reach(job)
+            self._job = None
             if sender is None:
                 failure = self._failure or TransientFailure(f"{lane.key} cannot be reached")
                 if self._refused is not None and self._refused is failure:
@@ -172,6 +197,8 @@ class Agent:
             finally:
                 self.sender = None
                 floor.spool.close_association(sender.slot)
+                if sender.is_open:  # cut off in the midst of it
+                    _close_quietly(sender)
             if job is None and not floor.must_yield():
                 job, fresh_attempt = floor.take(lane), True
 
@@ -208,7 +235,7 @@ class Agent:
                     "transfer",
                     f"connector {hop.hop.connector!r} to {hop.hop.relay}: {problem}",
                 )
-                self._failed(hop, _local_problem(hop))
+                self._failed(hop, local_problem(hop))
             else:
                 floor.health.answered(hop.peer)
                 floor.reached(self.lane)
@@ -237,6 +264,12 @@ class Agent:
         content: IContent | None = None
         began_at = 0.0
         carried = 0
+        # What would have to be said of `job` if this were cut off now: nothing yet; an INTENT is
+        # out; content was let go; its outcomes are known and not recorded.
+        left: tuple[int, ...] = ()
+        is_let_go = False
+        outcomes: Sequence[Outcome] = ()
+        following: Job | None = None
         try:
             while job is not None:
                 message, recipients = job.message, job.recipients
@@ -270,35 +303,39 @@ class Agent:
                         floor.telemetry.notice(
                             "error", "transfer", f"{via.kind} to {via.relay}: {problem}"
                         )
-                        problem = _local_problem(hop)
+                        problem = local_problem(hop)
                     if not carried:
                         self._failed(hop, problem)
                     return job, carried > 0
                 assert content is not None
-                following: Job | None = None
+                outcomes = settled
                 if len(settled) < len(recipients):
                     if self._recording is not None:
-                        recording, self._recording = self._recording, None
-                        await recording
+                        await self._recorded()
                     left = recipients
                     if settled:
                         done = {outcome.recipient for outcome in settled}
                         left = tuple(i for i in recipients if i not in done)
+                    handed, results = results, []
                     try:
-                        await spool.journal(results, (Intent(message.queue_id, slot, left, peer),))
+                        await spool.journal(handed, (Intent(message.queue_id, slot, left, peer),))
                     except (Fenced, CancelledError):
                         raise
                     except SpoolError as problem:
                         # Nothing was let go: take it back, keep the results, try all of it later.
+                        results, left = handed, ()
                         self._unreadable(job, problem)
                         job = None
                         await self._flush(results)
                         await sender.withdraw()
                         break
-                    if results:
-                        floor.durable(results)
-                        results = []
-                    committing = sender.commit(content)
+                    if handed:
+                        floor.durable(handed)
+                    is_let_go = True
+                    try:
+                        committing = sender.commit(content)
+                    except Exception:
+                        committing = fail()
                     next_content: IContent | None = None
                     next_began = 0.0
                     if sender.can_overlap:
@@ -307,12 +344,7 @@ class Agent:
                             ready = self._resident(following)
                             if ready is not None:
                                 next_content, next_began = ready, clock.monotonic()
-                                preparing = sender.prepare(
-                                    following.message.queue_id,
-                                    following.message.envelope,
-                                    following.recipients,
-                                    ready.size_octets,
-                                )
+                                preparing = self._prepare(sender, following, ready)
                     try:
                         brought = await committing
                     except (CancelledError, Fenced, TenureRevoked):
@@ -321,26 +353,32 @@ class Agent:
                         floor.telemetry.notice(
                             "error", "transfer", f"{via.kind} to {via.relay}: {problem}"
                         )
-                        brought = _in_doubt(left, "the association kind failed after it sent")
+                        brought = in_doubt(left, "the association kind failed after it sent")
                     content.close()
                     if len(brought) != len(left):
-                        brought = _completed(brought, left)
+                        brought = completed(brought, left)
                     outcomes = (*settled, *brought) if settled else brought
+                    left = ()
                     content, next_content = next_content, None
                 else:
+                    is_let_go = True  # all of it is settled, without content
                     content.close()
                     content = None
-                    outcomes, next_began = settled, 0.0
+                    next_began = 0.0
                 carried += 1
-                finished = floor.finish(*self._divide(job, outcomes), via, began_at)
+                job, outcomes = self._divide(job, outcomes)
+                finished = floor.finish(job, outcomes, via, began_at)
                 results.append(await finished if isinstance(finished, Deferred) else finished)
+                is_let_go = False
+                if message.is_divided:
+                    self._record_now(results)
+                    results = []
                 began_at = next_began
-                job = following or self._more(carried)
+                job, following = following or self._more(carried), None
                 if job is None:
                     if self._recording is not None:
-                        recording, self._recording = self._recording, None
-                        await recording
-                    self._recording = Deferred.fromCoroutine(self._record(results))
+                        await self._recorded()
+                    self._record_now(results)
                     results = []
                     if carried < floor.messages_per_association and sender.is_open:
                         job = await self._rest()
@@ -350,6 +388,19 @@ class Agent:
             await self._flush(results)
             await sender.close()
             return job, True
+        except BaseException:
+            if is_let_go and left:
+                outcomes = (*outcomes, *in_doubt(left, "cut off before the reply came"))
+            elif left and job is not None:
+                results.append(Result(job.message.queue_id, slot, None, not_sent=True))
+            if is_let_go and job is not None:
+                job = self._last_outcome(job, outcomes, results, via=via, began_at=began_at)
+            if results:
+                floor.recorded(spool.journal(results, ()), results)
+            if following is not None:
+                floor.postpone(following, 0.0)
+            self._job = job
+            raise
         finally:
             if content is not None:
                 content.close()
@@ -360,6 +411,36 @@ class Agent:
                 recording, self._recording = self._recording, None
                 recording.addErrback(_swallow)
                 recording.cancel()
+
+    def _last_outcome(
+        self,
+        job: Job,
+        outcomes: Sequence[Outcome],
+        results: list[Result],
+        *,
+        via: Via,
+        began_at: float,
+    ) -> Job | None:
+        """Cut off: what is known of the job is recorded all the same. Answers it if it is not."""
+        try:
+            results.append(self._floor.finish_now(job, outcomes, via, began_at))
+        except Exception as problem:
+            self._floor.telemetry.notice(
+                "critical", "transfer", f"defect: {problem!r}", job.message.queue_id
+            )
+            return job
+        return None
+
+    @staticmethod
+    def _prepare(sender: ISender, job: Job, content: IContent) -> Deferred[tuple[Outcome, ...]]:
+        """Ahead of its turn: what it raises is heard in its turn."""
+        message = job.message
+        try:
+            return sender.prepare(
+                message.queue_id, message.envelope, job.recipients, content.size_octets
+            )
+        except Exception:
+            return fail()
 
     def _resident(self, job: Job) -> IContent | None:
         """The content for an overlapping prepare, if it is at hand without waiting."""
@@ -407,6 +488,7 @@ class Agent:
         later = tuple(outcome.recipient for outcome in outcomes if outcome.next_transfer)
         rest = Job(job.message, later, job.route, job.lane, grade=job.grade, prefer=job.prefer)
         job.message.jobs += 1
+        job.message.is_divided = True
         self._floor.requeue(rest)
         return job, now
 
@@ -414,23 +496,39 @@ class Agent:
 
     async def _flush(self, results: list[Result]) -> None:
         """What is not recorded yet becomes durable now."""
-        if self._recording is not None:
-            recording, self._recording = self._recording, None
-            await recording
         if results:
             taken = list(results)
             results.clear()
-            await self._record(taken)
+            self._record_now(taken)
+        if self._recording is not None:
+            await self._recorded()
 
-    async def _record(self, results: list[Result]) -> None:
+    async def _recorded(self) -> None:
+        """All that was handed to the spool is durable."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            await recording
+
+    def _record_now(self, results: list[Result]) -> None:
+        """Hand RESULTs to the spool in this moment; they are durable before the next dot."""
+        self._recording = Deferred.fromCoroutine(self._record(results, self._recording))
+
+    async def _record(self, results: list[Result], former: Deferred[None] | None) -> None:
         """RESULTs without an INTENT. A transfer that happened is recorded however long it takes:
         the slot has no next commit point before. @raise Fenced.
         """
         floor = self._floor
         pause = _FIRST_PAUSE
+        journalling = floor.spool.journal(results, ())
+        if former is not None:
+            try:
+                await former
+            except BaseException:
+                floor.recorded(journalling, results)
+                raise
         while True:
             try:
-                await floor.spool.journal(results, ())
+                await journalling
             except (Fenced, CancelledError):
                 raise
             except SpoolError as problem:
@@ -440,8 +538,13 @@ class Agent:
                     f"an outcome cannot be recorded, trying again in {pause:g} s: {problem}",
                     results[0].queue_id,
                 )
-                await _sleep(floor.clock, pause)
+                try:
+                    await _sleep(floor.clock, pause)
+                except CancelledError:
+                    floor.recorded(floor.spool.journal(results, ()), results)
+                    raise
                 pause = min(pause * 2.0, _LONGEST_PAUSE)
+                journalling = floor.spool.journal(results, ())
             else:
                 floor.durable(results)
                 return
@@ -460,22 +563,9 @@ async def _sleep(clock: IClock, seconds: float) -> None:
         timer.cancel()
 
 
-def _local_problem(hop: Hop) -> TransientFailure:
-    return TransientFailure(
-        f"{hop.hop.connector} cannot deliver now", "local problem", enhanced="4.3.0"
-    )
-
-
-def _in_doubt(recipients: Sequence[int], text: str) -> tuple[Outcome, ...]:
-    reply = Reply(451, "4.4.2", (text.encode(),))
-    return tuple(Outcome(index, OutcomeKind.UNKNOWN, reply) for index in recipients)
-
-
-def _completed(brought: Sequence[Outcome], left: Sequence[int]) -> tuple[Outcome, ...]:
-    """A kind must answer for every recipient; those it forgot are in doubt."""
-    answered = {outcome.recipient: outcome for outcome in brought}
-    forgotten = _in_doubt([i for i in left if i not in answered], "no outcome was told")
-    return tuple(answered[i] for i in left if i in answered) + forgotten
+def _close_quietly(sender: ISender) -> None:
+    """Nobody waits for its end; should it have none, the tenure's closes the transport."""
+    maybeDeferred(sender.close).addErrback(_swallow)
 
 
 def _close(content: IContent) -> None:

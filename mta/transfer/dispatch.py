@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -35,7 +34,6 @@ from mta.model import (
     InDoubt,
     IPAddress,
     MessageState,
-    Outcome,
     OutcomeKind,
     RecipientStatus,
     Reply,
@@ -44,14 +42,17 @@ from mta.model import (
     Unroutable,
 )
 from mta.telemetry import Telemetry
-from mta.transfer.agent import Agent, reply_of
+from mta.transfer.agent import Agent
+from mta.transfer.doubts import Doubts
 from mta.transfer.endings import Endings, plain
+from mta.transfer.finishing import Finishing
 from mta.transfer.hops import Hop, HopFinder, HopHealth
 from mta.transfer.ledger import Ledger, Via
+from mta.transfer.outcomes import reply_of
 from mta.transfer.report import Reporter
 from mta.transfer.schedule import GRADES, Lane, Reach, Schedule
 from mta.transfer.settings import QueueSettings
-from mta.transfer.settle import ReportDue, Rules
+from mta.transfer.settle import Rules
 from mta.transfer.standing import Standing
 from mta.transfer.tasks import Alarm, Tasks
 from mta.transfer.work import Job, Message
@@ -93,13 +94,17 @@ class Dispatch:
         self.ledger = Ledger(self.rules, clock, telemetry, chance)
         self.finder = HopFinder(self._connectors, resolver, is_ourselves)
         self.health = HopHealth()
-        self._reporter = Reporter(
+        reporter = Reporter(
             self.spool, self.clock, tenure.network_name, postmaster, self.rules.expires
         )
+        finishing = Finishing(self.ledger, reporter)
+        self.finish, self.finish_now = finishing.finish, finishing.finish_now
         self._schedule: Schedule[Job] = Schedule(
             settings.associations, settings.destination_retry, max(settings.backoff)
         )
         self._endings = Endings(self)
+        may_hold = any(c.in_doubt is InDoubt.HOLD for c, _ in self._connectors.values())
+        self._doubts = Doubts(self.spool, self.ledger, telemetry, may_hold=may_hold)
         self._lane_limit = max(100, settings.active_limit // 4)
         self._standing = Standing(
             self._routing, telemetry, [c.name for c, _ in self._connectors.values() if c.by_mx]
@@ -129,10 +134,13 @@ class Dispatch:
     def start(self) -> None:
         """Let the queue move. What is in doubt goes last, and to the same peer first."""
         self._is_running = True
-        for doubt in self.spool.in_doubt():
-            if doubt.side == "outbound":
-                self.ledger.doubts[doubt.queue_id] = doubt.peer
+        self.learn_doubts()
         self.pump()
+
+    def learn_doubts(self) -> None:
+        """The in-doubt list may have grown by what another dispatch left behind."""
+        if self._doubts.learn():
+            self._tasks.start(self._doubts.learn_held())
 
     def drain(self, deadline: float) -> Deferred[None]:
         """Begin nothing new; fires when every association is closed, or at `deadline`
@@ -152,7 +160,6 @@ class Dispatch:
         timer = self.clock.call_later(
             max(0.0, deadline - self.clock.monotonic()), self.stop, "the time to drain is over"
         )
-
         done.addBoth(lambda _: timer.cancel())
         return done
 
@@ -168,8 +175,10 @@ class Dispatch:
         self._tasks.cancel()
         self._idle.clear()
         for message in list(self.ledger.active.values()):
-            # If this epoch still stands (an address went for a moment) others may have it again.
-            self._give_back(message.queue_id, None)
+            # If this epoch still stands (an address went for a moment) others may have it again;
+            # where a record is under way, not before it says what became of the message.
+            if message.is_retaken or not message.is_journalled:
+                self._give_back(message.queue_id, None)
         if self.ledger.active:
             self.telemetry.notice(
                 "info", "transfer", f"{len(self.ledger.active)} messages went back: {reason}"
@@ -203,7 +212,10 @@ class Dispatch:
         room = self._settings.active_limit - len(self.ledger.active) - self._loading
         taken: list[DueWork] = []
         if room > 0:
-            taken = self.spool.due(wall, min(room, _BATCH), avoid)
+            try:
+                taken = self.spool.due(wall, min(room, _BATCH), avoid)
+            except SpoolError:
+                return  # the epoch is lost: the tenure's end is on its way
             for work in taken:
                 self._load(work.queue_id, wall)
         self._has_more = room <= 0 or len(taken) >= min(room, _BATCH)
@@ -282,10 +294,10 @@ class Dispatch:
         recipients = envelope.recipients
         prefer = ""
         if self.ledger.doubts:
-            prefer = self._doubted(queue_id)
+            prefer = self._doubts.peer_of(queue_id)
         self.ledger.active[queue_id] = message
         if len(recipients) == 1 and state.recipients[0].status is RecipientStatus.PENDING:
-            route = self._routing.route(recipients[0].address, envelope)
+            route = self._route(recipients[0].address, envelope, queue_id)
             message.jobs = 1
             if isinstance(route, Route):
                 self._enqueue(message, (0,), route, prefer)
@@ -295,12 +307,13 @@ class Dispatch:
         groups: dict[str, tuple[Route, list[int]]] = {}
         lost: dict[Unroutable, list[int]] = {}
         for index in state.pending:
-            found = self._routing.route(recipients[index].address, envelope)
+            found = self._route(recipients[index].address, envelope, queue_id)
             if isinstance(found, Unroutable):
                 lost.setdefault(found, []).append(index)
             else:
                 groups.setdefault(found.destination, (found, []))[1].append(index)
         message.jobs = len(groups) + len(lost)
+        message.is_divided = message.jobs > 1
         if not message.jobs:  # nobody is pending: the record of its end was lost with a crash
             message.jobs = 1
             self._tasks.start(self._endings.nobody(message))
@@ -310,13 +323,13 @@ class Dispatch:
         for route, indexes in groups.values():
             self._enqueue(message, tuple(indexes), route, prefer)
 
-    def _doubted(self, queue_id: str) -> str:
-        """The peer that may have it; "" when another dispatch (before a reload) learnt better."""
-        peer = self.ledger.doubts.get(queue_id, "")
-        if peer and not any(d.queue_id == queue_id for d in self.spool.in_doubt()):
-            del self.ledger.doubts[queue_id]
-            return ""
-        return peer
+    def _route(self, recipient: Address, envelope: Envelope, queue_id: str) -> Route | Unroutable:
+        """A routing plugin that breaks keeps mail waiting; it neither loses nor returns any."""
+        try:
+            return self._routing.route(recipient, envelope)
+        except Exception as problem:
+            self.telemetry.notice("critical", "transfer", f"routing failed: {problem!r}", queue_id)
+            return Unroutable("the routing of this address failed here", 451, "4.3.5")
 
     def _enqueue(
         self, message: Message, indexes: tuple[int, ...], route: Route, prefer: str
@@ -361,8 +374,12 @@ class Dispatch:
 
     # --- the floor on which agents work ------------------------------------------------------
 
+    @property
+    def is_closing(self) -> bool:
+        return self._is_draining or not self._is_running
+
     def take(self, lane: Lane[Job]) -> Job | None:
-        while not self._is_draining:
+        while self._is_running and not self._is_draining:
             job = self._schedule.pop(lane)
             if job is None:
                 return None
@@ -420,24 +437,15 @@ class Dispatch:
             vip=self._externals.get(sender.source, self._vip),
         )
 
-    def finish(
-        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
-    ) -> Result | Deferred[Result]:
-        result, due = self.ledger.conclude(job, outcomes, via, began_at)
-        if not due:
-            return result
-        return Deferred.fromCoroutine(self._with_reports(result, due, job.message, outcomes, via))
+    def recorded(self, journalling: Deferred[None], results: Sequence[Result]) -> None:
+        """Last words of an agent that was cut off: nobody waits for them."""
 
-    async def _with_reports(
-        self,
-        result: Result,
-        due: Sequence[ReportDue],
-        message: Message,
-        outcomes: Sequence[Outcome],
-        via: Via,
-    ) -> Result:
-        reports = await self._reporter.make(message, due, outcomes, via.relay)
-        return replace(result, reports=reports)
+        def failed(failure: TwistedFailure) -> None:
+            if failure.check(Fenced, CancelledError) is None:
+                for result in results:
+                    self._give_back(result.queue_id, None)
+
+        journalling.addCallbacks(lambda _: self.durable(results), failed)
 
     def durable(self, results: Sequence[Result]) -> None:
         """These results are on disk."""
@@ -457,10 +465,9 @@ class Dispatch:
         reply = reply_of(failure, transient=True)
         self._schedule.failed(lane, now, reply.text, self.ledger.spread())
         self._standing.failed(lane, reply.text)
-        jobs = self._schedule.empty(lane)
-        await self._endings.told(job, lane, OutcomeKind.DEFERRED, reply)
-        for other in jobs:
+        for other in self._schedule.empty(lane):
             self._not_now(other)
+        await self._endings.told(job, lane, OutcomeKind.DEFERRED, reply)
 
     async def refuse(self, job: Job, lane: Lane[Job], failure: PermanentFailure) -> None:
         """Its domain takes no mail or does not exist, or the mail would loop: all of it fails."""

@@ -93,7 +93,8 @@ class Endings:
             "held: it may have been delivered already (in-doubt: hold); release it to send again",
             message.queue_id,
         )
-        result = Result(message.queue_id, "", message.state, (), True)
+        # Without a slot it says nothing of a transfer: the doubt stays as it was found.
+        result = Result(message.queue_id, "", message.state)
         try:
             await desk.spool.journal((result,), ())
         except (Fenced, CancelledError):

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mta.interfaces import IClock
-from mta.model import Outcome, OutcomeKind, Recipient, Result
+from mta.model import Outcome, OutcomeKind, Recipient, Report, Result
 from mta.telemetry import Counter, Removed, Reported, Telemetry, Transferred
-from mta.transfer.settle import ReportDue, Rules
+from mta.transfer.settle import Rules, Settlement
 from mta.transfer.work import Job, Message
 
 
@@ -85,26 +85,36 @@ class Ledger:
         """-1.0 to 1.0 by chance."""
         return self._chance() * 2.0 - 1.0
 
-    def conclude(
-        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
-    ) -> tuple[Result, tuple[ReportDue, ...]]:
-        """End `job` with these outcomes: the Result to journal and the reports to put into it.
-
-        `began_at`: monotonic time at which the transfer over the open association began.
-        """
+    def settle(self, job: Job, outcomes: Sequence[Outcome], via: Via) -> Settlement:
+        """What these outcomes would make of the job's message as it stands now."""
         message = job.message
-        wall = self._clock.wall()
-        settled = self.rules.settle(
+        return self.rules.settle(
             message.envelope,
             message.state,
             outcomes,
-            now=wall,
+            now=self._clock.wall(),
             spread=self.spread(),
             attempts=message.attempts,
             remote=via.relay,
             success=via.success,
             hold_unknown=via.hold_unknown,
         )
+
+    def conclude(
+        self,
+        job: Job,
+        outcomes: Sequence[Outcome],
+        via: Via,
+        settled: Settlement,
+        reports: tuple[Report, ...],
+        *,
+        began_at: float,
+    ) -> Result:
+        """End `job` with these outcomes: the Result to journal. `settled` is of this very moment.
+
+        `began_at`: monotonic time at which the transfer over the open association began.
+        """
+        message = job.message
         message.jobs -= 1
         message.is_journalled = True
         state = settled.state
@@ -114,7 +124,7 @@ class Ledger:
                 # The spool keeps an operator's hold over a transfer's result, and over no other.
                 state = replace(state, held=True)
             message.state = state
-            retry_in = state.due - wall
+            retry_in = state.due - self._clock.wall()
         unknown = False
         if state is not None:  # a message that leaves the queue is in doubt no longer
             for outcome in outcomes:
@@ -135,7 +145,7 @@ class Ledger:
                 "dropped: neither its recipient nor the postmaster can be reached",
                 message.queue_id,
             )
-        return Result(message.queue_id, via.slot, state, (), unknown), settled.reports
+        return Result(message.queue_id, via.slot, state, reports, unknown)
 
     def _tell(
         self,

@@ -80,20 +80,22 @@ class Reporter:
         self._postmaster = postmaster
         self._expires = expires
 
-    async def make(
+    def make(
         self,
         message: Message,
         due: Sequence[ReportDue],
         outcomes: Sequence[Outcome],
+        *,
         relay: str,
+        headers: bytes,
     ) -> tuple[Report, ...]:
-        """One report for each of `due`, all about `message`."""
-        headers = await self._headers(message.queue_id)
+        """One report for each of `due`, all about `message`, whose header block is returned."""
         return tuple(
             self._report(message, each, outcomes, relay=relay, headers=headers) for each in due
         )
 
-    async def _headers(self, queue_id: str) -> bytes:
+    async def headers(self, queue_id: str) -> bytes:
+        """The queued message's header block; b"" when it cannot be read."""
         try:
             opened = self._spool.content(queue_id)
             content = await opened if isinstance(opened, Deferred) else opened

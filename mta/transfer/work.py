@@ -15,6 +15,7 @@ class Message:
     __slots__ = (
         "attempts",
         "envelope",
+        "is_divided",
         "is_gone",
         "is_journalled",
         "is_retaken",
@@ -38,10 +39,13 @@ class Message:
         """Seconds between its acceptance and now: Postfix's first delay."""
         self.jobs = 0
         """How many of its jobs are not concluded."""
+        self.is_divided = False
+        """It has more than one job: the record of each is handed to the spool the moment it ends,
+        so that no later one is overtaken by an earlier one."""
         self.is_gone = False
         """An operator held or deleted it: its jobs are not begun any more."""
         self.is_journalled = False
-        """A result of this round was handed to the spool, which may give it out again."""
+        """A job of this round has ended, and its record says when the message is due again."""
         self.is_retaken = False
         """And it did: it must be given back once more."""
         self.postponed: float | None = None
