@@ -120,8 +120,7 @@ class Dispatch:
         self._alarm = Alarm(self.clock, self.pump, _LONGEST_WAIT)
         self._idle_timer: ITimer | None = None
         self._drained: list[Deferred[None]] = []
-        external = tenure.addresses[0].external
-        self._vip = str(external)
+        self._vip = str(tenure.addresses[0].external)
         self._externals = {str(a.bind): str(a.external) for a in tenure.addresses}
         gauge = telemetry.gauge
         active, plan = self.ledger.active, self._schedule
@@ -193,7 +192,7 @@ class Dispatch:
         wall = self.clock.wall()
         if not self._is_running or self._is_draining or state.held or state.due > wall:
             self._give_back(queue_id, None)
-            if self._is_running and not state.held:
+            if not state.held:
                 self._wake_at(state.due)
             return
         if len(self.ledger.active) >= self._settings.active_limit:
@@ -461,9 +460,8 @@ class Dispatch:
 
     async def unreachable(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
         """`job` was tried in vain; the lane rests, and its other work goes back to the spool."""
-        now = self.clock.monotonic()
         reply = reply_of(failure, transient=True)
-        self._schedule.failed(lane, now, reply.text, self.ledger.spread())
+        self._schedule.failed(lane, self.clock.monotonic(), reply.text, self.ledger.spread())
         self._standing.failed(lane, reply.text)
         for other in self._schedule.empty(lane):
             self._not_now(other)
