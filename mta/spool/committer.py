@@ -397,14 +397,18 @@ class Committer:
     ) -> None:
         if self._ended is not None:
             return  # everyone was told when the tenure ended
-        ref = segment.ref if segment is not None else 0
-        for new, before in opened:
-            ref = self._on_segment(new, before)
-        # First every fact, then the news: whoever is told may ask about any of them.
-        for unit in units:
-            if unit.apply is not None:
-                unit.apply(ref, unit.places)
-        self._on_group(end, len(units), octets, seconds)
+        try:
+            ref = segment.ref if segment is not None else 0
+            for new, before in opened:
+                ref = self._on_segment(new, before)
+            # First every fact, then the news: whoever is told may ask about any of them.
+            for unit in units:
+                if unit.apply is not None:
+                    unit.apply(ref, unit.places)
+            self._on_group(end, len(units), octets, seconds)
+        except Exception as defect:  # half applied: memory no longer says what the log says
+            self._die(units, _defect(defect))
+            return
         for unit in units:
             if unit.done is not None:
                 self._forget(unit)

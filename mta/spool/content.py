@@ -7,6 +7,7 @@ last piece is handed out, so that no damaged message ever gets its final dot.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 from zlib import crc32
 
 from twisted.internet.defer import Deferred, succeed
@@ -19,6 +20,8 @@ from mta.spool.directory import as_spool_error
 from mta.spool.files import Files
 
 PIECE = 256 << 10
+
+T = TypeVar("T")
 
 
 @implementer(IContent)
@@ -79,6 +82,7 @@ class FileContent:
         self._on_close = on_close
         self._on_corrupt = on_corrupt
         self._closed = False
+        self._reading = False
 
     def read(self) -> Deferred[bytes]:
         if self._before:
@@ -87,15 +91,30 @@ class FileContent:
         if not self._left or self._closed:
             return succeed(b"")
         octets = min(PIECE, self._left)
+        self._reading = True
+        answer: Deferred[bytes] = Deferred()
         reading = self._executor.submit(self._disk.pread, self._fd, octets, self._at)
-        return reading.addCallbacks(self._got, self._failed, callbackArgs=(octets,))
+        reading.addBoth(self._read_ended)
+        reading.addCallbacks(self._got, self._failed, callbackArgs=(octets,))
+        reading.addBoth(lambda result: None if answer.called else answer.callback(result))
+        return answer
 
     def close(self) -> None:
+        """A read under way still has the descriptor; it goes when that is over."""
         if not self._closed:
             self._closed = True
+            if not self._reading:
+                self._on_close()
+
+    def _read_ended(self, result: T) -> T:
+        self._reading = False
+        if self._closed:
             self._on_close()
+        return result
 
     def _got(self, piece: bytes, octets: int) -> bytes:
+        if self._closed:
+            return b""
         self._running = crc32(piece, self._running)
         self._at += len(piece)
         self._left -= len(piece)
@@ -105,7 +124,9 @@ class FileContent:
             raise self._on_corrupt(f"{self._name}: the content's crc does not match")
         return piece
 
-    def _failed(self, failure: Failure) -> Failure:
+    def _failed(self, failure: Failure) -> Failure | bytes:
+        if self._closed:
+            return b""
         if isinstance(failure.value, OSError):
             return Failure(as_spool_error(failure.value, f"{self._name} cannot be read"))
         return failure

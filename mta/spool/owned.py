@@ -319,7 +319,8 @@ class OwnedLog:
         wanted = self.wanted(name)
         if wanted.big is None and wanted.place.length <= RESIDENT_MESSAGE:
             return self._read(wanted).addCallback(self._resident, name)
-        opening = self._on_worker(wanted, self._open_content)
+        # Opened for nobody, when the caller has gone meanwhile: then it is closed again.
+        opening = self._on_worker(wanted, self._open_content, lambda o: _unwanted(self, o, wanted))
         return opening.addCallback(self._from_file, wanted)
 
     def _resident(self, found: Found, name: str) -> IContent:
@@ -390,8 +391,15 @@ class OwnedLog:
             wanted, lambda w: read_message(self.reader, w, with_body=True, most=RESIDENT_MESSAGE)
         )
 
-    def _on_worker(self, wanted: Wanted, call: Callable[[Wanted], Any]) -> Deferred[Any]:
-        """Read with the segments pinned, so that nobody recycles them meanwhile."""
+    def _on_worker(
+        self,
+        wanted: Wanted,
+        call: Callable[[Wanted], Any],
+        unwanted: Callable[[Any], object] | None = None,
+    ) -> Deferred[Any]:
+        """Read with the segments pinned, so that nobody recycles them meanwhile: until the thread
+        is through, even if the caller is cancelled before. `unwanted` gets the result then.
+        """
         self.reader.bound(self.ledger.segments.values())
         pinned = [s for s in (wanted.segment, wanted.state_segment) if s is not None]
         for segment in pinned:
@@ -412,7 +420,16 @@ class OwnedLog:
                 return Failure(self.set_aside(wanted.queue_id, error.what))
             return failure
 
-        return self.executor.submit(call, wanted).addBoth(unpin).addErrback(failed)
+        answer: Deferred[Any] = Deferred()
+
+        def hand_over(result: Any) -> None:
+            if not answer.called:
+                answer.callback(result)  # a Failure goes to the errbacks
+            elif unwanted is not None and not isinstance(result, Failure):
+                unwanted(result)
+
+        self.executor.submit(call, wanted).addBoth(unpin).addErrback(failed).addBoth(hand_over)
+        return answer
 
     def set_aside(self, name: str, why: str) -> Corrupt:
         """Hold it in memory and say so; its records stay as they are for whoever can mend them."""
@@ -523,3 +540,10 @@ class OwnedLog:
         if self._opened:
             self._opened = False
             self.upkeep.kick()
+
+
+def _unwanted(
+    owned: OwnedLog, opened: tuple[int, bytes, int, int, int, int], wanted: Wanted
+) -> None:
+    if wanted.big is not None:  # else it is the reader's descriptor, which others share
+        owned.directory.disk.close(opened[0])

@@ -162,13 +162,21 @@ class Upkeep:
         """Write the next one; the two newest stay. @raise OSError: it does not exist."""
         owned = self._owned
         owned.ledger.forget_expired(owned.clock.wall())
+        was_due, written = self._checkpoint_due, self.written
         self._checkpoint_due = False
         self.written = 0
         number = self._next_checkpoint
         self._next_checkpoint += 1
         position = owned.ledger.position.number
         pieces = checkpoint.encode(owned.ledger, owned.own.epoch, number, owned.clock.wall(), [])
-        self._checkpoint_octets = await self._work(self._write_checkpoint, number, pieces)
+        try:
+            octets = await self._work(self._write_checkpoint, number, pieces)
+        except OSError:
+            # Wanted as much as before: no segment is freed without it.
+            self._checkpoint_due |= was_due
+            self.written += written
+            raise
+        self._checkpoint_octets = octets
         self._checkpoints.append((number, position))
         # The seal's own name goes like any other: a later checkpoint proves that it was there.
         while len(self._checkpoints) > 2:

@@ -1,0 +1,141 @@
+"""What the log spool keeps when callers go away, disks fail for a while, and defects happen."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+from twisted.trial.unittest import SynchronousTestCase
+
+from mta.errors import Fenced
+from mta.model import Result, fresh_state
+from mta.testing.clock import VirtualClock
+from mta.testing.disk import InlineExecutor, StepExecutor
+from mta.testing.spool_lab import LogLab
+from mta.testing.spool_suite import NOW, ISpoolTests, envelope
+
+
+class SpoolCase(LogLab, SynchronousTestCase):
+    """One owner over the forgetful disk; `stepping` puts its threads under the test's control."""
+
+    result = ISpoolTests.result
+    own = ISpoolTests.own
+    accept = ISpoolTests.accept
+    read = ISpoolTests.read
+    queued = ISpoolTests.queued
+    stepping = False
+
+    def setUp(self) -> None:
+        self.clock = VirtualClock(NOW)
+        self.executors: list[StepExecutor] = []
+
+    def make_executor(self) -> Any:
+        if not self.stepping:
+            return InlineExecutor()
+        self.executors.append(StepExecutor())
+        return self.executors[-1]
+
+    def pump(self) -> None:
+        for executor in self.executors:
+            executor.run()
+
+    def texts(self) -> str:
+        return "\n".join(notice.text for notice in self.notices)
+
+
+class CallerGoneTests(SpoolCase):
+    """Whoever asked for a message is cancelled while a thread still reads it."""
+
+    settings = {"big_message": 300 << 10, "segment_size": 1 << 20}
+    stepping = True
+
+    def test_opening_a_big_message(self) -> None:
+        """A content that nobody wants any more when it was opened is closed again."""
+        self.spool = self.own("a")
+        name = self.accept(None, *[b"x" * 4094 + b"\r\n"] * 100)
+        self.read(name)  # the segment's own descriptor stays open for readers
+        before = self.disk.descriptors
+        opening = self.spool.content(name)
+        opening.cancel()
+        self.failureResultOf(opening, CancelledError)
+        self.pump()
+        self.assertEqual(self.disk.descriptors, before)
+        self.assertEqual(len(self.read(name)), 409_600 + len(b"Received: by us\r\n"))
+
+    def test_segments_stay_pinned(self) -> None:
+        """A segment is not given away while a thread reads in it, whoever still waits."""
+        self.spool = self.own("a")
+        name = self.accept(envelope(), b"x" * 1000 + b"\r\n")
+        self.pump()
+        log = self.spool._log
+        log.active.clear()
+        loading = self.spool.load(name)
+        [pinned] = [s for s in log.ledger.segments.values() if s.pins]
+        loading.cancel()
+        self.failureResultOf(loading, CancelledError)
+        self.assertEqual(pinned.pins, 1)
+        self.pump()
+        self.assertEqual(pinned.pins, 0)
+
+    def test_closed_during_a_read(self) -> None:
+        """An association dies while a piece of its big message is being read: the descriptor stays
+        until the read is over, then goes; the message is none the worse.
+        """
+        self.spool = self.own("a")
+        name = self.accept(None, *[b"x" * 4094 + b"\r\n"] * 100)
+        self.read(name)  # the segment's own descriptor stays open for readers
+        before = self.disk.descriptors
+        content = self.result(self.spool.content(name))
+        self.assertEqual(self.result(content.read()), b"Received: by us\r\n")
+        reading = content.read()
+        content.close()
+        self.assertEqual(self.disk.descriptors, before + 1)
+        self.pump()
+        self.assertEqual(self.successResultOf(reading), b"")
+        self.assertEqual(self.disk.descriptors, before)
+        self.assertNotIn("damaged", self.texts())
+
+
+class UpkeepTests(SpoolCase):
+    def test_a_failed_checkpoint_is_tried_again(self) -> None:
+        """A checkpoint that the disk refused is written as soon as it can be: else no segment is
+        ever freed while mail is refused for want of room.
+        """
+        self.spool = self.own("a")
+        upkeep = self.spool._log.upkeep
+        known = lambda: [p for p in self.disk.paths() if "/ckpt/1." in p]  # noqa: E731
+        before = known()
+        upkeep._checkpoint_due, upkeep.written = True, 1 << 30
+        self.disk.fail("write", 1, errno.ENOSPC, times=2)
+        upkeep.kick()
+        self.disk.heal()
+        self.assertEqual(known(), before)
+        self.assertIn("tried again later", self.texts())
+        upkeep.kick()
+        self.assertEqual(len(known()), len(before) + 1)
+
+    def test_a_defect_leaves_nobody_waiting(self) -> None:
+        """Facts that cannot be applied end the tenure: each of the waiting is told, none hangs."""
+        self.stepping = True
+        self.spool = self.own("a")
+        fatal: list[Any] = []
+        self.spool.on_fatal = fatal.append
+        log = self.spool._log
+        commits = []
+        for _ in range(2):
+            staging = self.spool.stage("smtp/in/1")
+            staging.write(b"Subject: x\r\n\r\nx\r\n")
+            message = envelope()
+            commits.append(staging.commit(message, fresh_state(message), b"", None))
+
+        def broken(*_: Any) -> None:
+            raise ValueError("boom")
+
+        log.ledger.message = broken
+        self.pump()
+        for committing in commits:
+            self.failureResultOf(committing, Fenced)
+        self.assertEqual(len(fatal), 1)
+        self.failureResultOf(self.spool.journal((Result("x", "", None),), ()), Fenced)
+        self.flushLoggedErrors()
