@@ -842,6 +842,30 @@ class Stopping(DriverCase):
         self.assertTrue(any("releasing epoch 1" in text for text in self.here.notices("error")))
         self.assertIn("return", self.held.calls)
 
+    def test_release_hangs(self) -> None:
+        """A disk that swallows the release keeps neither a stop nor a standby waiting for ever: it
+        is named, the spool is let go, and the others' takeover-after does the rest.
+        """
+        for lost in (False, True):
+            self.setUp()
+            self.online()
+            self.held.hold = {"release"}
+            if lost:
+                self.ownership.lost("the lease expired")
+            else:
+                stopped = self.ownership.stop("SIGTERM")
+            self.here.advance(29.9)
+            self.assert_state(State.LOST if lost else State.RELEASING)
+            self.held.calls.clear()
+            self.here.advance(0.2)
+            self.assertIn("abandon", self.held.calls)
+            self.assertTrue(any("no answer within" in t for t in self.here.notices("error")))
+            if lost:
+                self.assert_state(State.STANDBY)
+            else:
+                self.successResultOf(stopped)
+                self.assert_state(State.DOWN)
+
     def test_losing(self) -> None:
         """Asked to leave by the authority: drain until its deadline, release, stand by."""
         self.online()

@@ -25,6 +25,10 @@ AUTHORITY_SECONDS = 10.0
 """A round trip to the authority that takes longer has failed."""
 
 
+RELEASE_SECONDS = 30.0
+"""Last commit, checkpoint of a queue of any size, mark R. A disk that takes longer hangs."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClaimFacts:
     """What this process writes into the epoch files that it publishes."""
@@ -186,13 +190,15 @@ class Claimant:
     # --- the way down ---------------------------------------------------------------------------
 
     async def release_epoch(self, reason: str) -> None:
-        """Mark it released, if one was published. A failure is said; the others' takeover-after
-        does the rest.
+        """Mark it released, if one was published. A failure, or a disk that never answers, is said;
+        the others' takeover-after does the rest.
         """
         if self.epoch or self._spool.epoch:
+            releasing = self._spool.release(reason)
             try:
-                await self._spool.release(reason)
+                await self._steps.bounded(releasing, RELEASE_SECONDS, "the spool's release")
             except MTAError as fault:
+                self._spool.abandon()
                 self._telemetry.notice("error", "spool", f"releasing epoch {self.epoch}: {fault}")
         self.epoch = 0
         self._epoch_gauge.set(0)
