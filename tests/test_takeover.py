@@ -302,3 +302,50 @@ class OneNode(SynchronousTestCase):
         self.assertIn("192.0.2.10:25 is busy", node.fatal[0][1])
         (record,) = self.successResultOf(node.spool.inspect())
         self.assertTrue(record.released)
+
+    def test_killed(self) -> None:
+        """After kill -9 the next process of a single node is online at once, and so is that of a
+        cluster node whose address stayed: it waits for no heartbeat but its own.
+        """
+        for resource in ("standalone", "interface"):
+            disk = ForgetfulDisk()
+            disk.mkdir("/spool")
+            clock = VirtualClock()
+            for epoch in (1, 2, 3):
+                node = Node("a", clock, disk, resource)
+                node.start()
+                node.address(True)
+                self.assertEqual(node.ownership.tenure.epoch, epoch, resource)
+                for call in clock.reactor.getDelayedCalls():
+                    call.cancel()
+
+
+class BusyPort(SynchronousTestCase):
+    def test_at_a_takeover(self) -> None:
+        """Another program has our port when the address arrives: it is named, nothing stays open,
+        the epoch is given up and claimed anew until the port is free.
+        """
+        disk = ForgetfulDisk()
+        disk.mkdir("/spool")
+        clock = VirtualClock()
+        node = Node("a", clock, disk)
+        node.start()
+        node.here.network.serve("192.0.2.10", 25, MemoryPeer)
+        node.address(True)
+        self.assertEqual((node.state, node.fatal), (State.STANDBY, []))
+        self.assertIn("192.0.2.10:25 is busy", node.ownership.explain())
+        self.assertIsNone(node.ownership.tenure)
+        before = disk.descriptors
+        for _ in range(40):
+            clock.advance(0.25)
+            node.settle()
+        self.assertEqual(node.state, State.STANDBY)
+        self.assertLessEqual(disk.descriptors, before)
+        del node.here.network.listening["192.0.2.10", 25]
+        for _ in range(40):
+            clock.advance(0.25)
+            node.settle()
+        self.assertEqual(node.greeting(), b"220 a\r\n")
+        *former, newest = self.successResultOf(node.spool.inspect())
+        self.assertTrue(all(record.released for record in former))
+        self.assertFalse(newest.released)
