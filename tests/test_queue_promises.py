@@ -22,6 +22,9 @@ from mta.model import (
     QueueFilter,
     RecipientStatus,
 )
+from mta.testing.lab import CONFIGURATION, Lab, LabTenure
+from mta.testing.lab import HUB as HUB_HOST
+from mta.testing.sink import SILENCE
 from tests.test_queue_life import House
 from tests.transfer_bench import HUB, LATER, NEVER, OK, Bench
 
@@ -321,3 +324,115 @@ class HeldInDoubtTests(SynchronousTestCase):
         self.successResultOf(house.spool.act([name], QueueAct.RELEASE, house.clock.wall()))
         house.dispatch.retry_now([name])
         self.assertEqual(house.kind.delivered, [name])
+
+
+class SuspendedTests(SynchronousTestCase):
+    """The address goes and comes back under the same epoch, over the log on the forgetful disk."""
+
+    def lab(self, policy="resend", **keys):
+        more = CONFIGURATION[CONFIGURATION.index("connectors:") :].replace(
+            "    kind: smtp", f"    in-doubt: {policy}\n    kind: smtp"
+        )
+        return Lab(spool="log", more=more, **keys)
+
+    def test_in_the_middle_of_a_transfer(self):
+        """The dot went, then the address: what may be there already is sent once more, after its
+        pause; or not without an operator, where the connector says so.
+        """
+        for policy in ("resend", "hold"):
+            lab = self.lab(policy)
+            lab.hub.answer(".", SILENCE, times=1)
+            lab.send()
+            lab.owner.revoke()
+            lab.owner.restore()
+            lab.settle()
+            (entry,) = lab.queue()
+            self.assertEqual(entry.state.held, policy == "hold")
+            self.assertFalse(entry.active)
+            (doubt,) = (d for d in lab.owner.spool.in_doubt() if d.side == "outbound")
+            self.assertEqual((doubt.queue_id, doubt.peer), (entry.queue_id, f"{HUB_HOST}:25"))
+            lab.advance(400)
+            self.assertEqual(len(lab.hub.messages), 1 if policy == "resend" else 0)
+            if policy == "hold":
+                spool = lab.owner.spool
+                lab.wait(spool.act([entry.queue_id], QueueAct.RELEASE, lab.clock.wall()))
+                lab.owner.tenant.retry_now([entry.queue_id])
+                lab.settle()
+            self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
+
+    def test_an_outcome_on_its_way_to_the_disk(self):
+        """The peer took it; the record was not durable yet when the address flapped: it is not sent
+        again.
+        """
+        lab = self.lab()
+        node = lab.owner
+
+        def taken(_content):
+            node.is_frozen = True  # its disk stands still from the peer's reply on
+            return b"250 2.0.0 Ok"
+
+        lab.hub.answer(".", taken)
+        lab.send()
+        self.assertEqual(len(lab.hub.messages), 1)
+        node.revoke()
+        node.tenure = LabTenure(lab.config, node.spool, node.spool.epoch)
+        starting = node.tenant.start(node.tenure)
+        lab.settle()
+        self.assertNoResult(starting)
+        node.is_frozen = False
+        lab.settle()
+        self.successResultOf(starting)
+        lab.advance(4000)
+        self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
+
+    def test_held_message_over_everything(self):
+        """A held message stays held over a suspension, a takeover with a power cut, and a reload."""
+        lab = self.lab(nodes="ab")
+        lab.hub.answer(".", b"451 4.3.0 Later")
+        lab.send()
+        (entry,) = lab.queue()
+        lab.wait(lab.owner.spool.act([entry.queue_id], QueueAct.HOLD, lab.clock.wall()))
+        lab.hub.mend()
+        lab.owner.revoke()
+        lab.owner.restore()
+        lab.fail("a", to="b", power_cut=True)
+        lab.owner.tenant.reconfigure(lab.config)
+        lab.advance(86_400)
+        (entry,) = lab.queue()
+        self.assertTrue(entry.state.held)
+        self.assertEqual(lab.hub.messages, [])
+
+
+class ReloadTests(SynchronousTestCase):
+    def test_time_over(self):
+        """A peer is slow with its last reply when the configuration is reloaded: after the time for
+        that the transfer is cut off, the message in doubt, and sent once more, later.
+        """
+        lab = Lab(spool="log")
+        lab.hub.answer(".", SILENCE, times=1)
+        lab.send()
+        lab.owner.tenant.reconfigure(lab.config)
+        lab.advance(31)
+        (entry,) = lab.queue()
+        self.assertGreater(entry.state.due, lab.clock.wall() + 100)
+        dispatch = lab.owner.tenant._dispatch
+        self.assertEqual(dispatch.snapshot()["in_doubt"], 1)
+        lab.advance(400)
+        self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
+        self.assertEqual(dispatch.snapshot()["in_doubt"], 0)
+
+    def test_connector_gone(self):
+        """Mail waits for a connector that a reload takes away: it goes by the one that is left."""
+        spare = (
+            "  - name: spare\n    kind: smtp\n    bridgeheads: ['203.0.113.99:25']\n"
+            "    address-spaces: [{domain: example.com, cost: 1}]\n"
+        )
+        whole = CONFIGURATION[CONFIGURATION.index("connectors:") :]
+        lab = Lab(spool="log", more=whole.replace("connectors:\n", "connectors:\n" + spare))
+        listening = lab.network.listening.pop((HUB_HOST, 25))
+        lab.send()
+        self.assertEqual(len(lab.queue()), 1)
+        lab.network.listening[HUB_HOST, 25] = listening
+        lab.owner.tenant.reconfigure(Lab().config)
+        lab.advance(400)
+        self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
