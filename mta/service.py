@@ -40,7 +40,7 @@ from mta.config.errors import ConfigErrors
 from mta.config.inventory import plugin_facts
 from mta.config.load import load_file
 from mta.config.schema import Config, ListenerBlock, PluginBlock
-from mta.errors import ClusterNotInitialised, MTAError, PluginError
+from mta.errors import ClusterNotInitialised, MTAError, PluginError, StartRefused
 from mta.interfaces import IClusterResource, IRevocable, ISpool, ITenure
 from mta.plugins.find import Catalogue, create
 from mta.process import (
@@ -109,6 +109,9 @@ class MTAService(Service):
         self._admin_ports: list[IRevocable] = []
         self._announced = False
         self._has_started = False
+        self._is_daemon = is_daemon
+        self._is_awaited = False
+        """The parent of a daemon waits to hear that we started."""
         self._exit_code = os.EX_OK
 
         self.telemetry = telemetry = Telemetry()
@@ -207,6 +210,7 @@ class MTAService(Service):
         """After the fork. Standby is health: nothing here waits for the virtual server."""
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
         self._has_started = True
+        self._is_awaited = self._is_daemon
         self._log.start()
         try:
             self._open_admin()
@@ -220,6 +224,7 @@ class MTAService(Service):
         self._notifier.start_watchdog(self._config.admin.watchdog)
         self._notifier.ready("standby")
         self.ownership.start()
+        self._is_awaited = False
 
     def stopService(self) -> Deferred[None]:
         """SIGTERM: drain, release, then let the reactor stop."""
@@ -243,11 +248,17 @@ class MTAService(Service):
     def _fatal(self, exit_code: int, reason: str) -> None:
         """The tenure cannot be ended cleanly (LOST): leave at once, and never by reactor.stop(),
         which joins threads that may hang in the kernel (cluster.md section 4).
+
+        @raise StartRefused: a daemon is still being started. Its parent waits on a pipe of which it
+        holds both ends: it would wait for ever if we were just gone, and hears what is raised.
         """
         self.telemetry.notice("critical", "ownership", f"leaving with {exit_code}: {reason}")
         self._log.stop()
         if self._log.trouble:
             os.write(2, f"mta: {reason}\n".encode("utf-8", "backslashreplace"))
+        if self._is_awaited:
+            self._is_awaited = False
+            raise StartRefused(reason, exit_code=exit_code)
         os._exit(exit_code)
 
     def last_words(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import redirect_stderr
 from io import StringIO
+from types import SimpleNamespace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -15,8 +16,9 @@ from mta.config.load import load
 from mta.errors import StartRefused
 from mta.plugins.find import Catalogue
 from mta.process import refuse_unwritable
-from mta.service import _differs, _merged
+from mta.service import MTAService, _differs, _merged
 from mta.tap import Options, makeService
+from mta.telemetry import Telemetry
 
 
 class UnwritablePlaces(SynchronousTestCase):
@@ -133,3 +135,19 @@ class ReloadedListeners(SynchronousTestCase):
         (block,) = _merged(old, new).listeners
         self.assertEqual([str(n) for n in block.settings.relay_from], ["10.0.0.0/8"])
         self.assertEqual(block.settings.port, 2525)
+
+
+class StartOfADaemon(SynchronousTestCase):
+    def test_refused_after_the_fork(self) -> None:
+        """A daemon that cannot open a socket says so to its waiting parent, which would else wait
+        for ever; the log has it before.
+        """
+        service = MTAService.__new__(MTAService)
+        service.telemetry = Telemetry()
+        said: list[str] = []
+        service.telemetry.attach(lambda event: said.append(event.text))
+        service._log = SimpleNamespace(stop=lambda: said.append("flushed"), trouble="")
+        service._is_awaited = True
+        error = self.assertRaises(StartRefused, service._fatal, 69, "submit.sock is busy")
+        self.assertEqual((error.exit_code, str(error)), (69, "submit.sock is busy"))
+        self.assertEqual(said, ["leaving with 69: submit.sock is busy", "flushed"])
