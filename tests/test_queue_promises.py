@@ -25,6 +25,7 @@ from mta.model import (
 from mta.testing.lab import CONFIGURATION, Lab, LabTenure
 from mta.testing.lab import HUB as HUB_HOST
 from mta.testing.sink import SILENCE
+from mta.transfer import standing
 from tests.test_queue_life import House
 from tests.transfer_bench import HUB, LATER, NEVER, OK, Bench
 
@@ -436,3 +437,15 @@ class ReloadTests(SynchronousTestCase):
         lab.owner.tenant.reconfigure(Lab().config)
         lab.advance(400)
         self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
+
+
+class MemoryTests(SynchronousTestCase):
+    def test_domains_of_a_busy_connector(self):
+        """A connector that carries mail for ever more domains does not remember all of them."""
+        bench = Bench()
+        self.patch(standing, "MOST_DOMAINS", 5)
+        for number in range(50):
+            bench.offer(f"bob@d{number}.example.com")
+        [seen] = bench.dispatch._standing._domains.values()
+        self.assertLessEqual(len(seen), 5)
+        self.assertEqual(len(bench.kind.delivered), 50)

@@ -9,7 +9,8 @@ from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import Fenced
-from mta.model import Result, fresh_state
+from mta.model import Report, Result, fresh_state
+from mta.spool import journal
 from mta.testing.clock import VirtualClock
 from mta.testing.disk import InlineExecutor, StepExecutor
 from mta.testing.spool_lab import LogLab
@@ -139,3 +140,18 @@ class UpkeepTests(SpoolCase):
         self.assertEqual(len(fatal), 1)
         self.failureResultOf(self.spool.journal((Result("x", "", None),), ()), Fenced)
         self.flushLoggedErrors()
+
+
+class MemoryTests(SpoolCase):
+    def test_reports_wait_on_disk(self) -> None:
+        """Very many reports at once are not kept in memory until somebody takes them."""
+        self.spool = self.own("a")
+        self.patch(journal, "KEPT", 3)
+        for number in range(6):
+            name = self.accept()
+            message = envelope()
+            report = Report(f"{name}{number:08X}", message, b"Subject: failed\r\n\r\nx\r\n")
+            self.result(self.spool.journal((Result(name, "", None, (report,)),), ()))
+        self.assertLessEqual(len(self.spool._log.active), 3)
+        for name in self.queued():
+            self.assertEqual(self.read(name), b"Subject: failed\r\n\r\nx\r\n")

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from mta.spool.owned import OwnedLog
 
 
+KEPT = 20_000
+"""Messages in memory above which a report is not kept there: nobody has taken it yet."""
+
+
 class Entry:
     """One journal entry: records, and beside each what becomes true when it is durable."""
 
@@ -157,6 +161,7 @@ class Entry:
         self, ref: int, place: Place, report: Report, message: Message, state: MessageState
     ) -> None:
         owned = self._owned
-        if owned.ledger.message(report.queue_id, ref, place, message) >= 0:
+        is_new = owned.ledger.message(report.queue_id, ref, place, message) >= 0
+        if is_new and len(owned.active) < KEPT:  # beyond that they are read back when they are due
             content = (report.content,)
             owned.keep(report.queue_id, report.envelope, state, content, message.size_octets)

@@ -18,6 +18,10 @@ _DOWN_AFTER = 2
 """Failures in a row after which routing hears that a connector is down."""
 
 
+MOST_DOMAINS = 10_000
+"""Remembered for a lane: 1 MB."""
+
+
 class Standing:
     """What was learnt about connectors and domains in this tenure."""
 
@@ -55,8 +59,16 @@ class Standing:
     # domains
 
     def saw(self, lane: Lane[Job], domain: bytes) -> None:
-        """A message for `domain` goes by this lane."""
-        self._domains.setdefault(lane.key, set()).add(domain)
+        """A message for `domain` goes by this lane. Of very many the earlier are forgotten: mail
+        for them is then taken while the lane rests, and put back.
+        """
+        seen = self._domains.get(lane.key)
+        if seen is None:
+            self._domains[lane.key] = {domain}
+        elif domain not in seen:
+            if len(seen) >= MOST_DOMAINS:
+                seen.clear()
+            seen.add(domain)
 
     def forget(self, lane: Lane[Job]) -> None:
         self._domains.pop(lane.key, None)
