@@ -68,6 +68,35 @@ def scenario_every_association_is_the_virtual_servers(rig: Rig) -> None:
     rig.reset_counters()
 
 
+def scenario_lmtp_and_maildir(rig: Rig) -> None:
+    """An LMTP peer is spoken to by LHLO from the virtual address, a Maildir is written beside it."""
+    sink = Sink(rig, port=2424, name="lmtp").start("-L")
+    mail = os.path.join(rig.directory, "mail")
+    rig.online(
+        connectors=f"""
+        - name: store
+          kind: lmtp
+          bridgeheads: ["{PEER}:2424"]
+          address-spaces: [{{domain: "*", cost: 10}}]
+        - name: local
+          kind: maildir
+          directory: {mail}
+          address-spaces: [{{domain: local.example.com, cost: 10}}]
+        """
+    )
+    source(rig, 50)
+    source(rig, 20, "-t", "user@local.example.com")
+    both = ("--from", "a@example.net", "--to", "b@example.com,c@local.example.com")
+    swaks(rig, "--server", VIRTUAL, *both, "--header", "Subject: to both")
+    sink.wait(51)
+    wait_until(
+        lambda: os.path.isdir(f"{mail}/new") and len(os.listdir(f"{mail}/new")) == 21,
+        20,
+        "the Maildir does not hold 21 messages",
+    )
+    no_foreign_source(sink, {VIRTUAL}, NETWORK_NAME)
+
+
 def scenario_nothing_without_the_address(rig: Rig) -> None:
     """Without its virtual addresses the MTA listens on nothing, sends nothing, and says why."""
     Sink(rig).start()
