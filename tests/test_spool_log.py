@@ -378,6 +378,18 @@ class OwnerTests(LogLab, SynchronousTestCase):
         assert self.queued() == names[35:]
         assert "cannot be used" in self.texts()
 
+    def test_damage_soon_after_a_takeover(self) -> None:
+        """A new owner has two checkpoints before the predecessor's go, so either may be damaged."""
+        self.spool = self.own("a")
+        names = [self.accept() for _ in range(3)]
+        self.spool = self.own("b")
+        names.append(self.accept())
+        ours = [p for p in self.disk.paths() if "/ckpt/2." in p]
+        assert len(ours) == 2 and not [p for p in self.disk.paths() if "/ckpt/1." in p]
+        self.disk.flip(max(ours, key=number_of), 100)
+        self.spool = self.own("a")
+        assert self.queued() == names
+
     def test_both_checkpoints_damaged(self) -> None:
         """Without a whole checkpoint the takeover refuses and names them."""
         self.spool = self.own("a")

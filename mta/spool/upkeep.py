@@ -146,12 +146,25 @@ class Upkeep:
             await self._free()
             await self._fill_spares()
             if self._sweep:
+                await self._second_checkpoint()
                 names, self._sweep = self._sweep, []
                 await self._work(self._sweep_names, names)
             await self._make_reserve()
             if self._owned.ended is None:
                 await compact(self._owned, self._closed_segments())
         self._running = False
+
+    async def _second_checkpoint(self) -> None:
+        """The predecessor's checkpoints are about to go: from then on a damaged one of ours needs
+        another of ours to stand in for it. Where there is no room the sweep comes first.
+        """
+        if len(self._checkpoints) < 2:
+            try:
+                await self.checkpoint()
+            except OSError as error:
+                self._owned.telemetry.notice(
+                    "warning", "spool", f"one checkpoint only, for a while: {error}"
+                )
 
     async def _work(self, call: Any, *arguments: object) -> Any:
         return await self._owned.executor.submit(call, *arguments)
@@ -168,7 +181,9 @@ class Upkeep:
         number = self._next_checkpoint
         self._next_checkpoint += 1
         position = owned.ledger.position.number
-        pieces = checkpoint.encode(owned.ledger, owned.own.epoch, number, owned.clock.wall(), [])
+        pieces = checkpoint.encode(
+            owned.ledger, owned.own.epoch, number, owned.clock.wall(), self._sweep
+        )
         try:
             octets = await self._work(self._write_checkpoint, number, pieces)
         except OSError:
