@@ -89,7 +89,10 @@ class PaperSocket:
         self._open()
         if not self.inbox:
             raise BlockingIOError(errno.EAGAIN, "nothing there")
-        return self.inbox.pop(0)[:octets]
+        data = self.inbox.pop(0)
+        if len(data) > octets:
+            self.inbox.insert(0, data[octets:])
+        return data[:octets]
 
     def send(self, data: Any) -> int:
         self._open()
