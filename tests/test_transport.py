@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import socket
 
-from twisted.internet import abstract, base, error, main, tcp
+from twisted.internet import abstract, base, error, tcp
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.association.transport import (
-    FEW_OCTETS,
     IP_BIND_ADDRESS_NO_PORT,
     TCP_USER_TIMEOUT,
     AssociationServer,
@@ -98,14 +97,6 @@ class TwistedAsWeKnowIt(SynchronousTestCase):
         source = inspect.getsource(abstract.FileDescriptor.doWrite)
         self.assertIn("self.writeSomeData(", source)
         self.assertIn("_tempDataBuffer", inspect.getsource(abstract.FileDescriptor.write))
-        # What our doRead and send_now leave out does no more than they do.
-        source = inspect.getsource(tcp.Connection.doRead)
-        self.assertIn("self.socket.recv(self.bufferSize)", source)
-        self.assertIn("return self._dataReceived(data)", source)
-        source = inspect.getsource(tcp.Connection._dataReceived)
-        self.assertIn("self.protocol.dataReceived(data)", source)
-        source = inspect.getsource(tcp.Connection.writeSomeData)
-        self.assertIn("untilConcludes(self.socket.send, limitedData)", source)
         self.assertIn("self.createInternetSocket()", inspect.getsource(tcp.Client.__init__))
         self.assertIn("self._closeSocket(", inspect.getsource(tcp.Connection.connectionLost))
         self.assertIn("self._makeTransport()", inspect.getsource(base.BaseConnector.connect))
@@ -162,37 +153,6 @@ class DirectSendAndAbort(SynchronousTestCase):
         self.assertEqual(self.reactor.writers, set())
         send_now(self.transport, b"again")
         self.assertTrue(self.socket.sent.endswith(b"again"))
-
-    def test_reads_grow(self) -> None:
-        """What fills a read is followed by larger ones, until little comes again; in order."""
-        asked: list[int] = []
-        recv = self.socket.recv
-
-        def counted(octets: int) -> bytes:
-            asked.append(octets)
-            return recv(octets)
-
-        self.socket.recv = counted
-        data = bytes(range(256)) * 300
-        self.socket.inbox = [data, b"QUIT\r\n", b"x"]
-        while self.socket.inbox:
-            self.assertIsNone(self.transport.doRead())
-        self.assertEqual(self.protocol.received, data + b"QUIT\r\nx")
-        most = self.transport.bufferSize
-        self.assertEqual(asked, [FEW_OCTETS, most, most, FEW_OCTETS, FEW_OCTETS])
-        self.assertIsNone(self.transport.doRead(), "nothing there is no end")
-
-    def test_read_ends(self) -> None:
-        """The end of the stream and a reset are two things, and neither reaches the protocol."""
-        self.socket.inbox = [b""]
-        self.assertIs(self.transport.doRead(), main.CONNECTION_DONE)
-
-        def reset(octets: int) -> bytes:
-            raise ConnectionResetError(104, "reset")
-
-        self.socket.recv = reset
-        self.assertIs(self.transport.doRead(), main.CONNECTION_LOST)
-        self.assertEqual(self.protocol.received, b"")
 
     def test_more_than_a_call_takes(self) -> None:
         """A write over Twisted's limit of one call loses nothing."""
