@@ -63,9 +63,7 @@ _SINGLE_EXAMPLES: dict[str, dict[str, Any]] = {
 _POSTMASTER = "postmaster@example.org"
 _EXAMPLES: dict[Selection, tuple[_Example, ...]] = {
     Selection.CLUSTER: (_Example("interface"),),
-    Selection.SPOOL: (
-        _Example("log", {"directory": "/var/spool/mta", "sharing": "cluster-fs"}),
-    ),
+    Selection.SPOOL: (_Example("log", {"directory": "/var/spool/mta", "sharing": "cluster-fs"}),),
     Selection.LISTENER: (_Example("smtp", {"port": 25, "relay-from": ["192.0.2.0/24"]}),),
     Selection.CONNECTOR: (
         _Example(
