@@ -37,7 +37,6 @@ from mta.cluster.admission import refuse_unfenced
 from mta.cluster.driver import ClaimFacts, Ownership
 from mta.cluster.settings import ClusterSettings
 from mta.config.errors import ConfigErrors
-from mta.config.inventory import plugin_facts
 from mta.config.load import load_file
 from mta.config.schema import Config, ListenerBlock, PluginBlock
 from mta.errors import ClusterNotInitialised, MTAError, PluginError, StartRefused
@@ -187,7 +186,6 @@ class MTAService(Service):
                 retry_now=self.tenant.retry_now,
                 pump=self.tenant.pump,
                 forget=self.tenant.forget,
-                plugins=plugin_facts,
                 probe=resource.probe,
                 accept_clock=self.tenant.accept_clock,
             ),

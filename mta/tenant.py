@@ -20,7 +20,7 @@ from zope.interface import implementer
 from mta.admin.settings import AdminSettings
 from mta.admin.submit import SubmissionHost
 from mta.association.smtp_in import build_submission_responder
-from mta.config.schema import Config, ConnectorBlock, ListenerBlock
+from mta.config.schema import Config, ListenerBlock
 from mta.errors import ClusterNotInitialised, MTAError
 from mta.interfaces import (
     IAssociationKind,
@@ -102,7 +102,7 @@ class Bridgehead:
     def _take(self, config: Config) -> None:
         """Build what routing, connectors and policies of `config` are. @raise MTAError: refused."""
         connectors = {
-            block.connector.name: (block.connector, self._kind(block))
+            block.name: (block.connector, IAssociationKind(self._create(block)))
             for block in config.connectors
         }
         builder = IRoutingBuilder(self._create(config.routing))
@@ -112,15 +112,6 @@ class Bridgehead:
         self._connectors: dict[str, tuple[Connector, IAssociationKind]] = connectors
         self.routing = routing
         self._policies = policies
-
-    def _kind(self, block: ConnectorBlock) -> IAssociationKind:
-        """An unchanged block keeps its kind over a reload: its slots go on counting."""
-        for old in getattr(self, "_config", self._config).connectors:
-            if old is not block and old.name == block.name and old.settings == block.settings:
-                known = getattr(self, "_connectors", {}).get(block.connector.name)
-                if known is not None and known[0].kind == block.connector.kind:
-                    return known[1]  # type: ignore[no-any-return]
-        return IAssociationKind(self._create(block))
 
     # --- ITenant --------------------------------------------------------------------------------
 

@@ -163,10 +163,6 @@ class House:
                 retry_now=lambda ids: self.told.append(("retry", list(ids))),
                 pump=lambda: self.told.append(("pump", [])),
                 forget=lambda ids: self.told.append(("forget", list(ids))),
-                plugins=lambda: [
-                    {"kind": "Spool", "name": "log"},
-                    {"kind": "broken", "name": "x", "reason": "no"},
-                ],
                 probe=lambda level: self.health,
                 accept_clock=self.accept_clock,
             ),
@@ -595,12 +591,6 @@ class Reading(SynchronousTestCase):
             items,
         )
         self.assertEqual({"in_doubt": 1}, done)
-
-    def test_plugins(self) -> None:
-        """Plugins and the broken ones are counted apart."""
-        items, done = House().connect().ask("plugins")
-        self.assertEqual((2, {"plugins": 1, "broken": 1}), (len(items), done))
-        self.assertIn("error", House().connect().ask("plugins", name="nothing")[1])
 
     def test_probe_levels(self) -> None:
         """There are three levels, and no fourth."""

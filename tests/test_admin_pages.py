@@ -40,7 +40,7 @@ class Pages(SynchronousTestCase):
         self.telemetry.attach(self.events.append)
         self.is_ready = (True, "online, epoch 3")
         self.facts_fail = False
-        facts = Facts(self.status, *[away] * 9)
+        facts = Facts(self.status, *[away] * 8)
         self.http = Http(
             "127.0.0.1:8025",
             Commands(facts, self.clock, self.telemetry),

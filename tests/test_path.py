@@ -298,6 +298,26 @@ class Path:
         self.assertEqual(len(lab.hub.messages), 2)
         self.assertEqual(lab.queue(), [])
 
+    def test_reload_gives_a_connector_its_neighbours_settings(self: Any) -> None:
+        """A reload takes over what changed in a connector, also when another one had just that."""
+
+        def connectors(first: str) -> str:
+            return (
+                "connectors:\n"
+                f"  - {{name: a, kind: maildir, directory: {first},"
+                " address-spaces: [{domain: a.example.com}]}\n"
+                "  - {name: b, kind: maildir, directory: /mail/b, address-spaces: [{domain: '*'}]}\n"
+            )
+
+        lab = self.lab(more=STEADY + connectors("/mail/a"))
+        after = self.lab(more=STEADY + connectors("/mail/b")).config
+        lab.send(["you@a.example.com"])
+        lab.owner.tenant.reconfigure(after)
+        lab.send(["you@a.example.com"])
+        lab.advance(60)
+        places = [p.rpartition("/")[0] for p in lab.disk.paths() if "/new/" in p]
+        self.assertEqual(sorted(places), ["/mail/a/new", "/mail/b/new"])
+
 
 class MemoryPathTests(Path, SynchronousTestCase):
     def test_full(self) -> None:

@@ -70,8 +70,6 @@ class Facts:
     pump: Callable[[], object]
     forget: Callable[[Sequence[str]], object]
     """These were held or deleted: no transfer of them begins any more."""
-    plugins: Callable[[], Sequence[Mapping[str, Any]]]
-    """One mapping a plugin: kind, name, distribution, version, and reason when it is broken."""
     probe: Callable[[int], Deferred[Health]]
     accept_clock: Callable[[], bool]
     """The operator vouches for a suspect clock; False when it was not suspect."""
@@ -96,7 +94,6 @@ class Commands:
             "queue-delete": self._delete,
             "queue-in-doubt": self._in_doubt,
             "route-explain": self._route,
-            "plugins": self._plugins,
             "probe": self._probe,
             "cluster-accept-clock": self._accept_clock,
             "trace": self._trace,
@@ -203,20 +200,6 @@ class Commands:
             "why": found.why,
             "alternatives": [route.connector for route in found.alternatives],
         }
-
-    async def _plugins(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
-        name = given.text("name")
-        given.end()
-        found = broken = 0
-        for plugin in self._facts.plugins():
-            if name and name not in {plugin.get("name"), plugin.get("module")}:
-                continue
-            found += 1
-            broken += bool(plugin.get("reason"))
-            await _told(emit(plain(dict(plugin))))
-        if name and not found:
-            raise UsageFault(f"no plugin is called {neutral(name, 60)!r}", remedy="see mta plugins")
-        return {"plugins": found - broken, "broken": broken}
 
     async def _probe(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
         level = given.whole("level", 0)
