@@ -17,7 +17,7 @@ from mta.spool.directory import Directory
 from mta.spool.epoch import OwnEpoch
 from mta.spool.ledger import Ledger
 from mta.testing.clock import VirtualClock
-from mta.testing.disk import ForgetfulDisk, InlineExecutor, StepExecutor
+from mta.testing.disk import ForgetfulDisk
 from mta.testing.spool_lab import DIRECTORY, LogLab
 from mta.testing.spool_suite import ENDS, NOW, ISpoolTests, claim, deferred_state, envelope
 
@@ -36,21 +36,9 @@ class OwnerTests(LogLab, SynchronousTestCase):
     read = ISpoolTests.read
     queued = ISpoolTests.queued
     due = ISpoolTests.due
-    stepping = False
 
     def setUp(self) -> None:
         self.clock = VirtualClock(NOW)
-        self.executors: list[StepExecutor] = []
-
-    def make_executor(self) -> Any:
-        if not self.stepping:
-            return InlineExecutor()
-        self.executors.append(StepExecutor())
-        return self.executors[-1]
-
-    def pump(self) -> None:
-        for executor in self.executors:
-            executor.run()
 
     def seg(self) -> list[str]:
         return [p for p in self.disk.paths() if "/seg/" in p]

@@ -12,7 +12,6 @@ from mta.errors import Fenced
 from mta.model import Report, Result, fresh_state
 from mta.spool import journal
 from mta.testing.clock import VirtualClock
-from mta.testing.disk import InlineExecutor, StepExecutor
 from mta.testing.spool_lab import LogLab
 from mta.testing.spool_suite import NOW, ISpoolTests, envelope
 
@@ -25,21 +24,9 @@ class SpoolCase(LogLab, SynchronousTestCase):
     accept = ISpoolTests.accept
     read = ISpoolTests.read
     queued = ISpoolTests.queued
-    stepping = False
 
     def setUp(self) -> None:
         self.clock = VirtualClock(NOW)
-        self.executors: list[StepExecutor] = []
-
-    def make_executor(self) -> Any:
-        if not self.stepping:
-            return InlineExecutor()
-        self.executors.append(StepExecutor())
-        return self.executors[-1]
-
-    def pump(self) -> None:
-        for executor in self.executors:
-            executor.run()
 
     def texts(self) -> str:
         return "\n".join(notice.text for notice in self.notices)

@@ -8,7 +8,7 @@ from typing import Any
 from mta.spool.log import LogSpool, LogSpoolSettings
 from mta.telemetry import Notice, Telemetry
 from mta.testing.clock import VirtualClock
-from mta.testing.disk import ForgetfulDisk, InlineExecutor
+from mta.testing.disk import ForgetfulDisk, InlineExecutor, StepExecutor
 
 DIRECTORY = "/spool-root/spool"
 
@@ -47,8 +47,19 @@ class LogLab:
             node=node,
         )
 
+    stepping = False
+    """Threads move only when `pump` says so, and not by themselves."""
+    executors: list[StepExecutor]
+
     def make_executor(self) -> Any:
-        return InlineExecutor()
+        if not self.stepping:
+            return InlineExecutor()
+        self.executors = [*getattr(self, "executors", ()), StepExecutor()]
+        return self.executors[-1]
+
+    def pump(self) -> None:
+        for executor in getattr(self, "executors", ()):
+            executor.run()
 
 
 def log_settings(**settings: Any) -> LogSpoolSettings:
