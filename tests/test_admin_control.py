@@ -1,4 +1,7 @@
-"""Operators' commands and the control socket: who is heard, what is answered, what it may cost."""
+"""Operators' commands and the control socket: who is heard, what is answered, what it may cost.
+
+Long because commands and socket are asked through one stand-in for the house, which stands here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The ownership driver: online only when all is true at once, and never online after that ended."""
+"""The ownership driver: online only when all is true at once, and never online after that ended.
+
+Long because each step, loss and stop is tried on one scripted world, which stands here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The log spool keeps every promise of a store, and its own beyond them."""
+"""The log spool keeps every promise of a store, and its own beyond them.
+
+Long because owners, segments, damage and full disks share one laboratory and its words.
+"""
 
 from __future__ import annotations
 
