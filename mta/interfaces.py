@@ -181,8 +181,14 @@ class ITenure(Interface):
         """It has closed by itself. Harmless when unknown."""
 
     def check() -> None:
-        """Re-read the epoch (under 1 us). @raise Fenced: a newer one exists.
+        """Re-read the epoch, and the lease's deadline where there is one (under 1.5 us).
+        @raise Fenced: a newer epoch exists, or the lease is over.
         @raise TenureRevoked: this tenure has ended.
+        """
+
+    def admit() -> None:
+        """As `check`, before an association is opened or accepted. @raise TransientFailure: the
+        authority has not renewed its grant in time; nothing new begins until it does.
         """
 
     def address_for(family: int) -> VirtualAddress:
@@ -318,6 +324,47 @@ class ISingleNode(Interface):
     """Add-on marker of IClusterResource: there is no other node. The node's own name is right for
     the virtual server then, and a start that is refused is refused for good.
     """
+
+
+class ILease(Interface):
+    """Add-on of IClusterResource: its grant ends by itself unless it is renewed in time.
+
+    The deadline counts from the moment the last renewal that was answered was *sent*, in ratios of
+    the lease's TTL (spool.md section 9): renew at 0.3, accept nothing new from 0.7, abort at 0.8.
+    The resource says `lost` by itself at 0.8; what is asked here is compared besides whenever an
+    event is handled, since a process that was stopped handles events before its timers.
+    """
+
+    def seconds_left() -> float:
+        """Until everything of the tenure must be aborted, by CLOCK_BOOTTIME; 0 or less when that
+        moment is past or no grant is held. Under 1 us, no I/O: asked before each act.
+        """
+
+    def may_accept() -> bool:
+        """False from 0.7 of the TTL on: no association is opened or accepted until it is renewed.
+        Under 1 us, no I/O.
+        """
+
+
+class IPlumber(Interface):
+    """Add-on of IClusterResource: it puts the virtual addresses on this node and takes them away.
+
+    Nothing of an epoch exists before it is published (spool.md section 3), so the addresses come
+    last: the driver asks for them in SEALED, before it binds, and takes them away while every
+    socket is closed and before the grant is given back.
+    """
+
+    def plumb(grant: Grant, epoch: int, epoch_file: str) -> Deferred[None]:
+        """Add each address of `grant`; fires when the required ones are usable. Harmless for an
+        address that is here. `epoch_file` is the file whose first octet is "-" while `epoch` is the
+        newest ("" when the store has none). Cancellable.
+        @raise ClusterNotInitialised: an address could not be added, or the lease or epoch has gone.
+        """
+
+    def unplumb() -> Deferred[None]:
+        """Take them away. The removal is under way when this returns; fires when they are gone.
+        Idempotent, never fails, also without `plumb` before it.
+        """
 
 
 class ISpoolLocker(Interface):
@@ -477,6 +524,13 @@ class ISpool(Interface):
         """Durable before it fires; answers the ids that it applied to."""
 
     def stats() -> SpoolStats: ...
+
+
+class IEpochFile(Interface):
+    """Add-on of ISpool: an epoch has a file that another process can look at."""
+
+    def epoch_file() -> str:
+        """Its path while an epoch is held, else "". Octet 0 is "-" while no newer one exists."""
 
 
 class IRoom(Interface):

@@ -493,6 +493,8 @@ class Claim:
     version: str
     configuration_digest: str
     grant: Grant
+    former_instances: tuple[AddressInstance, ...] = ()
+    """What older epochs were claimed with, newest first, also those whose files are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,6 +508,13 @@ class EpochRecord:
     released: bool
     heartbeat: int
     instances: tuple[AddressInstance, ...] = ()
+    former_instances: tuple[AddressInstance, ...] = ()
+    """See Claim."""
+    process_started: float = 0.0
+    version: str = ""
+    configuration_digest: str = ""
+    suspended: bool = False
+    """Its owner says that a required address is away and nothing is open."""
 
 
 CLOCK_BEHIND_SECONDS = 300.0
@@ -526,6 +535,8 @@ class Recovery:
     last_stamp: float = 0.0
     """Wall time of the last batch that was read; 0.0 when there is none."""
     seconds: float = 0.0
+    open_associations: tuple[FourTuple, ...] = ()
+    """What the predecessor had open when it ended: peers that may wait for a reset."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from mta.cluster.addresses import read_boot_id
 from mta.cluster.admission import refuse_unfenced
 from mta.cluster.claims import check_identity
-from mta.cluster.interface import InterfaceResource, InterfaceSettings, read_boot_id
+from mta.cluster.interface import InterfaceResource, InterfaceSettings
 from mta.cluster.lock import OwnerLock, take_lock
 from mta.cluster.netlink import (
     IFA_F_DADFAILED,

@@ -30,6 +30,7 @@ class Opened:
 class TheCapability(SynchronousTestCase):
     def make(self, *texts: str, authority: object = module._MINT, epoch: int = 3) -> Tenure:
         self.fault: Exception | None = None
+        self.admits = True
         self.seen: list[str] = []
         self.complaints: list[str] = []
 
@@ -43,9 +44,24 @@ class TheCapability(SynchronousTestCase):
             network_name="bridgehead.example.org",
             addresses=virtual_addresses(*texts),
             check=check,
+            admit=self.admit,
             fenced=self.seen.append,
             complain=self.complaints.append,
         )
+
+    def admit(self) -> None:
+        if not self.admits:
+            raise TransientFailure("the authority is silent")
+
+    def test_nothing_new(self) -> None:
+        """An authority that is late stops what is new, and nothing that is open."""
+        tenure = self.make("192.0.2.10")
+        tenure.admit()
+        self.admits = False
+        self.assertRaises(TransientFailure, tenure.admit)
+        tenure.check()
+        self.fault = Fenced("superseded")
+        self.assertRaises(Fenced, tenure.admit)
 
     def test_contract(self) -> None:
         """It is what the contract says."""

@@ -87,7 +87,7 @@ class Doors:
                 )
             )
         try:
-            tenure.check()
+            tenure.admit()
             source = str(tenure.address_for(family).bind)
         except MTAError:
             return fail()

@@ -169,7 +169,7 @@ class Opening(ClientFactory):
 
     def admit(self, client: AssociationClient) -> None:
         """Connected; nothing sent. @raise WrongSourceAddress, Fenced, TenureRevoked."""
-        self._tenure.check()
+        self._tenure.admit()
         self._judge.verify(self._tenure, client.socket, client.addressFamily, "out")
 
     def buildProtocol(self, addr: object) -> Any:
@@ -250,7 +250,7 @@ class Accepting:
 
     def admit(self, sock: socket.socket, peer: tuple[Any, ...]) -> IProtocol | None:
         try:
-            self._tenure.check()
+            self._tenure.admit()
             local = self._judge.verify(self._tenure, sock, self._family, "in")
         except MTAError:
             return None  # verify has counted and named it; a fenced tenure is ended by its owner

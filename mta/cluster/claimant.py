@@ -11,11 +11,22 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from twisted.internet.defer import Deferred
+
 from mta.cluster.claims import Sightings, check_identity, judge
 from mta.cluster.settings import ClusterSettings
 from mta.cluster.steps import Steps
 from mta.errors import ClusterNotInitialised, MTAError
-from mta.interfaces import IClock, IClusterResource, IDoors, ISingleNode, ISpool
+from mta.interfaces import (
+    IClock,
+    IClusterResource,
+    IDoors,
+    IEpochFile,
+    ILease,
+    IPlumber,
+    ISingleNode,
+    ISpool,
+)
 from mta.model import Claim, EpochRecord, Grant, Recovery, VirtualAddress, VirtualServer
 from mta.telemetry import Telemetry
 
@@ -82,6 +93,8 @@ class Claimant:
         self._epoch_gauge = telemetry.gauge(
             "mta_cluster_epoch", "The published epoch, 0 on standby."
         )
+        self._lease: ILease | None = resource if ILease.providedBy(resource) else None
+        self._plumbs = IPlumber.providedBy(resource)
         self.is_single = ISingleNode.providedBy(resource)
         self.grant: Grant | None = None
         self.recovery: Recovery | None = None
@@ -129,7 +142,8 @@ class Claimant:
             self._facts.node,
             own_name_is_right=self.is_single,
         )
-        self.bind(grant, None)
+        if not self._plumbs:
+            self.bind(grant, None)
         highest = self.records[-1].epoch if self.records else 0
         # Asked after `highest` was read: an older grant cannot pass.
         self.grant = grant = await self._steps.bounded(
@@ -155,12 +169,24 @@ class Claimant:
         await self._spool.seal()
         return "checkpoint durable"
 
+    def plumb(self, plumber: IPlumber) -> Deferred[None]:
+        """Have the addresses added, for as long as our epoch's file says that it is the newest.
+        @raise ClusterNotInitialised: the grant is gone.
+        """
+        grant, spool = self.held(), self._spool
+        path = spool.epoch_file() if IEpochFile.providedBy(spool) else ""
+        return plumber.plumb(grant, self.epoch, path)
+
     def held(self) -> Grant:
         """The grant, within its time. @raise ClusterNotInitialised."""
         if self.grant is None:
             raise ClusterNotInitialised("the grant is gone")
         valid_until = self.grant.valid_until
-        if valid_until is not None and valid_until <= self._clock.monotonic():
+        if self._lease is not None:  # it may have been renewed since
+            is_over = self._lease.seconds_left() <= 0.0
+        else:
+            is_over = valid_until is not None and valid_until <= self._clock.monotonic()
+        if is_over:
             raise ClusterNotInitialised("the grant has expired", "taking over took too long")
         return self.grant
 

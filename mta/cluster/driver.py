@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from mta.cluster.claimant import AUTHORITY_SECONDS, Claimant, ClaimFacts
 from mta.cluster.ownership import Action, Input, OwnershipMachine, State
+from mta.cluster.powers import Powers
 from mta.cluster.pulse import Pulse
 from mta.cluster.settings import ClusterSettings
 from mta.cluster.steps import Steps
@@ -95,6 +96,7 @@ class Ownership:
             steps=self._steps,
             jitter=jitter,
         )
+        self._powers = Powers(resource, spool, self._claimant, self._steps, self._complain)
         self._pulse = Pulse(spool, clock, settings.spool_stall, self._lose_for_good)
         self._timers: dict[str, ITimer] = {}
         self._instances: tuple[AddressInstance, ...] | None = None
@@ -217,6 +219,8 @@ class Ownership:
         if self.state is State.DOWN:
             return
         self._steps.wake()
+        if self._powers.is_plumbing:
+            return  # they come one by one; looked at when all are there
         missing = self._missing()
         if missing:
             self._feed(Input.ADDRESS_LOST, f"{', '.join(map(str, missing))} is not usable here")
@@ -339,7 +343,7 @@ class Ownership:
 
     def _start_tenant(self, reason: str) -> None:
         self._cancel_timer("grace")
-        missing = self._missing()
+        missing = [] if self._powers.plumbs else self._missing()
         if missing:
             gone = f"{', '.join(map(str, missing))} went meanwhile"
             self._feed(Input.ADDRESS_LOST, gone, self._machine.bid)
@@ -349,15 +353,17 @@ class Ownership:
     async def _mint_and_start(self) -> str:
         """Law 2, all of it true at once; then listen."""
         grant = self._claimant.held()
+        await self._powers.plumb()
         usable = None if self._instances is None else {i.address for i in self._instances}
         addresses = self._claimant.bind(grant, usable)
-        self._spool.check()
+        self._powers.check()
         self._served = self._ours()
         self._tenure = tenure = mint(
             epoch=self._claimant.epoch,
             network_name=grant.network_name,
             addresses=addresses,
-            check=self._spool.check,
+            check=self._powers.check,
+            admit=self._powers.admit,
             fenced=self._fenced,
             complain=self._complain,
         )
@@ -380,6 +386,7 @@ class Ownership:
         if self._tenant_runs:
             self._tenant_runs = False
             self._tell("suspend", self._tenant.suspend, reason)
+        self._powers.plumb_again()
         bid, grace = self._machine.bid, self._settings.grace
         self._timer("grace", grace, self._feed, Input.GRACE_OVER, f"{reason} for {grace:g} s", bid)
         self._telemetry.notice("warning", "cluster", self.explain())
@@ -413,11 +420,14 @@ class Ownership:
         self._stop_tenant(reason)
         self._pulse.ease()
         self._leave_by = None
+        self._powers.unplumb()
         self._begin("releasing", self._give_back(reason), Input.RELEASED)
 
     async def _give_back(self, reason: str) -> str:
         """Wait for what still runs (a publish cannot be taken back half-way), mark, give back."""
         await self._steps.settled(self._settings.drain)
+        # Abort, unplumb, last commit, mark R; then the grant, with which the next owner begins.
+        await self._powers.unplumbed()
         await self._claimant.release_epoch(reason)
         await self._claimant.return_grant(reason)
         return reason
@@ -438,6 +448,7 @@ class Ownership:
             self._cancel_timer(name)
         self._pulse.ease()
         self._end_tenure()
+        self._powers.unplumb()
         self._spool.abandon()
         self._steps.drop()
         self._stop_tenant(reason)

@@ -25,6 +25,7 @@ class Tenure:
     """See ITenure. Cannot be made but by `mint`."""
 
     __slots__ = (
+        "_admit",
         "_adopted",
         "_by_family",
         "_check",
@@ -44,6 +45,7 @@ class Tenure:
         network_name: str,
         addresses: tuple[VirtualAddress, ...],
         check: Callable[[], None],
+        admit: Callable[[], None],
         fenced: Callable[[str], None],
         complain: Callable[[str], None],
     ) -> None:
@@ -56,6 +58,7 @@ class Tenure:
         self.addresses = addresses
         self.is_live = True
         self._check = check
+        self._admit = admit
         self._fenced = fenced
         self._complain = complain
         self._adopted: dict[IRevocable, None] = {}
@@ -81,6 +84,10 @@ class Tenure:
             # The owner's machine hears of it from whoever saw it first, and revokes us.
             self._fenced(str(fault))
             raise
+
+    def admit(self) -> None:
+        self.check()
+        self._admit()
 
     def address_for(self, family: int) -> VirtualAddress:
         if not self.is_live:
@@ -125,12 +132,14 @@ def mint(
     network_name: str,
     addresses: tuple[VirtualAddress, ...],
     check: Callable[[], None],
+    admit: Callable[[], None],
     fenced: Callable[[str], None],
     complain: Callable[[str], None],
 ) -> Tenure:
     """Make a tenure. Called by the ownership driver when the facts of law 2 hold together.
 
-    `check` is the spool's; `fenced(why)` hears of a superseded epoch before the caller does.
+    `check` asks the spool and the lease, `admit` whether anything new may begin; `fenced(why)`
+    hears of a superseded epoch before the caller does.
     """
     return Tenure(
         _MINT,
@@ -138,6 +147,7 @@ def mint(
         network_name=network_name,
         addresses=addresses,
         check=check,
+        admit=admit,
         fenced=fenced,
         complain=complain,
     )

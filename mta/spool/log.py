@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.errors import Corrupt, Fenced, Full, MTAError, SpoolError, StartRefused, Unavailable
-from mta.interfaces import IContent, IRoom, ISpool, IStaging, ISurroundings
+from mta.interfaces import IContent, IEpochFile, IRoom, ISpool, IStaging, ISurroundings
 from mta.model import (
     Claim,
     Doubt,
@@ -51,7 +51,7 @@ __all__ = ["LogSpool", "LogSpoolSettings"]
 T = TypeVar("T")
 
 
-@implementer(ISpool, IRoom)
+@implementer(ISpool, IRoom, IEpochFile)
 class LogSpool:
     """One virtual server's spool, as one node sees it. Usable for one tenure after another.
 
@@ -188,6 +188,7 @@ class LogSpool:
                 clock_suspect=clock_suspect(found.ledger.wall, self._clock.wall()),
                 last_stamp=found.ledger.wall,
                 seconds=self._clock.monotonic() - started,
+                open_associations=tuple(found.open_associations),
             )
 
         return reading.addCallback(read)
@@ -243,6 +244,9 @@ class LogSpool:
             raise Fenced("no epoch is held")
         if not own.is_current():
             raise own.superseded()
+
+    def epoch_file(self) -> str:
+        return "" if self._own is None else epoch.path_of(self._directory, self._own.epoch)
 
     def heartbeat(self) -> None:
         own, log = self._own, self._log

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mta.errors import Corrupt
-from mta.model import CLOCK_AHEAD_SECONDS, CLOCK_BEHIND_SECONDS
+from mta.model import CLOCK_AHEAD_SECONDS, CLOCK_BEHIND_SECONDS, FourTuple
 from mta.spool import checkpoint
 from mta.spool.checkpoint import Checkpoint
 from mta.spool.directory import PARTS, Directory
@@ -44,6 +44,7 @@ class Recovered:
     """Worth a line, no damage: a tail that was torn by a crash."""
     sweep: list[str] = field(default_factory=list)
     """Names of older epochs that nothing refers to."""
+    open_associations: list[FourTuple] = field(default_factory=list)
     batches: int = 0
 
 
@@ -68,6 +69,7 @@ def recover(directory: Directory, epoch: int, *, sync: bool = True) -> Recovered
         start, notes = found
         made = Recovered(start.ledger, start.epoch, notes=notes)
         _follow(directory, made, sync)
+        made.open_associations = [a.ends for a in made.ledger.associations.values()]
         made.ledger.conclude(made.predecessor)
         if sync:
             _sync_relied_upon(directory, made)

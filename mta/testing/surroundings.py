@@ -74,6 +74,7 @@ class MemoryTenure:
         self.is_live = True
         self.adopted: list[IRevocable] = []
         self.checks = 0
+        self.admits = True
         self._fault: MTAError | None = None
 
     def adopt(self, revocable: IRevocable) -> None:
@@ -89,6 +90,11 @@ class MemoryTenure:
         self._live()
         if self._fault is not None:
             raise self._fault
+
+    def admit(self) -> None:
+        self.check()
+        if not self.admits:
+            raise TransientFailure("nothing new begins", "the authority is silent")
 
     def address_for(self, family: int) -> VirtualAddress:
         self._live()
