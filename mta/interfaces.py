@@ -533,6 +533,13 @@ class IEpochFile(Interface):
         """Its path while an epoch is held, else "". Octet 0 is "-" while no newer one exists."""
 
 
+class ISuspension(Interface):
+    """Add-on of ISpool: the heartbeat tells the other nodes whether anything is open."""
+
+    def suspended(is_away: bool) -> None:
+        """From the next heartbeat on: a required address of the owner is away, or back."""
+
+
 class IRoom(Interface):
     """Add-on of ISpool: says before a message is received whether there is room for it."""
 

@@ -7,13 +7,13 @@ grant. This module talks to the authority and the spool and decides no state (dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from twisted.internet.defer import Deferred
 
-from mta.cluster.claims import Sightings, check_identity, judge
+from mta.cluster.claims import Sightings, check_identity, former_instances, judge
 from mta.cluster.settings import ClusterSettings
 from mta.cluster.steps import Steps
 from mta.errors import ClusterNotInitialised, MTAError
@@ -50,7 +50,7 @@ class ClaimFacts:
     version: str
     configuration_digest: str
 
-    def claim(self, grant: Grant) -> Claim:
+    def claim(self, grant: Grant, records: Sequence[EpochRecord]) -> Claim:
         return Claim(
             self.node,
             self.boot_id,
@@ -58,6 +58,7 @@ class ClaimFacts:
             self.version,
             self.configuration_digest,
             grant,
+            former_instances(records),
         )
 
 
@@ -153,7 +154,7 @@ class Claimant:
             raise ClusterNotInitialised(
                 "this bid for ownership has ended", "it was lost, or we stop"
             )
-        self.epoch = await self._spool.publish(self._facts.claim(grant), highest)
+        self.epoch = await self._spool.publish(self._facts.claim(grant, self.records), highest)
         self._epoch_gauge.set(self.epoch)
         return f"epoch {self.epoch} above {highest}"
 

@@ -29,6 +29,7 @@ from mta.interfaces import (
     IDoors,
     IResourceListener,
     ISpool,
+    ISuspension,
     ITenant,
     ITimer,
 )
@@ -375,8 +376,13 @@ class Ownership:
         self._failures = 0
         self._next_try = 0.0
         self._failed_because = ""
+        self._away(False)
         self._takeover.observe(self._clock.monotonic() - self._claimant.granted_at)
         self._telemetry.notice("info", "cluster", self.explain())
+
+    def _away(self, is_away: bool) -> None:
+        if ISuspension.providedBy(self._spool):
+            self._spool.suspended(is_away)
 
     # --- actions: the way down --------------------------------------------------------------------
 
@@ -387,6 +393,7 @@ class Ownership:
             self._tenant_runs = False
             self._tell("suspend", self._tenant.suspend, reason)
         self._powers.plumb_again()
+        self._away(True)
         bid, grace = self._machine.bid, self._settings.grace
         self._timer("grace", grace, self._feed, Input.GRACE_OVER, f"{reason} for {grace:g} s", bid)
         self._telemetry.notice("warning", "cluster", self.explain())

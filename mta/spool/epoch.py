@@ -5,8 +5,9 @@ synced; `S` (superseded) in octet 0 is set in every lower file before anything i
 taken back; `R` (released) stands in octet 1. An own file that is missing or marked S means: a newer
 owner exists. An unreadable epoch file counts as taken.
 
-Layout: octet 0 mark, octet 1 mark, octets 8-15 the heartbeat's counter, from octet 16 one line of
-JSON with the claim and its crc.
+Layout: octet 0 mark, octet 1 mark, octet 2 "A" while the owner says that a required address is
+away, octets 8-15 the heartbeat's counter, from octet 16 one line of JSON with the claim and its
+crc.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import json
 import os
 import secrets
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 from zlib import crc32
 
 from mta.errors import Fenced
@@ -24,7 +27,9 @@ from mta.model import AddressInstance, Claim, EpochRecord
 from mta.spool.directory import Directory, read_whole, write_whole
 
 _COUNTER = struct.Struct("<Q")
+_AWAY_AT = 2
 _COUNTER_AT = 8
+_PADDING = bytes(_COUNTER_AT - _AWAY_AT - 1)
 _CLAIM_AT = 16
 KEPT = 16
 """Epoch files that stay."""
@@ -53,12 +58,23 @@ def encode_claim(claim: Claim) -> bytes:
             "token": grant.token,
             "fencing": grant.fencing.value,
             "addresses": [str(address) for address in grant.addresses],
-            "instances": [
-                [i.boot_id, i.ifindex, str(i.address), i.cstamp] for i in grant.instances
-            ],
+            "instances": _encode_instances(grant.instances),
+            "former_instances": _encode_instances(claim.former_instances),
         }
     ).encode()
     return text + b" %08x\n" % crc32(text)
+
+
+def _encode_instances(instances: Iterable[AddressInstance]) -> list[list[str | int]]:
+    return [[i.boot_id, i.ifindex, str(i.address), i.cstamp] for i in instances]
+
+
+def _decode_instances(found: Any) -> tuple[AddressInstance, ...]:
+    """@raise ValueError, TypeError: it is no list of instances."""
+    return tuple(
+        AddressInstance(str(boot), int(index), ip_address(address), int(stamp))
+        for boot, index, address, stamp in found
+    )
 
 
 def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
@@ -66,8 +82,10 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
     heartbeat = 0
     if len(octets) >= _CLAIM_AT:
         (heartbeat,) = _COUNTER.unpack_from(octets, _COUNTER_AT)
-    node, boot_id = "", ""
+    node, boot_id, version, digest = "", "", "", ""
+    started = 0.0
     instances: tuple[AddressInstance, ...] = ()
+    former: tuple[AddressInstance, ...] = ()
     line = octets[_CLAIM_AT:].rstrip(b"\n")
     text, _, crc = line.rpartition(b" ")
     try:
@@ -75,10 +93,10 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
             raise ValueError("crc")
         facts = json.loads(text)
         node, boot_id = str(facts["node"]), str(facts["boot_id"])
-        instances = tuple(
-            AddressInstance(str(boot), int(index), ip_address(address), int(stamp))
-            for boot, index, address, stamp in facts["instances"]
-        )
+        instances = _decode_instances(facts["instances"])
+        former = _decode_instances(facts.get("former_instances", ()))
+        version, digest = str(facts["version"]), str(facts["configuration_digest"])
+        started = float(facts["process_started"])
     except (ValueError, KeyError, TypeError):
         node = node or "unreadable"
     return EpochRecord(
@@ -89,6 +107,11 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
         released=octets[1:2] == b"R",
         heartbeat=heartbeat,
         instances=instances,
+        former_instances=former,
+        process_started=started,
+        version=version,
+        configuration_digest=digest,
+        suspended=octets[_AWAY_AT : _AWAY_AT + 1] == b"A",
     )
 
 
@@ -164,6 +187,8 @@ class OwnEpoch:
     """NFS: only an open asks the server again."""
     fd: int = -1
     counter: int = 0
+    is_away: bool = False
+    """A required address is away: the next heartbeat says so."""
 
     def open(self) -> None:
         self.fd = self.directory.disk.open(path_of(self.directory, self.epoch), os.O_RDWR)
@@ -192,7 +217,8 @@ class OwnEpoch:
                 "bring the same spool back: what it held is not in a new one",
             )
         self.counter += 1
-        self.directory.disk.pwritev(self.fd, [_COUNTER.pack(self.counter)], _COUNTER_AT)
+        news = [b"A" if self.is_away else b"-", _PADDING, _COUNTER.pack(self.counter)]
+        self.directory.disk.pwritev(self.fd, news, _AWAY_AT)
 
     def release(self) -> None:
         mark(self.directory, self.epoch, 1, b"R")

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.errors import Corrupt, Fenced, Full, MTAError, SpoolError, StartRefused, Unavailable
-from mta.interfaces import IContent, IEpochFile, IRoom, ISpool, IStaging, ISurroundings
+from mta.interfaces import IContent, IEpochFile, IRoom, ISpool, IStaging, ISurroundings, ISuspension
 from mta.model import (
     Claim,
     Doubt,
@@ -51,7 +51,7 @@ __all__ = ["LogSpool", "LogSpoolSettings"]
 T = TypeVar("T")
 
 
-@implementer(ISpool, IRoom, IEpochFile)
+@implementer(ISpool, IRoom, IEpochFile, ISuspension)
 class LogSpool:
     """One virtual server's spool, as one node sees it. Usable for one tenure after another.
 
@@ -247,6 +247,10 @@ class LogSpool:
 
     def epoch_file(self) -> str:
         return "" if self._own is None else epoch.path_of(self._directory, self._own.epoch)
+
+    def suspended(self, is_away: bool) -> None:
+        if self._own is not None:
+            self._own.is_away = is_away
 
     def heartbeat(self) -> None:
         own, log = self._own, self._log

@@ -1,0 +1,113 @@
+"""Who may claim with an address, decided from epoch files alone (cluster.md section 4)."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from mta.cluster.claims import REMEMBERED, former_instances, judge
+from mta.model import AddressInstance, Claim, EpochRecord, Fencing, Grant
+from mta.spool.directory import Directory
+from mta.spool.epoch import KEPT, OwnEpoch, decode_epoch, encode_claim, publish, read_epochs
+from mta.testing.disk import ForgetfulDisk
+from mta.testing.surroundings import virtual_addresses
+
+ADDRESS = IPv4Address("192.0.2.10")
+
+
+def of(node: str, cstamp: int, boot: str = "", ifindex: int = 2) -> AddressInstance:
+    return AddressInstance(boot or f"boot-{node}", ifindex, ADDRESS, cstamp)
+
+
+def record(
+    epoch: int, node: str, *used: AddressInstance, former: tuple[AddressInstance, ...] = ()
+) -> EpochRecord:
+    return EpochRecord(epoch, node, f"boot-{node}", False, False, 5, used, former)
+
+
+class WhoMayClaim(SynchronousTestCase):
+    def test_a_new_instance(self) -> None:
+        """An address that just came to this node may be claimed with, whoever is alive."""
+        self.assertTrue(judge([of("a", 7)], [record(1, "b", of("b", 3))], "a", 0.0, 10.0).may)
+
+    def test_a_used_one(self) -> None:
+        """One that served before, and was superseded, may not, while the owner's heart beats."""
+        records = [record(1, "a", of("a", 7)), record(2, "b", of("b", 3))]
+        self.assertFalse(judge([of("a", 7)], records, "a", 9.9, 10.0).may)
+        self.assertTrue(judge([of("a", 7)], records, "a", 10.0, 10.0).may)
+
+    def test_a_used_one_is_known_when_its_file_is_gone(self) -> None:
+        """However often the owner restarts, the stale address of the other node stays stale."""
+        records = [record(1, "a", of("a", 7))]
+        for epoch in range(2, 60):
+            former = former_instances(records)
+            records = [*records, record(epoch, "b", of("b", 3), former=former)][-KEPT:]
+        self.assertNotIn("a", {r.node for r in records})
+        self.assertFalse(judge([of("a", 7)], records, "a", 0.0, 10.0).may)
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from("abc"), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99)
+            ),
+            max_size=150,
+        )
+    )
+    def test_what_is_remembered(self, uses: list[tuple[str, int, int, int]]) -> None:
+        """Newest first, one for each address on each interface of each boot, bounded."""
+        records: list[EpochRecord] = []
+        for epoch, (node, boot, ifindex, cstamp) in enumerate(uses, 1):
+            instance = of(node, cstamp, f"boot-{node}{boot}", ifindex)
+            records.append(record(epoch, node, instance, former=former_instances(records)))
+            records = records[-KEPT:]
+        found = former_instances(records)
+        keys = [(i.boot_id, i.ifindex) for i in found]
+        self.assertEqual(len(keys), len(set(keys)))
+        expected = list(dict.fromkeys((f"boot-{n}{b}", i) for n, b, i, _ in reversed(uses)))
+        self.assertEqual(keys, expected[:REMEMBERED])
+
+
+class InTheSpool(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.directory = Directory(ForgetfulDisk(1 << 30), "/spool")
+        self.directory.initialise()
+
+    def claim(self, former: tuple[AddressInstance, ...] = ()) -> Claim:
+        grant = Grant(1, "vs.example.org", virtual_addresses("192.0.2.10"), Fencing.NONE)
+        return Claim("a", "boot-a", 12.5, "1.2", "digest", grant, former)
+
+    def test_all_of_a_claim_is_read_back(self) -> None:
+        """The other node learns who, with which version and configuration, and what was used."""
+        publish(self.directory, self.claim((of("b", 3), of("a", 1))), 0)
+        (found,) = read_epochs(self.directory)
+        self.assertEqual(
+            (found.node, found.version, found.configuration_digest, found.process_started),
+            ("a", "1.2", "digest", 12.5),
+        )
+        self.assertEqual(found.former_instances, (of("b", 3), of("a", 1)))
+        self.assertFalse(found.suspended)
+
+    def test_a_suspended_owner_says_so(self) -> None:
+        """The heartbeat of an owner whose address is away tells it, and takes it back."""
+        own = OwnEpoch(self.directory, publish(self.directory, self.claim(), 0), False)
+        own.open()
+        self.addCleanup(own.close)
+        for is_away in (True, False):
+            own.is_away = is_away
+            own.beat()
+            (found,) = read_epochs(self.directory)
+            self.assertEqual(found.suspended, is_away)
+            self.assertTrue(own.is_current())
+        self.assertEqual(found.heartbeat, 2)
+
+    def test_a_claim_without_memory(self) -> None:
+        """An epoch file that knows no former instances is whole all the same."""
+        line = encode_claim(self.claim()).replace(b'"former_instances": []', b'"other": 1')
+        text, _, _ = line.rpartition(b" ")
+        from zlib import crc32
+
+        found = decode_epoch(1, b"-" * 2 + bytes(14) + text + b" %08x\n" % crc32(text))
+        self.assertEqual((found.node, found.former_instances), ("a", ()))
