@@ -50,6 +50,7 @@ from mta.model import (
     Reply,
     Result,
     Route,
+    Segment,
     SpoolStats,
     Unroutable,
     VirtualAddress,
@@ -247,6 +248,22 @@ class IDescriptorDoor(Interface):
     def watch_descriptor(purpose: str, descriptor: IReadDescriptor) -> IRevocable:
         """Call `descriptor.doRead` whenever it is readable; whoever opened it also closes it.
         Revoking only ends the watching. @raise MTAError: the purpose was not granted.
+        """
+
+
+class IPacketDoor(Interface):
+    """Add-on of IDoors: single packets that belong to no socket and carry no mail. They need
+    CAP_NET_RAW; "why" answers in words what hindered, "" when all went. Nothing is raised for it.
+    """
+
+    def send_frames(purpose: str, ifindex: int, build: Callable[[bytes], Sequence[bytes]]) -> str:
+        """Send the Ethernet frames that `build(hardware address)` answers. Answers why not.
+        @raise MTAError: the purpose was not granted.
+        """
+
+    def send_segments(purpose: str, segments: Sequence[Segment]) -> tuple[int, str]:
+        """Send TCP segments from our own addresses. Answers how many went, and why not.
+        @raise MTAError: the purpose was not granted.
         """
 
 

@@ -610,6 +610,15 @@ class FourTuple:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A whole TCP segment, checksum and all, to be sent from one of this node's addresses."""
+
+    source: str
+    target: str
+    octets: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class QueueEntry:
     """One queued message for an operator's eyes."""
 

@@ -115,8 +115,8 @@ class MTAService(Service):
 
         self.telemetry = telemetry = Telemetry()
         self.clock = clock = ReactorClock(reactor)
-        timeout = _cluster_settings(config.cluster).tcp_timeout
-        self._doors = Doors(reactor, clock, telemetry, options=SocketOptions(user_timeout=timeout))
+        options = _socket_options(_cluster_settings(config.cluster))
+        self._doors = Doors(reactor, clock, telemetry, options=options)
         self._executor = ThreadExecutor(reactor)
         node = config.node.name or socket.gethostname()
         self._log = LogObserver(
@@ -456,6 +456,16 @@ def _cluster_settings(block: PluginBlock) -> ClusterSettings:
         f"cluster resource {block.name} has a schema of its own",
         "grace, drain and the like are missing from it",
         "derive the schema from mta.cluster.settings.ClusterSettings",
+    )
+
+
+def _socket_options(cluster: ClusterSettings) -> SocketOptions:
+    """The kernel counts keepalive in whole seconds, from 1 on."""
+    return SocketOptions(
+        user_timeout=cluster.tcp_timeout,
+        keepalive_idle=max(1, round(cluster.tcp_keepalive)),
+        keepalive_interval=max(1, round(cluster.tcp_keepalive_interval)),
+        keepalive_count=cluster.tcp_keepalive_count,
     )
 
 

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IProtocol, IReadDescriptor
 from zope.interface import implementer
 
+from mta.association import packets
 from mta.association.opening import Accepting, Judge, Opening, cannot_listen, errno_of, reason_of
 from mta.association.services import (
     PURPOSES,
@@ -43,15 +44,15 @@ from mta.errors import (
     StartRefused,
     TransientFailure,
 )
-from mta.interfaces import IClock, IDescriptorDoor, IDoors, IRevocable, ITenure
-from mta.model import PeerInfo, VirtualAddress
+from mta.interfaces import IClock, IDescriptorDoor, IDoors, IPacketDoor, IRevocable, ITenure
+from mta.model import PeerInfo, Segment, VirtualAddress
 from mta.telemetry import Telemetry
 
 SERVICE_CONNECT_SECONDS = 10.0
 """Services are near; who does not answer in 10 s is away."""
 
 
-@implementer(IDoors, IDescriptorDoor)
+@implementer(IDoors, IDescriptorDoor, IPacketDoor)
 class Doors:
     """Both doors of one process. `granted(name, purposes)` gives a plugin a view of them."""
 
@@ -242,6 +243,31 @@ class Doors:
         count.opened()
         return Watching(self._reactor, descriptor, count.closed)
 
+    def send_frames(
+        self, purpose: str, ifindex: int, build: Callable[[bytes], Sequence[bytes]]
+    ) -> str:
+        """See IPacketDoor."""
+        count = self._service(purpose, "packet")
+        count.opened()
+        try:
+            packets.send_frames(self._make_socket, ifindex, build)
+        except OSError as fault:
+            return packets.why_not(fault)
+        finally:
+            count.closed()
+        return ""
+
+    def send_segments(self, purpose: str, segments: Sequence[Segment]) -> tuple[int, str]:
+        """See IPacketDoor."""
+        count = self._service(purpose, "packet")
+        count.opened()
+        try:
+            return packets.send_segments(self._make_socket, segments), ""
+        except OSError as fault:
+            return 0, packets.why_not(fault)
+        finally:
+            count.closed()
+
     def _service(self, purpose: str, endpoint: str) -> ServiceCount:
         if purpose not in PURPOSES:
             raise PluginError(
@@ -299,7 +325,7 @@ def _answers(path: str) -> bool:
     return True
 
 
-@implementer(IDoors, IDescriptorDoor)
+@implementer(IDoors, IDescriptorDoor, IPacketDoor)
 class _GrantedDoors:
     """The doors as one plugin sees them."""
 
@@ -330,6 +356,16 @@ class _GrantedDoors:
     def watch_descriptor(self, purpose: str, descriptor: IReadDescriptor) -> IRevocable:
         self._may(purpose)
         return self._doors.watch_descriptor(purpose, descriptor)
+
+    def send_frames(
+        self, purpose: str, ifindex: int, build: Callable[[bytes], Sequence[bytes]]
+    ) -> str:
+        self._may(purpose)
+        return self._doors.send_frames(purpose, ifindex, build)
+
+    def send_segments(self, purpose: str, segments: Sequence[Segment]) -> tuple[int, str]:
+        self._may(purpose)
+        return self._doors.send_segments(purpose, segments)
 
     def _may(self, purpose: str) -> None:
         if purpose not in self._purposes:

@@ -27,7 +27,7 @@ from mta.interfaces import (
     ISingleNode,
     ISpool,
 )
-from mta.model import Claim, EpochRecord, Grant, Recovery, VirtualAddress, VirtualServer
+from mta.model import Claim, EpochRecord, FourTuple, Grant, Recovery, VirtualAddress, VirtualServer
 from mta.telemetry import Telemetry
 
 LOOK_AGAIN_SECONDS = 1.0
@@ -98,6 +98,7 @@ class Claimant:
         self._plumbs = IPlumber.providedBy(resource)
         self.is_single = ISingleNode.providedBy(resource)
         self.grant: Grant | None = None
+        self._left_open: tuple[FourTuple, ...] = ()
         self.recovery: Recovery | None = None
         self.granted_at = 0.0
         self.records: tuple[EpochRecord, ...] = ()
@@ -160,6 +161,7 @@ class Claimant:
 
     async def recover(self) -> str:
         self.recovery = found = await self._spool.recover()
+        self._left_open = found.open_associations
         for name in found.set_aside:
             self._telemetry.notice("error", "spool", f"set aside: {name}")
         if found.clock_suspect:
@@ -169,6 +171,11 @@ class Claimant:
     async def seal(self) -> str:
         await self._spool.seal()
         return "checkpoint durable"
+
+    def left_open(self) -> tuple[FourTuple, ...]:
+        """What the former owner had open; answered once a takeover, and none when it was us."""
+        found, self._left_open = self._left_open, ()
+        return found
 
     def plumb(self, plumber: IPlumber) -> Deferred[None]:
         """Have the addresses added, for as long as our epoch's file says that it is the newest.

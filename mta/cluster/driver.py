@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from mta.cluster.claimant import AUTHORITY_SECONDS, Claimant, ClaimFacts
+from mta.cluster.herald import Herald
 from mta.cluster.ownership import Action, Input, OwnershipMachine, State
 from mta.cluster.powers import Powers
 from mta.cluster.pulse import Pulse
@@ -98,6 +99,7 @@ class Ownership:
             jitter=jitter,
         )
         self._powers = Powers(resource, spool, self._claimant, self._steps, self._complain)
+        self._herald = Herald(doors, clock, telemetry, is_wanted=settings.announce)
         self._pulse = Pulse(spool, clock, settings.spool_stall, self._lose_for_good)
         self._timers: dict[str, ITimer] = {}
         self._instances: tuple[AddressInstance, ...] | None = None
@@ -182,6 +184,7 @@ class Ownership:
             "bid": self._machine.bid,
             "fencing": self._resource.fencing.value,
             "authority": self._resource.explain(),
+            "announcements": self._herald.explain(),
             "health": self._health.text if self._health is not None else "",
             "failures": self._failures,
             "next_try_seconds": max(0.0, round(self._next_try - now, 3)),
@@ -377,6 +380,8 @@ class Ownership:
         self._next_try = 0.0
         self._failed_because = ""
         self._away(False)
+        assert self._tenure is not None
+        self._herald.online(self._tenure.addresses, self._served, self._claimant.left_open())
         self._takeover.observe(self._clock.monotonic() - self._claimant.granted_at)
         self._telemetry.notice("info", "cluster", self.explain())
 
@@ -542,6 +547,7 @@ class Ownership:
 
     def _end_tenure(self) -> None:
         tenure, self._tenure = self._tenure, None
+        self._herald.offline()
         if tenure is not None:
             tenure.revoke()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mta.settings import Duration, Settings
+from mta.settings import Boolean, Count, Duration, Settings
 
 
 class ClusterSettings(Settings):
@@ -24,10 +24,27 @@ class ClusterSettings(Settings):
         description="An address that has served before is claimed again only when the owner's "
         "heartbeat in the spool has not moved for this long.",
     )
+    announce: Boolean = Field(
+        default=True,
+        description="Say by gratuitous ARP and neighbour advertisements where the addresses are, "
+        "and release peers that wait for a former owner. It needs CAP_NET_RAW, and is left out "
+        "without it.",
+    )
     tcp_timeout: Duration = Field(
         default=60.0,
         description="An association whose peer does not acknowledge what we sent for this long is "
         "given up; without it a peer that vanished is never noticed.",
+    )
+    tcp_keepalive: Duration = Field(
+        default=30.0,
+        description="An association on which nothing moves is probed after this long (whole "
+        "seconds).",
+    )
+    tcp_keepalive_interval: Duration = Field(
+        default=10.0, description="Between two such probes (whole seconds)."
+    )
+    tcp_keepalive_count: Count = Field(
+        default=3, description="Unanswered probes after which the association is given up."
     )
     spool_stall: Duration = Field(
         default=5.0,
