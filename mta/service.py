@@ -28,6 +28,7 @@ from mta.admin.commands import Commands, Facts
 from mta.admin.control import ControlServer
 from mta.admin.logs import LogObserver
 from mta.admin.metrics import Exposition, QueueGauges
+from mta.admin.probe import Place, Prober, Subject
 from mta.admin.sdnotify import Notifier
 from mta.admin.sinks import deaf_syslog
 from mta.admin.submit import SubmitServer
@@ -35,6 +36,7 @@ from mta.association.endpoints import Doors
 from mta.association.transport import SocketOptions
 from mta.cluster.admission import refuse_unfenced
 from mta.cluster.driver import ClaimFacts, Ownership
+from mta.cluster.ownership import State
 from mta.cluster.settings import ClusterSettings
 from mta.config.errors import ConfigErrors
 from mta.config.load import load_file
@@ -177,6 +179,19 @@ class MTAService(Service):
         )
         self.ownership.on_fatal(self._fatal)
         self.tenant.recovery = lambda: self.ownership.recovery
+        prober = Prober(
+            Subject(
+                resource=resource.probe,
+                absence=self._absence,
+                places=self._places,
+                inspect=spool.inspect,
+                epoch=lambda: self.ownership.epoch,
+                check=self._check_tenure,
+                network_name=config.virtual_server.network_name,
+            ),
+            self._doors,
+            clock,
+        )
         self.commands = Commands(
             Facts(
                 status=self.status,
@@ -186,7 +201,7 @@ class MTAService(Service):
                 retry_now=self.tenant.retry_now,
                 pump=self.tenant.pump,
                 forget=self.tenant.forget,
-                probe=resource.probe,
+                probe=prober.probe,
                 accept_clock=self.tenant.accept_clock,
             ),
             clock,
@@ -310,6 +325,32 @@ class MTAService(Service):
 
     def _ready(self) -> tuple[bool, str]:
         return self.ownership.tenure is not None, self.ownership.explain()
+
+    def _absence(self) -> tuple[int, str]:
+        """Why a probe finds no virtual server here, with its code; (0, "") when it should."""
+        state = self.ownership.state
+        if state is State.ONLINE and self.ownership.tenure is not None:
+            return os.EX_OK, ""
+        # Suspended is an owner that does not serve; everything else is not the owner, or not yet.
+        code = os.EX_UNAVAILABLE if state is State.SUSPENDED else os.EX_TEMPFAIL
+        return code, self.ownership.explain()
+
+    def _places(self) -> Sequence[Place]:
+        """Where our listeners greet: those of kinds that begin with a reply of RFC 5321."""
+        tenure = self.ownership.tenure
+        ports = [
+            port
+            for block in self._config.listeners
+            if block.kind in {"smtp", "lmtp"}
+            for port in _ports(block.settings)
+        ]
+        addresses = () if tenure is None else tenure.addresses
+        return [Place(str(address.bind), port) for address in addresses for port in ports]
+
+    def _check_tenure(self) -> None:
+        tenure = self.ownership.tenure
+        if tenure is not None:
+            tenure.check()
 
     def _elsewhere(self) -> Sequence[tuple[str, int]]:
         """Where a program of this standby node hands its mail over: the virtual server itself."""

@@ -21,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mta.admin.commands import PAGE, Commands, Facts, plain
 from mta.admin.control import IDLE_SECONDS, LONGEST_COMMAND, MOST_CONNECTIONS, ControlServer
 from mta.admin.peer import Credentials, credentials
+from mta.admin.probe import Probed
 from mta.errors import ClusterNotInitialised
 from mta.model import (
     Address,
@@ -28,8 +29,6 @@ from mta.model import (
     Candidate,
     Doubt,
     Envelope,
-    Health,
-    HealthLevel,
     MessageState,
     Notify,
     QueueAct,
@@ -155,7 +154,7 @@ class House:
         self.routing = Routing()
         self.told: list[tuple[str, list[str]]] = []
         self.standby = False
-        self.health: Deferred[Health] = Deferred()
+        self.health: Deferred[Probed] = Deferred()
         self.is_clock_suspect = True
         self.commands = Commands(
             Facts(
@@ -347,9 +346,11 @@ class Dialogue(SynchronousTestCase):
         )
         self.assertEqual([], connection.heard())
         self.assertEqual("paused", connection.transport.producerState)
-        house.health.callback(Health(HealthLevel.OK, "fine"))
+        house.health.callback(Probed("ok", "fine", 0))
         first, second = connection.heard()
-        self.assertEqual({"level": 1, "health": "ok", "text": "fine"}, first["done"])
+        self.assertEqual(
+            {"level": 1, "health": "ok", "text": "fine", "exit_code": 0}, first["done"]
+        )
         self.assertEqual("online", second["done"]["role"])
         self.assertEqual("producing", connection.transport.producerState)
 
@@ -596,10 +597,12 @@ class Reading(SynchronousTestCase):
         self.assertEqual({"in_doubt": 1}, done)
 
     def test_probe_levels(self) -> None:
-        """There are three levels, and no fourth."""
+        """The levels are 0, 1, 2 and an OCF monitor's 10 and 20; another is refused by name."""
         house = House()
-        self.assertIn("error", house.connect().ask("probe", level=3)[1])
-        house.health.callback(Health(HealthLevel.FAILED, "no lease"))
+        for level in (3, 11):
+            [refused] = [house.connect().ask("probe", level=level)[1]["error"]]
+            self.assertEqual("one of 0, 1, 2, 10, 20", refused["remedy"])
+        house.health.callback(Probed("failed", "no lease", 69))
         self.assertEqual("failed", house.connect().ask("probe", level=1)[1]["health"])
 
     def test_accept_clock(self) -> None:

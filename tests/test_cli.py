@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from mta.admin.probe import LEVELS, Probed
 from mta.cli import client, mailq, main, output, send, smtp
 from mta.cli.client import Daemon, Place, find
-from mta.model import Bridgehead, Candidate, Doubt, Health, HealthLevel, Route, queue_id
+from mta.model import Bridgehead, Candidate, Doubt, Route, queue_id
 from tests.test_admin_control import House, entry
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -200,16 +201,17 @@ class Commanding(SynchronousTestCase):
         )
 
     def test_probe(self) -> None:
-        """mta probe ends with 0 when all is well and 69 when not: made for cluster scripts."""
-        for level, code in (
-            (HealthLevel.OK, 0),
-            (HealthLevel.DEGRADED, 0),
-            (HealthLevel.FAILED, 69),
-        ):
-            house = House()
-            house.health.callback(Health(level, "so it is"))
-            run = self.run_with(house, [("probe", {"level": 2})], "probe", "--level", "2")
-            self.assertEqual((code, f"{level.value}: so it is\n"), (run.code, run.out))
+        """mta probe ends with 0 when mail is served here, 69 when it should be and is not, 75 when
+        this node is not the owner: made for cluster scripts. Every level has its word.
+        """
+        found = (("ok", 0), ("degraded", 0), ("failed", 69), ("failed", 75), ("away", 75))
+        for level in LEVELS:
+            for health, code in found:
+                house = House()
+                house.health.callback(Probed(health, "so it is", code))
+                words = "probe", "--level", str(level)
+                run = self.run_with(house, [("probe", {"level": level})], *words)
+                self.assertEqual((code, f"{health}: so it is\n"), (run.code, run.out))
 
     def test_accept_clock(self) -> None:
         """mta cluster accept-clock says whether there was anything to accept."""

@@ -18,13 +18,13 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from mta.admin.lines import rfc3339
+from mta.admin.probe import LEVELS, Probed
 from mta.admin.text import neutral
 from mta.errors import MTAError
 from mta.interfaces import IClock, IContent, IRouting, ISpool
 from mta.model import (
     Address,
     Candidate,
-    Health,
     QueueAct,
     QueueEntry,
     QueueFilter,
@@ -70,7 +70,7 @@ class Facts:
     pump: Callable[[], object]
     forget: Callable[[Sequence[str]], object]
     """These were held or deleted: no transfer of them begins any more."""
-    probe: Callable[[int], Deferred[Health]]
+    probe: Callable[[int], Deferred[Probed]]
     accept_clock: Callable[[], bool]
     """The operator vouches for a suspect clock; False when it was not suspect."""
 
@@ -204,10 +204,11 @@ class Commands:
     async def _probe(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
         level = given.whole("level", 0)
         given.end()
-        if level not in {0, 1, 2}:
-            raise UsageFault(f"probe level {level} does not exist", remedy="0, 1 or 2")
-        health = await self._facts.probe(level)
-        return {"level": level, "health": health.level.value, "text": neutral(health.text)}
+        if level not in LEVELS:
+            remedy = f"one of {', '.join(map(str, LEVELS))}"
+            raise UsageFault(f"probe level {level} does not exist", remedy=remedy)
+        found = await self._facts.probe(level)
+        return {"level": level, **plain(found)}
 
     async def _accept_clock(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
         given.end()

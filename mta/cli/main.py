@@ -17,8 +17,6 @@ from mta.cli import queue
 from mta.cli.client import Daemon, find
 from mta.cli.output import CommandFailed, as_json, fail, moment, say, shown, table, tree
 
-_HEALTHY = {"ok": os.EX_OK, "degraded": os.EX_OK, "failed": os.EX_UNAVAILABLE}
-
 
 class _Parser(argparse.ArgumentParser):
     """argparse, with sysexits' code for a wrong call."""
@@ -81,8 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     spool = add("spool", _spool, "a spool directory, without a running MTA")
     spool.add_argument("action", choices=["init", "check"])
     spool.add_argument("directory", metavar="DIR")
-    probe = add("probe", _asking(_probe), "is the virtual server served here? exit 0 or 69")
-    probe.add_argument("--level", type=int, choices=[0, 1, 2], default=1)
+    probe = add(
+        "probe",
+        _asking(_probe),
+        "is the virtual server served here? exit 0: yes; 75: this node is not the owner, or is "
+        "only on its way there; 69: it should be and is not, or no MTA answers",
+    )
+    probe.add_argument(
+        "--level",
+        type=int,
+        choices=[0, 1, 2, 10, 20],
+        default=1,
+        help="0: looks alive; 1: addresses bound, lease asked; 10: and our listeners greet a "
+        "connection to the virtual addresses; 20 (or 2): and the spool takes a file and holds "
+        "our epoch as its newest",
+    )
     send = add("send", _send, "submit one message and say what became of it")
     send.add_argument("--to", action="append", required=True, metavar="ADDRESS")
     send.add_argument("--from", dest="sender", metavar="ADDRESS", help="default: you")
@@ -193,7 +204,7 @@ def _probe(given: argparse.Namespace, daemon: Daemon) -> int:
         as_json(health)
     else:
         say(f"{shown(health['health'])}: {shown(health['text'])}")
-    return _HEALTHY.get(health["health"], os.EX_UNAVAILABLE)
+    return int(health["exit_code"])
 
 
 def _plugins(given: argparse.Namespace) -> int:
