@@ -24,9 +24,16 @@ PEERS = os.path.join(RIG, "peers")
 UNPACKED = os.path.join(PEERS, "root")
 VENV_BIN = os.path.join(ROOT, ".venv", "bin")
 
-NODE, PEER = "10.9.0.1", "10.9.0.3"
-NODE6, PEER6 = "fd09::1", "fd09::3"
+NODE, OTHER, PEER = "10.9.0.1", "10.9.0.2", "10.9.0.3"
+NODE6, OTHER6, PEER6 = "fd09::1", "fd09::2", "fd09::3"
 VIRTUAL, VIRTUAL6 = "10.9.0.100", "fd09::100"
+OWN = {
+    "node": (NODE, NODE6),
+    "a": (NODE, NODE6),
+    "b": (OTHER, OTHER6),
+    "peer": (PEER, PEER6),
+}
+"""The addresses that a namespace has for itself."""
 MAIL_PORTS = "{ 25, 2525 }"
 
 _CLONE_NEWNET = 0x40000000
@@ -146,10 +153,15 @@ class Process:
 
 
 class Ground:
-    """Namespaces `node` and `peer` on one bridge; the node carries only its own addresses."""
+    """Namespaces of `nodes` and of `peer` on one bridge; each carries only its own addresses.
 
-    def __init__(self, directory: str) -> None:
+    Where a node is not named, the first is meant.
+    """
+
+    def __init__(self, directory: str, nodes: tuple[str, ...] = ("node",)) -> None:
         self.directory = directory
+        self.nodes = nodes
+        self.notes: list[str] = []
         self.processes: list[Process] = []
         self._mounts: list[str] = []
         self._spaces: list[str] = []
@@ -158,12 +170,17 @@ class Ground:
         os.makedirs(directory)
         os.chmod(directory, 0o755)
 
+    def note(self, text: str) -> None:
+        """A measured figure, printed under the scenario's line."""
+        self.notes.append(text)
+
     # --- network
 
     def build(self) -> None:
         run(["ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0"])
         run(["ip", "link", "set", "br0", "up"])
-        for name, v4, v6 in (("node", NODE, NODE6), ("peer", PEER, PEER6)):
+        for name in (*self.nodes, "peer"):
+            v4, v6 = OWN[name]
             run(["ip", "netns", "add", name])
             self._spaces.append(name)
             run(
@@ -186,33 +203,43 @@ class Ground:
             self.ip(name, "link", "set", "eth0", "up")
             self.ip(name, "addr", "add", f"{v4}/24", "dev", "eth0")
             self.ip(name, "-6", "addr", "add", f"{v6}/64", "dev", "eth0", "nodad")
-        self.inside("node", ["nft", "-f", "-"], text=NFT_RULES)
+        for name in self.nodes:
+            self.inside(name, ["nft", "-f", "-"], text=NFT_RULES)
 
     def ip(self, name: str, *arguments: str) -> None:
         family = [arguments[0]] if arguments[0] in ("-4", "-6") else []
         run(["ip", *family, "-n", name, *arguments[len(family) :]])
 
-    def add_virtual(self, v4: bool = True, v6: bool = True, dad: bool = False) -> None:
+    def add_virtual(
+        self, v4: bool = True, v6: bool = True, dad: bool = False, node: str = ""
+    ) -> None:
+        node = node or self.nodes[0]
         if v4:
-            self.ip("node", "addr", "add", f"{VIRTUAL}/32", "dev", "eth0")
+            self.ip(node, "addr", "add", f"{VIRTUAL}/32", "dev", "eth0")
         if v6:
             flags = [] if dad else ["nodad"]
-            self.ip("node", "-6", "addr", "add", f"{VIRTUAL6}/128", "dev", "eth0", *flags)
+            self.ip(node, "-6", "addr", "add", f"{VIRTUAL6}/128", "dev", "eth0", *flags)
 
-    def remove_virtual(self, v4: bool = True, v6: bool = True) -> None:
+    def remove_virtual(self, v4: bool = True, v6: bool = True, node: str = "") -> None:
+        node = node or self.nodes[0]
         if v4:
-            self.ip("node", "addr", "del", f"{VIRTUAL}/32", "dev", "eth0")
+            self.ip(node, "addr", "del", f"{VIRTUAL}/32", "dev", "eth0")
         if v6:
-            self.ip("node", "-6", "addr", "del", f"{VIRTUAL6}/128", "dev", "eth0")
+            self.ip(node, "-6", "addr", "del", f"{VIRTUAL6}/128", "dev", "eth0")
 
-    def counted(self, name: str) -> int:
-        """Packets that the node's nft counter `name` (wrong or right) has seen."""
-        done = self.inside("node", ["nft", "list", "counter", "inet", "rig", name])
-        words = done.stdout.split()
-        return int(words[words.index("packets") + 1])
+    def counted(self, name: str, node: str = "") -> int:
+        """Packets that the nft counter `name` (wrong or right) has seen, on all nodes or on one."""
+        found = 0
+        for each in [node] if node else self.nodes:
+            words = self.inside(
+                each, ["nft", "list", "counter", "inet", "rig", name]
+            ).stdout.split()
+            found += int(words[words.index("packets") + 1])
+        return found
 
     def reset_counters(self) -> None:
-        self.inside("node", ["nft", "reset", "counters"])
+        for name in self.nodes:
+            self.inside(name, ["nft", "reset", "counters"])
 
     def sockets(self, name: str, *filter: str) -> list[str]:
         """`ss -Htan` in a namespace: one line a TCP socket."""
@@ -233,7 +260,9 @@ class Ground:
             raise
         return made
 
-    def raw_socket(self, name: str, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def raw_socket(
+        self, name: str, family: int, kind: int = socket.SOCK_STREAM, protocol: int = 0
+    ) -> socket.socket:
         """A socket made while this thread stands in the namespace; it stays there."""
         with (
             open(f"/run/netns/{name}", "rb") as there,
@@ -242,7 +271,7 @@ class Ground:
             if _libc.setns(there.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
             try:
-                return self.keep(socket.socket(family, kind))
+                return self.keep(socket.socket(family, kind, protocol))
             finally:
                 if _libc.setns(here.fileno(), _CLONE_NEWNET):
                     os.abort()  # this thread would act in the wrong namespace from here on

@@ -25,22 +25,21 @@ from tests.rig.ground import (
 NETWORK_NAME = "bridgehead.example.org"
 
 
-class Rig(Ground):
-    """A ground with one MTA on it. Attributes below are changed before `start_mta`."""
+class Mta:
+    """One MTA in the namespace of a node. Attributes below are changed before `start_mta`."""
 
-    def __init__(self, directory: str) -> None:
-        super().__init__(directory)
-        self.notes: list[str] = []
+    def __init__(self, ground: Ground, namespace: str, directory: str, name: str) -> None:
+        self.ground = ground
+        self.namespace = namespace
+        self.name = name
+        self.home = directory
         self.mta: Process | None = None
         self.configuration = os.path.join(directory, "mta.yaml")
         self.control = os.path.join(directory, "control.sock")
-        self.spool = os.path.join(directory, "spool")
+        self.spool = os.path.join(ground.directory, "spool")
         self.audit = os.path.join(directory, "audit")
+        self.log_prefix = "mta" if namespace == "node" else f"mta-{namespace}-"
         self.starts = 0
-
-    def note(self, text: str) -> None:
-        """A measured figure, printed under the scenario's line."""
-        self.notes.append(text)
 
     def configure(
         self,
@@ -49,10 +48,12 @@ class Rig(Ground):
         connectors: str = "",
         listener: str = "",
         queue: str = "",
+        resource: str = "interface",
         cluster: str = "",
         extra: str = "",
         spool: str | None = None,
         store: str = "",
+        sharing: str = "none",
     ) -> None:
         """Write mta.yaml. Blocks are YAML text, indented here."""
         if spool is not None:
@@ -73,14 +74,14 @@ virtual-server:
   network-name: {NETWORK_NAME}
   addresses: {addresses}
 postmaster: postmaster@example.org
-node: {{name: node-a, state-directory: {self.directory}/state}}
+node: {{name: {self.name}, state-directory: {self.home}/state}}
 cluster:
-  resource: interface
+  resource: {resource}
 {block(cluster or "grace: 10s", 2)}
 spool:
   store: log
   directory: {self.spool}
-  sharing: none
+  sharing: {sharing}
 {block(store, 2)}
 listeners:
   - kind: smtp
@@ -93,7 +94,7 @@ queue:
 {block(queue or "destination-retry: 1s", 2)}
 admin:
   socket: {self.control}
-  submit-socket: {os.path.join(self.directory, "submit.sock")}
+  submit-socket: {os.path.join(self.home, "submit.sock")}
 {extra}
 """
         with open(self.configuration, "w", encoding="utf-8") as file:
@@ -123,7 +124,13 @@ admin:
         argv = [
             os.path.join(VENV_BIN, "twistd"), "-n", "--pidfile=", "mta", "--config", self.configuration,
         ]  # fmt: skip
-        self.mta = self.start(f"mta{self.starts}", "node", argv, env=self.environment(), cwd=ROOT)
+        self.mta = self.ground.start(
+            f"{self.log_prefix}{self.starts}",
+            self.namespace,
+            argv,
+            env=self.environment(),
+            cwd=ROOT,
+        )
         if wait:
             self.wait_answering()
         return self.mta
@@ -143,9 +150,9 @@ admin:
         return self.mta
 
     def command(self, *arguments: str, check: bool = True) -> Any:
-        """`mta ...` in the node's namespace."""
+        """`mta ...` in the node's namespace; `check` asks for status 0."""
         argv = [os.path.join(VENV_BIN, "mta"), "--socket", self.control, *arguments]
-        return self.inside("node", argv, check=check, timeout=30)
+        return self.ground.inside(self.namespace, argv, check=check, timeout=30)
 
     def status(self) -> dict[str, Any]:
         found = json.loads(self.command("--json", "status").stdout)
@@ -158,8 +165,9 @@ admin:
         return said
 
     def log(self) -> str:
-        """What every MTA of this scenario has written, one after the other."""
-        return "\n".join(p.log() for p in self.processes if p.name.startswith("mta"))
+        """What every process of this MTA has written, one after the other."""
+        ours = (p for p in self.ground.processes if p.name.startswith(self.log_prefix))
+        return "\n".join(process.log() for process in ours)
 
     def wait_log(self, words: str, seconds: float = 15) -> None:
         wait_until(lambda: words in self.log(), seconds, f"the log never said {words!r}")
@@ -181,10 +189,39 @@ admin:
     def greeting(self, host: str, port: int = 25, namespace: str = "peer") -> bytes:
         """The first line that a connection gets; b"" when there is none."""
         try:
-            with self.connect(namespace, host, port, 2) as made:
+            with self.ground.connect(namespace, host, port, 2) as made:
                 return made.recv(1000)
         except OSError:
             return b""
+
+    def restart(self, seconds: float = 20) -> Process:
+        mta = self.start_mta(wait=False)
+        self.wait_online(seconds)
+        return mta
+
+    # --- what holds in every scenario
+
+    def check_order(self) -> None:
+        """Whatever the scenario was: no net was broken, and nothing unforeseen was raised."""
+        breaches = self.breaches()
+        expect(not breaches, f"a socket was opened past the doors: {breaches[:400]}")
+        log = self.log()
+        for words in ("Traceback (most recent call last)", "Unhandled error", " mta/twisted["):
+            expect(words not in log, f"the MTA's log holds {words!r}: {_around(log, words)}")
+
+    def end(self) -> None:
+        """SIGTERM ends it in order, if it lives."""
+        if self.mta is not None and self.mta.is_running:
+            status = self.mta.stop(30)
+            expect(in_order(status), f"SIGTERM ended {self.name} with status {status}")
+
+
+class Rig(Ground, Mta):
+    """A ground with one MTA on it; both at once, since most scenarios need no more."""
+
+    def __init__(self, directory: str) -> None:
+        Ground.__init__(self, directory)
+        Mta.__init__(self, self, "node", directory, "node-a")
 
     def online(self, **configure: Any) -> Process:
         """The usual beginning: configured, both addresses there, started, greeting."""
@@ -194,32 +231,22 @@ admin:
         self.wait_online()
         return mta
 
-    def restart(self, seconds: float = 20) -> Process:
-        mta = self.start_mta(wait=False)
-        self.wait_online(seconds)
-        return mta
-
-    # --- what holds in every scenario
-
     def at_the_end(self) -> None:
-        """Whatever the scenario was: the MTA lives or ended in order, and broke no net."""
-        breaches = self.breaches()
-        expect(not breaches, f"a socket was opened past the doors: {breaches[:400]}")
-        log = self.log()
-        for words in ("Traceback (most recent call last)", "Unhandled error", " mta/twisted["):
-            expect(words not in log, f"the MTA's log holds {words!r}: {_around(log, words)}")
-        expect(
-            self.counted("wrong") == 0,
-            f"{self.counted('wrong')} packets of mail left from a wrong address",
-        )
-        mta = self.process()
-        if mta.is_running:
-            status = mta.stop(30)
-            expect(in_order(status), f"SIGTERM ended the MTA with status {status}")
+        """The MTA lives or ended in order, and broke no net."""
+        self.check_order()
+        no_wrong_source(self)
+        self.process()
+        self.end()
 
     def clear(self) -> None:
         super().clear()
         shutil.rmtree(os.path.join(self.directory, "spool"), ignore_errors=True)
+
+
+def no_wrong_source(ground: Ground) -> None:
+    """The nft counters of every node stand at 0."""
+    wrong = ground.counted("wrong")
+    expect(wrong == 0, f"{wrong} packets of mail left from a wrong address")
 
 
 def in_order(status: int) -> bool:

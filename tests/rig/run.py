@@ -1,7 +1,7 @@
 """Runs the rig's scenarios: `make rig`, or `make rig SCENARIOS="crash disk"` for some of them.
 
-A scenario is a function `scenario_NAME(rig)` in a file `scenario_*.py`; its docstring is what it
-promises. One line each: `PASS name (seconds)`, or `FAIL name: reason` with the ends of the logs.
+A scenario is a function `scenario_NAME(rig: Rig)`, or `(pair: Pair)` for two nodes, in a file
+`scenario_*.py`; its docstring is what it promises, its parameter's type the ground it gets. One line each: `PASS name (seconds)`, or `FAIL name: reason` with the ends of the logs.
 Needs root for namespaces; re-executes itself inside namespaces of its own.
 """
 
@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any, cast, get_type_hints
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 if ROOT not in sys.path:
@@ -23,6 +24,7 @@ if ROOT not in sys.path:
 
 from tests.rig.ground import PEERS, RIG, Broken  # noqa: E402
 from tests.rig.node import Rig  # noqa: E402
+from tests.rig.pair import Pair  # noqa: E402
 
 INSIDE = "MTA_RIG_INSIDE"
 NEEDED = {
@@ -66,7 +68,10 @@ def enter() -> int:
     os.execvpe("unshare", argv, inside)
 
 
-def scenarios(words: list[str]) -> Iterator[tuple[str, Callable[[Rig], None]]]:
+Scenario = Callable[[Any], None]
+
+
+def scenarios(words: list[str]) -> Iterator[tuple[str, Scenario]]:
     """All of them in the order of files and of lines, or those whose name holds one of `words`."""
     here = os.path.dirname(os.path.abspath(__file__))
     for file in sorted(os.listdir(here)):
@@ -81,11 +86,20 @@ def scenarios(words: list[str]) -> Iterator[tuple[str, Callable[[Rig], None]]]:
                     yield full, found
 
 
-def play(name: str, scenario: Callable[[Rig], None], keep: bool) -> bool:
+def ground_of(scenario: Scenario) -> type[Rig] | type[Pair]:
+    """The type of its one parameter."""
+    hints = get_type_hints(scenario)
+    hints.pop("return", None)
+    (found,) = hints.values()
+    assert found in (Rig, Pair), f"{scenario}: no such ground"
+    return cast("type[Rig] | type[Pair]", found)
+
+
+def play(name: str, scenario: Scenario, keep: bool) -> bool:
     begun = time.monotonic()
     directory = os.path.join(RIG, "run", name)
     reason = ""
-    rig = Rig(directory)
+    rig = ground_of(scenario)(directory)
     try:
         rig.build()
         scenario(rig)
