@@ -331,7 +331,9 @@ class IClusterResource(Interface):
     def subscribe(listener: IResourceListener) -> None: ...
 
     def stop() -> Deferred[None]:
-        """End watching; nothing is called afterwards."""
+        """End watching; nothing is called afterwards. What a process of the resource's own must
+        hear is said before this returns: on a loss nobody waits for the Deferred.
+        """
 
     def explain() -> str:
         """Why there is no grant yet, or what is held: one line for `mta status`."""
@@ -340,6 +342,12 @@ class IClusterResource(Interface):
 class ISingleNode(Interface):
     """Add-on marker of IClusterResource: there is no other node. The node's own name is right for
     the virtual server then, and a start that is refused is refused for good.
+    """
+
+
+class ISupervised(Interface):
+    """Add-on marker of IClusterResource: a cluster manager started this process and restarts it,
+    and has to see it end. Without it a process that lost its tenure begins anew by itself.
     """
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -95,6 +96,44 @@ def boot_id() -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+LEAST_RUN_SECONDS = 1.0
+"""A process that lost its tenure sooner leaves the next try to its supervisor, which waits."""
+
+
+def why_not_anew(
+    *,
+    is_daemon: bool,
+    changes_uid: bool,
+    is_supervised: bool,
+    stuck_seconds: float,
+    ran_seconds: float,
+) -> str:
+    """Why a process whose tenure is lost ends, instead of becoming a standby by itself; "" when
+    nothing hinders it (cluster.md section 4).
+    """
+    if is_supervised:
+        return "its cluster manager must see it end"
+    if is_daemon:
+        return "a daemon would fork again, beside its own pid file"
+    if changes_uid:
+        return "twistd's --uid can be given up only once"
+    if stuck_seconds > 0.0:
+        return "a thread is still in a disk call"
+    if ran_seconds < LEAST_RUN_SECONDS:
+        return "it has only just begun"
+    return ""
+
+
+def begin_anew() -> None:
+    """Replace this process by the same program from its beginning, under the same pid. Nothing of
+    it is left: every descriptor closes. Returns only when the kernel refuses.
+    """
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
+    except OSError as fault:
+        os.write(2, f"mta: cannot begin anew: {fault}\n".encode("utf-8", "backslashreplace"))
 
 
 def refuse_privileged_ports(ports: Iterable[int], uid: int | None) -> None:

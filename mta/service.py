@@ -42,14 +42,16 @@ from mta.config.errors import ConfigErrors
 from mta.config.load import load_file
 from mta.config.schema import Config, ListenerBlock, PluginBlock
 from mta.errors import ClusterNotInitialised, MTAError, PluginError, StartRefused
-from mta.interfaces import IClusterResource, IRevocable, ISpool, ITenure
+from mta.interfaces import IClusterResource, IRevocable, ISpool, ISupervised, ITenure
 from mta.plugins.find import Catalogue, create
 from mta.process import (
     ReactorClock,
     Surroundings,
+    begin_anew,
     boot_id,
     refuse_privileged_ports,
     refuse_unwritable,
+    why_not_anew,
 )
 from mta.resolver.dns import DnsResolver
 from mta.settings import Settings
@@ -111,12 +113,14 @@ class MTAService(Service):
         self._announced = False
         self._has_started = False
         self._is_daemon = is_daemon
+        self._changes_uid = uid is not None
         self._is_awaited = False
         """The parent of a daemon waits to hear that we started."""
         self._exit_code = os.EX_OK
 
         self.telemetry = telemetry = Telemetry()
         self.clock = clock = ReactorClock(reactor)
+        self._began_at = clock.monotonic()
         options = _socket_options(_cluster_settings(config.cluster))
         self._doors = Doors(reactor, clock, telemetry, options=options)
         self._executor = ThreadExecutor(reactor)
@@ -265,14 +269,28 @@ class MTAService(Service):
         @raise StartRefused: a daemon is still being started. Its parent waits on a pipe of which it
         holds both ends: it would wait for ever if we were just gone, and hears what is raised.
         """
-        self.telemetry.notice("critical", "ownership", f"leaving with {exit_code}: {reason}")
+        is_lost = exit_code == os.EX_TEMPFAIL  # another start would be refused for anything else
+        stands_by = is_lost and not self._hindrance()
+        does = "beginning anew as a standby" if stands_by else f"leaving with {exit_code}"
+        self.telemetry.notice("critical", "ownership", f"{does}: {reason}")
         self._log.stop()
         if self._log.trouble:
             os.write(2, f"mta: {reason}\n".encode("utf-8", "backslashreplace"))
         if self._is_awaited:
             self._is_awaited = False
             raise StartRefused(reason, exit_code=exit_code)
+        if stands_by:
+            begin_anew()
         os._exit(exit_code)
+
+    def _hindrance(self) -> str:
+        return why_not_anew(
+            is_daemon=self._is_daemon,
+            changes_uid=self._changes_uid,
+            is_supervised=ISupervised.providedBy(self._resource),
+            stuck_seconds=self._spool.stuck_seconds(),
+            ran_seconds=self.clock.monotonic() - self._began_at,
+        )
 
     def last_words(self) -> None:
         """At the end of the process: if twistd failed before it started us, what it logged."""

@@ -679,7 +679,7 @@ class Losing(DriverCase):
         self.online()
         self.store.fault = Fenced("epoch 2 exists")
         self.here.advance(0.25)
-        self.assertEqual(self.calls, ["closed", "abandon", "stop"])
+        self.assertEqual(self.calls, ["closed", "abandon", "stop", "unwatch"])
         self.assert_state(State.LOST)
         self.assertEqual(self.fatal, [(75, "epoch 2 exists")])
         self.here.advance(600)
@@ -693,7 +693,7 @@ class Losing(DriverCase):
         self.assertEqual(self.calls, ["closed", "abandon"])
         self.assertEqual(self.fatal, [])
         self.here.advance(0)
-        self.assertEqual(self.calls, ["abandon", "stop"])
+        self.assertEqual(self.calls, ["abandon", "stop", "unwatch"])
         self.assertEqual(self.fatal, [(75, "epoch 2 exists")])
 
     def test_unreadable_epoch(self) -> None:

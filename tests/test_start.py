@@ -15,7 +15,7 @@ from mta.config.generate import default_text
 from mta.config.load import load
 from mta.errors import StartRefused
 from mta.plugins.find import Catalogue
-from mta.process import refuse_unwritable
+from mta.process import refuse_unwritable, why_not_anew
 from mta.service import MTAService, _differs, _merged
 from mta.tap import Options, makeService
 from mta.telemetry import Telemetry
@@ -75,6 +75,33 @@ class LogsThatNobodyHears(SynchronousTestCase):
         self.assertEqual(deaf_syslog("auto", is_daemon=False, path=missing), "")
         self.assertEqual(deaf_syslog("/var/log/mta", is_daemon=True, path=missing), "")
         self.assertEqual(deaf_syslog("auto", is_daemon=True, path="/dev/null"), "")
+
+
+class BeginningAnew(SynchronousTestCase):
+    def why_not(self, **facts: object) -> str:
+        usual: dict[str, object] = {
+            "is_daemon": False,
+            "changes_uid": False,
+            "is_supervised": False,
+            "stuck_seconds": 0.0,
+            "ran_seconds": 60.0,
+        }
+        return why_not_anew(**(usual | facts))  # type: ignore[arg-type]
+
+    def test_a_lost_tenure(self) -> None:
+        """A process in the foreground that lost its tenure becomes a standby by itself."""
+        self.assertEqual(self.why_not(), "")
+
+    def test_hindrances(self) -> None:
+        """It ends instead where it could not, or where somebody has to see it end."""
+        for facts, word in (
+            ({"is_daemon": True}, "daemon"),
+            ({"changes_uid": True}, "--uid"),
+            ({"is_supervised": True}, "manager"),
+            ({"stuck_seconds": 0.1}, "disk"),
+            ({"ran_seconds": 0.9}, "just begun"),
+        ):
+            self.assertIn(word, self.why_not(**facts))
 
 
 class FirstRun(SynchronousTestCase):

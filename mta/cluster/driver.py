@@ -539,6 +539,10 @@ class Ownership:
         self._pulse.stop()
         self._reason = reason
         self._complain(reason)
+        try:
+            self._resource.stop().addErrback(lambda _failure: None)
+        except Exception as fault:
+            self._complain(f"the cluster resource raised in stop: {fault!r}")
         self._stopped()
         if self._on_fatal is not None:
             self._on_fatal(exit_code, reason)
