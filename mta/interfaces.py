@@ -679,6 +679,14 @@ class ISender(Interface):
         """Orderly (QUIT)."""
 
 
+class IEnds(Interface):
+    """Add-on of ISender: the association is a connection between two IP addresses."""
+
+    ends: FourTuple | None = Attribute(
+        "Both ends as the kernel has them (getsockname, getpeername); None: no IP addresses."
+    )
+
+
 class IAssociationKind(Interface):
     """How one kind of association is opened towards a far end, and where its commit point is."""
 

@@ -9,12 +9,13 @@ from zope.interface.verify import verifyObject
 from mta.association.smtp_out import LmtpInitiator, SmtpInitiator, SmtpSender
 from mta.association.smtp_settings import LmtpConnectorSettings, SmtpConnectorSettings
 from mta.errors import Corrupt, PermanentFailure, TenureRevoked, TransientFailure
-from mta.interfaces import IAssociationKind, IContent, ISender
+from mta.interfaces import IAssociationKind, IContent, IEnds, ISender
 from mta.model import (
     Address,
     BodyType,
     ContentForm,
     Envelope,
+    FourTuple,
     NextHop,
     OutcomeKind,
     Recipient,
@@ -120,6 +121,7 @@ class OpeningTests(SenderTestCase):
         for kind in (self.kind, LmtpInitiator(LmtpConnectorSettings(), self.surroundings)):
             verifyObject(IAssociationKind, kind)
         verifyObject(ISender, self.open())
+        verifyObject(IEnds, self.open())
 
     def test_the_name_and_the_address(self) -> None:
         """EHLO says the network name, the association leaves from the virtual address."""
@@ -128,6 +130,8 @@ class OpeningTests(SenderTestCase):
         self.reply(self.hello)
         sender = self.successResultOf(opening)
         self.assertEqual(sender.source, "192.0.2.10")
+        there = self.peer.transport.getPeer()
+        self.assertEqual(sender.ends, FourTuple("192.0.2.10", there.port, HOST, 25))
         self.assertEqual(sender.relay, "mx.example.org[198.51.100.25]:25")
         self.assertTrue(sender.is_open)
         self.assertTrue(sender.can_overlap)
@@ -551,6 +555,7 @@ class LmtpPathTests(SenderTestCase):
         self.move()
         sender = self.successResultOf(opening)
         self.assertEqual((sender.source, sender.relay), ("", "box[/run/lmtp]"))
+        self.assertIsNone(sender.ends)
         self.tenure.revoke()
         self.move()
         self.assertFalse(sender.is_open)

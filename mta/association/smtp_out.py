@@ -27,6 +27,7 @@ from mta.interfaces import (
     IAssociationKind,
     IClock,
     IContent,
+    IEnds,
     IRevocable,
     ISender,
     ISurroundings,
@@ -36,6 +37,7 @@ from mta.model import (
     BodyType,
     ContentForm,
     Envelope,
+    FourTuple,
     NextHop,
     Outcome,
     OutcomeKind,
@@ -88,7 +90,7 @@ class Flusher:
             sender.flush()
 
 
-@implementer(ISender, IPushProducer, IRevocable)
+@implementer(ISender, IEnds, IPushProducer, IRevocable)
 class SmtpSender(Protocol):
     """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
 
@@ -107,6 +109,7 @@ class SmtpSender(Protocol):
         self.association_kind = kind
         self.relay = relay
         self.source = ""
+        self.ends: FourTuple | None = None
         self._machine = machine
         self._flusher = flusher
         self._deadline = Deadline(clock, self._expired)
@@ -234,7 +237,10 @@ class SmtpSender(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        self.source = getattr(transport.getHost(), "host", "")
+        here, there = transport.getHost(), transport.getPeer()
+        self.source = getattr(here, "host", "")
+        if self.source:  # a UNIX socket has none
+            self.ends = FourTuple(self.source, here.port, there.host, there.port)
         transport.registerProducer(self, True)
         self._arm()
 

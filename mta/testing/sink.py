@@ -53,6 +53,8 @@ class Sink:
         self.extensions = extensions
         self.messages: list[Sunk] = []
         self.sources: list[str] = []
+        self.ports: list[int] = []
+        """Those that the connections of `sources` came from."""
         self.commands: list[bytes] = []
         self.open = 0
         self._answers: dict[str, tuple[Answer, float]] = {}
@@ -89,8 +91,10 @@ class _Conversation(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        self._source = str(transport.getPeer().host)
+        peer = transport.getPeer()
+        self._source = str(peer.host)
         self._sink.sources.append(self._source)
+        self._sink.ports.append(peer.port)
         self._sink.open += 1
         self._say("GREETING", b"", b"220 " + self._sink.name + b" ESMTP")
 

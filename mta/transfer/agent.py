@@ -25,8 +25,8 @@ from mta.errors import (
     TenureRevoked,
     TransientFailure,
 )
-from mta.interfaces import IClock, IContent, ISender, ISpool, ITenure
-from mta.model import FourTuple, Intent, Outcome, Result, Route
+from mta.interfaces import IClock, IContent, IEnds, ISender, ISpool, ITenure
+from mta.model import Intent, Outcome, Result, Route
 from mta.telemetry import Telemetry
 from mta.transfer.hops import Hop, HopFinder, HopHealth
 from mta.transfer.ledger import Ledger, Via
@@ -189,14 +189,17 @@ class Agent:
                 return
             assert self._hop is not None
             hop, self.sender = self._hop, sender
-            floor.spool.open_association(
-                sender.slot, FourTuple(sender.source, 0, hop.hop.host, hop.hop.port), False
-            )
+            # A new owner resets what its predecessor left open (spool.md section 4): so the ends
+            # are journalled. A slot without a socket is known by its INTENTs alone.
+            ends = IEnds(sender).ends if IEnds.providedBy(sender) else None
+            if ends is not None:
+                floor.spool.open_association(sender.slot, ends, False)
             try:
                 job, fresh_attempt = await self._serve(job, sender, hop)
             finally:
                 self.sender = None
-                floor.spool.close_association(sender.slot)
+                if ends is not None:
+                    floor.spool.close_association(sender.slot)
                 if sender.is_open:  # cut off in the midst of it
                     _close_quietly(sender)
             if job is None and not floor.must_yield():

@@ -97,6 +97,12 @@ class Reception:
         self._tenure.check()
         association = self._association
         peer = association.peer
+        if peer.uid is None:
+            # So that a new owner can reset it, and that the in-doubt list knows whom a message
+            # came from. Not synced: it rides on whatever is written next.
+            ends = FourTuple(peer.local_host, peer.local_port, peer.host, peer.port)
+            self._desk.spool.open_association(peer.association, ends, True)
+            self._is_journalled = True
         self._desk.telemetry.event(
             Connected(peer.association, association.client, peer.port, association.vip)
         )
@@ -210,11 +216,6 @@ class Reception:
         peer = self._association.peer
         try:
             staging = desk.spool.stage(peer.association)
-            if not self._is_journalled and peer.uid is None:
-                # Before its first message, so that the in-doubt list knows whom it came from.
-                ends = FourTuple(peer.local_host, peer.local_port, peer.host, peer.port)
-                desk.spool.open_association(peer.association, ends, True)
-                self._is_journalled = True
         except (Full, Unavailable) as error:
             return self._refused(store_reply(error), "DATA")
         self._staging = staging
