@@ -347,18 +347,20 @@ class TheWayUp(DriverCase):
         self.assert_state(State.ONLINE)
 
     def test_back_off(self) -> None:
-        """Tries become rarer while another node could take over: 1 s, 2 s, 4 s ... 5 min."""
-        self.store.records = (EpochRecord(4, "b.example.org", "boot-b", False, True, 9),)
-        self.held.fail = {"seal": Unavailable("no")}
+        """Tries become rarer while another node is the owner: 1 s, 2 s, 4 s ... 5 min."""
+        self.store.records = (EpochRecord(4, "b.example.org", "boot-b", False, False, 9),)
+        self.held.fail = {"confirm": Unavailable("no")}
         self.ownership.start()
         waits = []
-        for _ in range(11):
+        for beat in range(11):
+            self.store.records = (EpochRecord(4, "b.example.org", "boot-b", False, False, beat),)
             waits.append(self.ownership.snapshot()["next_try_seconds"])
             self.here.advance(waits[-1])
         self.assertEqual(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300])
 
     def test_back_off_alone(self) -> None:
-        """When no other node ever had an epoch, tries are never further apart than 5 s."""
+        """When no other node's heart beats, tries are never further apart than 5 s."""
+        self.store.records = (EpochRecord(4, "b.example.org", "boot-b", False, True, 9),)
         self.held.fail = {"seal": Unavailable("no")}
         self.ownership.start()
         for _ in range(6):

@@ -98,6 +98,7 @@ class Claimant:
         self._plumbs = IPlumber.providedBy(resource)
         self.is_single = ISingleNode.providedBy(resource)
         self.grant: Grant | None = None
+        self._another_lives = False
         self._left_open: tuple[FourTuple, ...] = ()
         self.recovery: Recovery | None = None
         self.granted_at = 0.0
@@ -107,8 +108,8 @@ class Claimant:
 
     @property
     def is_alone(self) -> bool:
-        """No other node has left an epoch: nobody is kept from the queue by our trying again."""
-        return self.is_single or all(record.node == self._facts.node for record in self.records)
+        """No other node's heart beats: nobody is kept from the queue by our trying again."""
+        return self.is_single or not self._another_lives
 
     # --- the way up -----------------------------------------------------------------------------
 
@@ -118,12 +119,21 @@ class Claimant:
             self.grant = await self._resource.acquire()
             self.granted_at = self._clock.monotonic()
             self.records = await self._spool.inspect()
-            now = self._clock.monotonic()
+            newest = self.records[-1] if self.records else None
+            quiet = 0.0
+            if newest is not None:
+                quiet = self._sightings.quiet_seconds(newest, self._clock.monotonic())
+            self._another_lives = (
+                newest is not None
+                and newest.node != self._facts.node
+                and not newest.released
+                and quiet < self._settings.takeover_after
+            )
             verdict = judge(
                 self.grant.instances,
                 self.records,
                 self._facts.node,
-                self._sightings.quiet_seconds(self.records[-1], now) if self.records else 0.0,
+                quiet,
                 self._settings.takeover_after,
             )
             if verdict.may:

@@ -223,6 +223,11 @@ class Ownership:
         if self.state is State.DOWN:
             return
         self._steps.wake()
+        if self._tenure is not None:
+            try:
+                self._tenure.check()  # an address that moved may mean that the epoch did
+            except MTAError:
+                return  # the tenure's end is under way
         if self._powers.is_plumbing:
             return  # they come one by one; looked at when all are there
         missing = self._missing()
