@@ -17,7 +17,7 @@ from mta.errors import Corrupt, Fenced, Full, StartRefused, Unavailable
 from mta.model import Fencing, Guarantees, QueueFilter, Result, Sharing, fresh_state
 from mta.spool import checkpoint, segment
 from mta.spool.directory import Directory
-from mta.spool.epoch import OwnEpoch
+from mta.spool.epoch import OwnEpoch, _take_slot, read_epochs, slots
 from mta.spool.ledger import Ledger
 from mta.testing.clock import VirtualClock
 from mta.testing.disk import ForgetfulDisk
@@ -160,7 +160,7 @@ class OwnerTests(LogLab, SynchronousTestCase):
             self.failureResultOf(second.publish(claim("b"), 0), Fenced)
         finally:
             del self.disk.listdir
-        assert sorted(taken.disk.listdir(taken.join("epoch"))) == ["1"]
+        assert sorted(taken.disk.listdir(taken.join("epoch"))) == ["1", "slot-1"]
 
     def test_abandon_with_a_stuck_thread(self) -> None:
         """A hanging disk call is seen in seconds; abandon answers everyone at once all the same."""
@@ -311,6 +311,34 @@ class OwnerTests(LogLab, SynchronousTestCase):
         assert self.queued() == names
         self.result(self.spool.journal([Result(names[0], "out/1", None)], []))
         assert self.queued() == names[1:]
+
+    def test_takeover_on_a_disk_without_a_block(self) -> None:
+        """Killed with not one block left: a slot made ahead takes the claim, twice in a row."""
+        self.spool = self.own("a")
+        names = [self.accept() for _ in range(5)]
+        for node in "bc":
+            assert [p for p in self.disk.paths() if "/epoch/slot-" in p]
+            self.disk.power_cut("none")
+            self.disk.capacity -= self.disk.free_octets("/")
+            assert self.disk.free_octets("/") == 0
+            self.spool = self.own(node)
+            assert self.queued() == names
+            record = read_epochs(self.spool._directory)[-1]
+            assert (record.node, record.epoch) == (node, self.spool.epoch)
+            self.disk.capacity += 64 << 20  # somebody made room: what is kept for it is made anew
+            self.spool._log.upkeep.kick()
+        self.result(self.spool.journal([Result(names[0], "out/1", None)], []))
+        assert self.queued() == names[1:]
+
+    def test_two_takers_of_one_slot(self) -> None:
+        """Of two that reach for the last slot one has it; the other finds no room, by name."""
+        self.spool = self.own("a")
+        directory = self.spool._directory
+        (slot,) = slots(directory)
+        self.disk.link(directory.join("epoch", slot), directory.join("epoch", "new-other"))
+        self.disk.unlink(directory.join("epoch", slot))
+        assert not _take_slot(directory, directory.join("epoch", "new-ours"))
+        assert not self.disk.exists(directory.join("epoch", "new-ours"))
 
     # damage
 
@@ -475,7 +503,8 @@ class OwnerTests(LogLab, SynchronousTestCase):
         """Of many epochs the newest sixteen are kept."""
         for n in range(20):
             self.result(self.own("ab"[n % 2]).release("next"))
-        epochs = sorted(int(p.rpartition("/")[2]) for p in self.disk.paths() if "/epoch/" in p)
+        names = [p.rpartition("/")[2] for p in self.disk.paths() if "/epoch/" in p]
+        epochs = sorted(int(name) for name in names if name.isdecimal())
         assert epochs == list(range(5, 21))
 
     def test_no_descriptor_is_leaked(self) -> None:

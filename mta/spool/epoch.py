@@ -12,6 +12,7 @@ crc.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -33,6 +34,9 @@ _PADDING = bytes(_COUNTER_AT - _AWAY_AT - 1)
 _CLAIM_AT = 16
 KEPT = 16
 """Epoch files that stay."""
+SLOT = "slot-"
+SLOT_OCTETS = 16 * 1024
+"""A claim has about 1 KiB, and 6 KiB with all the instances that it can remember."""
 
 
 def epochs(directory: Directory) -> list[int]:
@@ -86,7 +90,7 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
     started = 0.0
     instances: tuple[AddressInstance, ...] = ()
     former: tuple[AddressInstance, ...] = ()
-    line = octets[_CLAIM_AT:].rstrip(b"\n")
+    line = octets[_CLAIM_AT:].rstrip(b"\0\n")  # what was a slot is longer than its claim
     text, _, crc = line.rpartition(b" ")
     try:
         if int(crc, 16) != crc32(text):
@@ -138,19 +142,79 @@ def publish(directory: Directory, claim: Claim, above: int) -> int:
         raise _taken(above + 1, directory)
     epoch = above + 1
     aside = directory.join("epoch", f"new-{secrets.token_hex(8)}")
-    # Octets 0 and 1 are marks, 2 to 7 stay empty, 8 to 15 count.
-    write_whole(disk, aside, b"-" * 2 + bytes(_CLAIM_AT - 2) + encode_claim(claim))
+    # Octets 0 and 1 are marks, 2 tells of suspension, 8 to 15 count.
+    _write_aside(directory, aside, b"-" * 2 + bytes(_CLAIM_AT - 2) + encode_claim(claim))
     try:
         disk.link(aside, path_of(directory, epoch))
     except FileExistsError:
         raise _taken(epoch, directory) from None
     finally:
-        disk.unlink(aside)
+        try:
+            disk.unlink(aside)
+        except FileNotFoundError:
+            pass  # an owner swept it: the link has failed, or was made before
     disk.sync_directory(directory.join("epoch"))
     # Publish, then read: from here on an old owner's next check fails, and only then do we look.
     for lower in reversed(known):
         mark(directory, lower, 0, b"S")
     return epoch
+
+
+# --- room for one more epoch on a full disk -------------------------------------------------------
+
+
+def _write_aside(directory: Directory, aside: str, octets: bytes) -> None:
+    """The complete file, under a name that means nothing yet. When there is no room for it, in the
+    room of a slot that an owner made ahead. @raise OSError.
+    """
+    try:
+        write_whole(directory.disk, aside, octets)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        if len(octets) > SLOT_OCTETS or not _take_slot(directory, aside):
+            raise
+        disk = directory.disk
+        fd = disk.open(aside, os.O_RDWR)
+        try:
+            disk.pwritev(fd, [octets.ljust(SLOT_OCTETS, b"\0")], 0)
+            disk.fsync(fd)
+        finally:
+            disk.close(fd)
+
+
+def _take_slot(directory: Directory, aside: str) -> bool:
+    """Make a slot's file ours, as `aside`. Whose unlink of the slot's name succeeds has it, for good
+    and alone: two takers may both have linked it.
+    """
+    disk = directory.disk
+    for slot in slots(directory):
+        path = directory.join("epoch", slot)
+        try:
+            disk.link(path, aside)
+        except FileNotFoundError:
+            continue
+        try:
+            disk.unlink(path)
+        except FileNotFoundError:
+            disk.unlink(aside)
+            continue
+        return True
+    return False
+
+
+def slots(directory: Directory) -> list[str]:
+    """Names of files made ahead for a claim that finds no room."""
+    names = directory.disk.listdir(directory.join("epoch"))
+    return sorted(name for name in names if name.startswith(SLOT))
+
+
+def make_slot(directory: Directory, epoch: int) -> None:
+    """Under the owner's `epoch`: see that there is a slot. @raise OSError: no room for it now."""
+    if slots(directory):
+        return
+    write_whole(directory.disk, directory.join("epoch", f"{SLOT}{epoch}"), bytes(SLOT_OCTETS))
+    directory.disk.sync_directory(directory.join("epoch"))
 
 
 def mark(directory: Directory, epoch: int, at: int, sign: bytes) -> None:

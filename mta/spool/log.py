@@ -92,7 +92,12 @@ class LogSpool:
         directory.check_filesystem(settings.sharing, settings.allow_filesystem)
         found = epoch.read_epochs(directory)
         self._check_segments()
-        directory.probe(self._node)
+        try:
+            directory.probe(self._node)
+        except Full:
+            # Nothing is left for the probe; a takeover finds its room in what was kept for it.
+            if not (directory.disk.exists(directory.join("reserve")) and epoch.slots(directory)):
+                raise
         free = directory.disk.free_octets(directory.path)
         needed = 2 * settings.first_segment_size
         if free < needed and not directory.disk.exists(directory.join("reserve")):

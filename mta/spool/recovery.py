@@ -278,7 +278,7 @@ def unreferenced(directory: Directory, ledger: Ledger, epoch: int) -> list[str]:
     kept = {f"seg/{segment.name}" for segment in ledger.segments.values()}
     kept |= {f"big/{big.name}" for big in ledger.bigs.values()}
     found = []
-    for part in ("seg", "big", "part", "ckpt"):
+    for part in ("seg", "big", "part", "ckpt", "epoch"):
         for name in sorted(disk.listdir(directory.join(part))):
             of, dot, number = name.partition(".")
             path = f"{part}/{name}"

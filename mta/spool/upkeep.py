@@ -46,6 +46,7 @@ class Upkeep:
         self.free_octets = 1 << 62
         self.reserve_file_octets = 0
         self._reserve_lost = False
+        self._has_slot = False
         self._looking = False
 
     # room
@@ -288,6 +289,16 @@ class Upkeep:
             self.reserve_file_octets = await self._work(self._fill_reserve)
             self._reserve_lost = not self.reserve_file_octets
             await self._work(self.measure)
+        if not self._has_slot:
+            self._has_slot = await self._work(self._make_slot)
+
+    def _make_slot(self) -> bool:
+        """On a worker: room for the next owner's claim on a disk without a free block."""
+        try:
+            epoch.make_slot(self._owned.directory, self._owned.own.epoch)
+        except OSError:
+            return False
+        return True
 
     def _fill_reserve(self) -> int:
         """On a worker: its octets, 0 when there is no room for it now."""
