@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
@@ -515,6 +515,24 @@ class EpochRecord:
     configuration_digest: str = ""
     suspended: bool = False
     """Its owner says that a required address is away and nothing is open."""
+
+
+REMEMBERED = 64
+"""Address instances that an epoch file carries on: two nodes with two addresses use four a boot."""
+
+
+def former_instances(records: Sequence[EpochRecord]) -> tuple[AddressInstance, ...]:
+    """What all epochs so far were claimed with, newest first, for the next epoch file to remember:
+    the files themselves go after a while, and a stale address must not look new then.
+
+    Of one address on one interface of one boot only the newest instance: an older one is gone for
+    good. At most REMEMBERED; what is forgotten costs a claim without need, and no mail.
+    """
+    newest: dict[tuple[str, int, IPAddress], AddressInstance] = {}
+    for record in reversed(records):
+        for instance in (*record.instances, *record.former_instances):
+            newest.setdefault((instance.boot_id, instance.ifindex, instance.address), instance)
+    return tuple(newest.values())[:REMEMBERED]
 
 
 CLOCK_BEHIND_SECONDS = 300.0

@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mta.cluster.claims import REMEMBERED, former_instances, judge
-from mta.model import AddressInstance, Claim, EpochRecord, Fencing, Grant
+from mta.cluster.claims import judge
+from mta.model import (
+    REMEMBERED,
+    AddressInstance,
+    Claim,
+    EpochRecord,
+    Fencing,
+    Grant,
+    former_instances,
+)
 from mta.spool.directory import Directory
 from mta.spool.epoch import KEPT, OwnEpoch, decode_epoch, encode_claim, publish, read_epochs
 from mta.testing.disk import ForgetfulDisk

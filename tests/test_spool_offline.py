@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.trial.unittest import SynchronousTestCase
 
-from mta.model import Intent
+from mta.errors import Corrupt
+from mta.model import Intent, Result
 from mta.spool import offline
 from mta.spool.directory import Directory
 from mta.testing.clock import VirtualClock
 from mta.testing.disk import ForgetfulDisk
 from mta.testing.spool_lab import DIRECTORY, LogLab
-from mta.testing.spool_suite import NOW, ISpoolTests
+from mta.testing.spool_suite import NOW, ISpoolTests, claim
 
 
 class OfflineTests(LogLab, SynchronousTestCase):
@@ -19,6 +22,7 @@ class OfflineTests(LogLab, SynchronousTestCase):
     result = ISpoolTests.result
     own = ISpoolTests.own
     accept = ISpoolTests.accept
+    read = ISpoolTests.read
 
     def pump(self) -> None:
         """Everything is inline."""
@@ -69,6 +73,68 @@ class OfflineTests(LogLab, SynchronousTestCase):
         self.disk.flip(f"{DIRECTORY}/ckpt/1.0", 80)
         code, text = self.check()
         assert code == 65 and "ckpt/1.0" in text
+
+    def damage_checkpoints(self) -> None:
+        for path in self.disk.paths():
+            if "/ckpt/" in path:
+                self.disk.flip(path, 80)
+
+    def recover(self, meanwhile: Callable[[float], None] = lambda seconds: None) -> tuple[int, str]:
+        lines: list[str] = []
+        code = offline.run("recover", Directory(self.disk, DIRECTORY), lines.append, meanwhile)
+        return code, "\n".join(lines)
+
+    def test_recover(self) -> None:
+        """With every checkpoint lost, `recover` finds all messages in the segments; the next owner
+        has them, their contents too, and all of them in doubt.
+        """
+        self.result(self.spool.release("stopped"))
+        self.damage_checkpoints()
+        self.spool = self.make_spool("b")
+        above = self.result(self.spool.inspect())[-1].epoch
+        self.result(self.spool.publish(claim("b"), above))
+        with self.assertRaises(Corrupt) as caught:
+            self.result(self.spool.recover())
+        self.assertIn("mta spool recover", str(caught.exception))
+        self.result(self.spool.release("cannot"))
+        code, text = self.recover()
+        self.assertEqual(code, 0, text)
+        self.assertIn("4 messages", text)
+        self.spool = self.own("b")
+        wanted = [*self.names, self.big]
+        self.assertEqual(sorted(d.queue_id for d in self.spool.in_doubt()), self.doubted(wanted))
+        for n, name in enumerate(self.names):
+            self.assertIn(b"%d" % n * 3000, self.read(name))
+        self.assertIn(b"B" * 30_000, self.read(self.big))
+        self.assertEqual(self.check()[0], 0)
+
+    def doubted(self, names: list[str]) -> list[str]:
+        """Each once for the scan, and the first once more for its INTENT."""
+        return sorted([*names, names[0]])
+
+    def test_recover_what_was_done(self) -> None:
+        """A message whose end is still in the log stays dead."""
+        self.result(self.spool.journal([Result(self.names[1], "out/2", None)], []))
+        self.result(self.spool.release("stopped"))
+        self.damage_checkpoints()
+        self.assertEqual(self.recover()[0], 0)
+        self.spool = self.own("b")
+        self.assertNotIn(self.names[1], {d.queue_id for d in self.spool.in_doubt()})
+
+    def test_nothing_to_recover(self) -> None:
+        """A spool that a takeover can read is left alone."""
+        before = {path: self.disk.octets(path) for path in self.disk.paths()}
+        code, text = self.recover()
+        self.assertEqual((code, {p: self.disk.octets(p) for p in self.disk.paths()}), (0, before))
+        self.assertIn("nothing to recover", text)
+
+    def test_recover_beside_an_owner(self) -> None:
+        """While an owner's heart beats it is refused, by the node's name."""
+        self.damage_checkpoints()
+        code, text = self.recover(lambda seconds: self.spool.heartbeat())
+        self.assertEqual(code, 75)
+        self.assertIn("node a", text)
+        self.assertIn("alive", text)
 
     def test_no_spool(self) -> None:
         """What is no spool is said to be none."""

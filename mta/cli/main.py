@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check-config", _check_config, "every mistake in a configuration; exit 0 or 78")
     check.add_argument("file", metavar="FILE")
     spool = add("spool", _spool, "a spool directory, without a running MTA")
-    spool.add_argument("action", choices=["init", "check"])
+    spool.add_argument("action", choices=["init", "check", "recover"])
     spool.add_argument("directory", metavar="DIR")
     probe = add(
         "probe",

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from twisted.internet.defer import Deferred
 
-from mta.cluster.claims import Sightings, check_identity, former_instances, judge
+from mta.cluster.claims import Sightings, check_identity, judge
 from mta.cluster.settings import ClusterSettings
 from mta.cluster.steps import Steps
 from mta.errors import ClusterNotInitialised, MTAError
@@ -27,7 +27,16 @@ from mta.interfaces import (
     ISingleNode,
     ISpool,
 )
-from mta.model import Claim, EpochRecord, FourTuple, Grant, Recovery, VirtualAddress, VirtualServer
+from mta.model import (
+    Claim,
+    EpochRecord,
+    FourTuple,
+    Grant,
+    Recovery,
+    VirtualAddress,
+    VirtualServer,
+    former_instances,
+)
 from mta.telemetry import Telemetry
 
 LOOK_AGAIN_SECONDS = 1.0

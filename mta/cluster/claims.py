@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mta.errors import ConfigurationError
-from mta.model import AddressInstance, EpochRecord, IPAddress, VirtualServer
+from mta.model import AddressInstance, EpochRecord, VirtualServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +83,6 @@ def judge(
         f"address {contested.address} is present, but node {newest.node} holds epoch "
         f"{newest.epoch} and is alive",
     )
-
-
-REMEMBERED = 64
-"""Address instances that an epoch file carries on: two nodes with two addresses use four a boot."""
-
-
-def former_instances(records: Sequence[EpochRecord]) -> tuple[AddressInstance, ...]:
-    """What all epochs so far were claimed with, newest first, for the next epoch file to remember:
-    the files themselves go after a while, and a stale address must not look new then.
-
-    Of one address on one interface of one boot only the newest instance: an older one is gone for
-    good. At most REMEMBERED; what is forgotten costs a claim without need, and no mail.
-    """
-    newest: dict[tuple[str, int, IPAddress], AddressInstance] = {}
-    for record in reversed(records):
-        for instance in (*record.instances, *record.former_instances):
-            newest.setdefault((instance.boot_id, instance.ifindex, instance.address), instance)
-    return tuple(newest.values())[:REMEMBERED]
 
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")

@@ -184,8 +184,8 @@ def _write_aside(directory: Directory, aside: str, octets: bytes) -> None:
 
 
 def _take_slot(directory: Directory, aside: str) -> bool:
-    """Make a slot's file ours, as `aside`. Whose unlink of the slot's name succeeds has it, for good
-    and alone: two takers may both have linked it.
+    """Make a slot's file ours, as `aside`. Whose unlink of the slot's name succeeds has it alone:
+    two takers may both have linked it.
     """
     disk = directory.disk
     for slot in slots(directory):

@@ -1,25 +1,29 @@
-"""Looking at a spool that nobody need own: `python -m mta.spool.offline check DIR` and `init DIR`.
+"""A spool without a running MTA: `python -m mta.spool.offline check|init|recover DIR`.
 
 Law: `check` writes nothing, marks nothing, syncs nothing; it reads what a takeover would read, and
-then every body too. Imports nothing of Twisted. What it prints is neutralised: names on disk are
-foreign text. Exit codes: 0 sound, 65 damaged (EX_DATAERR), 66 no spool (EX_NOINPUT), 74 unreadable,
-78 another format.
+then every body too. `recover` acts only where a takeover cannot, and as a takeover would: it
+publishes an epoch, seals it, and releases it. Imports nothing of Twisted. What it prints is
+neutralised: names on disk are foreign text. Exit codes: 0 sound, 65 damaged (EX_DATAERR), 66 no
+spool (EX_NOINPUT), 74 unreadable, 75 an owner is alive, 78 another format.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from zlib import crc32
 
 from mta.errors import Corrupt, MTAError
+from mta.model import Claim, Fencing, Grant, VirtualAddress, former_instances
 from mta.spool import checkpoint
 from mta.spool.directory import PARTS, Directory
-from mta.spool.epoch import read_epochs
+from mta.spool.epoch import mark, publish, read_epochs
 from mta.spool.files import Files
 from mta.spool.reading import Wanted, read_message
-from mta.spool.recovery import Recovered, recover
+from mta.spool.recovery import Recovered, recover, salvage
 from mta.spool.segment import Reader
 
 _BEYOND = 1 << 62
@@ -27,6 +31,8 @@ _BEYOND = 1 << 62
 _PIECE = 1 << 20
 _SHOWN = 100
 """Damaged places that are named one by one."""
+_LIVING_SECONDS = 3.0
+"""An owner's heart beats once a second."""
 Say = Callable[[str], None]
 
 
@@ -34,14 +40,18 @@ def main(arguments: Sequence[str] | None = None, say: Say | None = None) -> int:
     """@return a sysexits code."""
     say = say if say is not None else _print
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) != 2 or given[0] not in {"check", "init"}:
-        say("usage: mta spool check DIR | mta spool init DIR")
+    if len(given) != 2 or given[0] not in {"check", "init", "recover"}:
+        say("usage: mta spool check DIR | mta spool init DIR | mta spool recover DIR")
         return os.EX_USAGE
     return run(given[0], Directory(Files(), given[1]), say)
 
 
-def run(action: str, directory: Directory, say: Say) -> int:
+def run(
+    action: str, directory: Directory, say: Say, wait: Callable[[float], None] = time.sleep
+) -> int:
     try:
+        if action == "recover":
+            return _recover(directory, say, wait)
         if action == "init":
             return _init(directory, say)
         return _check(directory, say)
@@ -56,6 +66,49 @@ def run(action: str, directory: Directory, say: Say) -> int:
 def _init(directory: Directory, say: Say) -> int:
     marker = directory.inspect(initialise=True)
     say(f"{_harmless(directory.path)} is spool {_harmless(marker.spool_id)}")
+    return os.EX_OK
+
+
+def _recover(directory: Directory, say: Say, wait: Callable[[float], None]) -> int:
+    """Both checkpoints of the last owner are lost: make one of all that the segments say."""
+    if not directory.disk.exists(directory.join("format")):
+        say(f"{_harmless(directory.path)} has no format marker: it is no spool")
+        return os.EX_NOINPUT
+    directory.marker()
+    try:
+        recover(directory, _BEYOND, sync=False)
+    except Corrupt as error:
+        say(_harmless(error.what))
+    else:
+        say("nothing to recover: the next owner can take this spool over as it is")
+        return os.EX_OK
+    before = read_epochs(directory)
+    if before and not before[-1].released:
+        wait(_LIVING_SECONDS)
+        again = read_epochs(directory)
+        if again[-1].epoch != before[-1].epoch or again[-1].heartbeat != before[-1].heartbeat:
+            say(
+                f"refused: node {_harmless(again[-1].node)} holds epoch {again[-1].epoch} and is "
+                "alive; stop it first"
+            )
+            return os.EX_TEMPFAIL
+    # As a takeover: publish, then read, then seal. Whoever was stopped, not dead, is superseded.
+    loopback = ip_address("127.0.0.1")
+    grant = Grant(0, "recover", (VirtualAddress(loopback, loopback),), Fencing.NONE)
+    claim = Claim("mta spool recover", "", time.time(), "", "", grant, former_instances(before))
+    epoch = publish(directory, claim, before[-1].epoch if before else 0)
+    found = salvage(directory)
+    pieces = checkpoint.encode(found.ledger, epoch, 0, time.time(), [])
+    checkpoint.write(directory, epoch, 0, pieces)
+    mark(directory, epoch, 1, b"R")
+    _describe(found, say, doubts=False)
+    for text in (*found.notes, *found.set_aside):
+        say(f"note: {_harmless(text)}")
+    say(
+        f"recovered as epoch {epoch}: {len(found.ledger.index)} messages, every one of which may "
+        "have been delivered before; each is on the in-doubt list and is sent last. To look at "
+        "them first, set `in-doubt: hold` at the connectors before the next start"
+    )
     return os.EX_OK
 
 
@@ -164,7 +217,7 @@ def _read_big(directory: Directory, wanted: Wanted) -> None:
         raise Corrupt(f"big/{big.name} offset 0: {at} of {big.octets} octets, or a wrong crc")
 
 
-def _describe(found: Recovered, say: Say) -> None:
+def _describe(found: Recovered, say: Say, *, doubts: bool = True) -> None:
     index, ledger = found.ledger.index, found.ledger
     say(
         f"{len(index)} messages, {index.octets} octets, {index.held} held, "
@@ -175,7 +228,7 @@ def _describe(found: Recovered, say: Say) -> None:
             f"seg/{segment.name}: {segment.size} octets, {segment.live_records} live records "
             f"of {segment.live_octets} octets"
         )
-    for doubt in ledger.doubts.values():
+    for doubt in ledger.doubts.values() if doubts else ():
         say(
             f"in doubt: {doubt.side} {_harmless(doubt.queue_id)} at {_harmless(doubt.peer)} "
             f"since epoch {doubt.epoch}"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mta.errors import Corrupt
-from mta.model import CLOCK_AHEAD_SECONDS, CLOCK_BEHIND_SECONDS, FourTuple
+from mta.model import CLOCK_AHEAD_SECONDS, CLOCK_BEHIND_SECONDS, Doubt, FourTuple
 from mta.spool import checkpoint
 from mta.spool.checkpoint import Checkpoint
 from mta.spool.directory import PARTS, Directory
@@ -78,6 +78,50 @@ def recover(directory: Directory, epoch: int, *, sync: bool = True) -> Recovered
     return made
 
 
+def salvage(directory: Directory) -> Recovered:
+    """All that any segment still says, for a spool whose checkpoints are lost: an explicit act of a
+    person, never of a takeover. Writes nothing; every segment is read from its beginning.
+
+    It brings back too much, never too little: a message whose DONE lay in a segment that was freed
+    since lives again, and so does one that a superseded owner wrote and never acknowledged. So each
+    is in doubt, and is sent last.
+    """
+    disk = directory.disk
+    made = Recovered(Ledger(), 0)
+    replay = Replay(made.ledger)
+    for epoch, number in sorted(_segment_names(directory)):
+        fd = disk.open(path_of(directory, epoch, number), os.O_RDONLY)
+        try:
+            segment = read_header(disk, fd, epoch, number)
+            if segment is None:
+                made.notes.append(f"seg/{epoch}.{number}: a spare, or its header is damaged")
+                continue
+            disk.fdatasync(fd)
+            made.predecessor = max(made.predecessor, epoch)
+            _read_link(directory, made, replay, _Link(segment, fd, segment.size, True))
+        finally:
+            disk.close(fd)
+    ledger = made.ledger
+    ledger.conclude(made.predecessor)
+    for slot in ledger.index.live_slots():
+        name = ledger.index.queue_id(slot)
+        doubt = Doubt("outbound", name, "salvage", "unknown", (), made.predecessor)
+        ledger.doubts.setdefault(("outbound", name, "salvage"), doubt)
+    _sync_relied_upon(directory, made)
+    unused = [ref for ref, segment in ledger.segments.items() if not segment.live_records]
+    for ref in unused:
+        del ledger.segments[ref]
+    ledger.position.number = ledger.position.offset = 0
+    return made
+
+
+def _segment_names(directory: Directory) -> Iterator[tuple[int, int]]:
+    for name in directory.disk.listdir(directory.join("seg")):
+        of, _, number = name.partition(".")
+        if of.isdecimal() and number.isdecimal():
+            yield int(of), int(number)
+
+
 def clock_suspect(last: float, now: float) -> str:
     """In words, when wall time cannot be trusted against the log's; "" when it can."""
     if not last or last - CLOCK_BEHIND_SECONDS <= now <= last + CLOCK_AHEAD_SECONDS:
@@ -104,7 +148,8 @@ def _predecessor(directory: Directory, epoch: int) -> tuple[Checkpoint, list[str
         raise Corrupt(
             f"no checkpoint of epoch {older} in {directory.path} is whole",
             "; ".join(notes),
-            f"`mta spool check {directory.path}` says what is left",
+            f"`mta spool check {directory.path}` says what is left; `mta spool recover "
+            f"{directory.path}` reads every segment, and says what may be sent twice",
         )
     return None
 
