@@ -399,6 +399,15 @@ class ISpoolLocker(Interface):
         """The lock is to lie in this directory (the spool's). Called before `prepare`."""
 
 
+class IStaleAddresses(Interface):
+    """Add-on of IClusterResource: it can tell when the program that moves the addresses is dead or
+    stopped, so that nobody takes them away from a node that is not the owner any more.
+    """
+
+    def stale_addresses() -> tuple[IPAddress, ...]:
+        """Configured addresses that are usable here while nobody would take them away. No I/O."""
+
+
 class ITenant(Interface):
     """What lives only while a tenure does: listeners, scheduler, agents. `service` builds one for
     the ownership driver, which knows nothing of mail.

@@ -93,6 +93,13 @@ interface = BuiltIn(
     "mta.cluster.interface:InterfaceSettings",
     purposes=frozenset({"authority"}),
 )
+keepalived = BuiltIn(
+    "keepalived",
+    IClusterResource,
+    "mta.cluster.keepalived:Keepalived",
+    "mta.cluster.keepalived:KeepalivedSettings",
+    purposes=frozenset({"authority"}),
+)
 log = BuiltIn("log", ISpool, "mta.spool.log:LogSpool", "mta.spool.settings:LogSpoolSettings")
 memory = BuiltIn(
     "memory", ISpool, "mta.spool.memory:MemorySpool", "mta.spool.settings:MemorySpoolSettings"
