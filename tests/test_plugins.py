@@ -36,7 +36,7 @@ from mta.settings import Settings
 from mta.testing.surroundings import MemorySurroundings
 
 BUILT_IN = {
-    IClusterResource: {"standalone", "interface"},
+    IClusterResource: {"standalone", "interface", "keepalived"},
     ISpool: {"log", "memory"},
     IListenerKind: {"smtp", "lmtp"},
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},
@@ -44,6 +44,7 @@ BUILT_IN = {
     IPolicy: {"limits"},
 }
 GIVEN: dict[tuple[Any, str], dict[str, str]] = {
+    (IClusterResource, "keepalived"): {"instance": "MAIL"},
     (ISpool, "log"): {"directory": "/spool"},
     (IAssociationKind, "maildir"): {"directory": "/mail"},
 }

@@ -30,7 +30,6 @@ from mta.interfaces import (
     IDoors,
     IResourceListener,
     ISpool,
-    IStaleAddresses,
     ISuspension,
     ITenant,
     ITimer,
@@ -76,9 +75,6 @@ class Ownership:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._resource = resource
-        self._mover: IStaleAddresses | None = (
-            resource if IStaleAddresses.providedBy(resource) else None
-        )
         self._spool = spool
         self._tenant = tenant
         self._clock = clock
@@ -127,7 +123,7 @@ class Ownership:
         )
         telemetry.gauge(
             "mta_stale_address", "1 while our addresses are here but this node is not their owner."
-        ).read = lambda: float(self.state is State.STANDBY and self._are_stale())
+        ).read = lambda: float(self.state is State.STANDBY and self._powers.are_stale)
         if hasattr(spool, "on_fatal"):  # a store that can tell by itself when it is at its end
             spool.on_fatal = self._spool_failed
         telemetry.gauge("mta_cluster_role", "1: owner, 0: standby.").read = lambda: float(
@@ -265,12 +261,6 @@ class Ownership:
             return []
         usable = {instance.address for instance in self._instances}
         return [a for a in self._server.addresses if a.required and a.bind not in usable]
-
-    def _are_stale(self) -> bool:
-        mover = self._mover
-        return bool(self._claimant.waits_for) or (
-            mover is not None and bool(mover.stale_addresses())
-        )
 
     def _ours(self) -> frozenset[AddressInstance]:
         ours = {address.bind for address in self._server.addresses}

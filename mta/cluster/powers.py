@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 from mta.cluster.claimant import Claimant
 from mta.cluster.steps import Steps
 from mta.errors import Fenced, MTAError, TransientFailure
-from mta.interfaces import IClusterResource, ILease, IPlumber, ISpool
+from mta.interfaces import IClusterResource, ILease, IPlumber, ISpool, IStaleAddresses
 
 PLUMB_SECONDS = 5.0
 """Adding or removing an address takes milliseconds; the kernel, or the watchdog, hangs."""
@@ -33,6 +33,9 @@ class Powers:
     ) -> None:
         self._lease: ILease | None = resource if ILease.providedBy(resource) else None
         self._plumber: IPlumber | None = resource if IPlumber.providedBy(resource) else None
+        self._mover: IStaleAddresses | None = (
+            resource if IStaleAddresses.providedBy(resource) else None
+        )
         self._spool = spool
         self._claimant = claimant
         self._steps = steps
@@ -70,6 +73,12 @@ class Powers:
         return None if self._lease is None else self._lease.seconds_left()
 
     # --- the addresses --------------------------------------------------------------------------
+
+    @property
+    def are_stale(self) -> bool:
+        """Asked on a standby: our addresses are here although this node is not the owner."""
+        mover = self._mover
+        return bool(self._claimant.waits_for or (mover is not None and mover.stale_addresses()))
 
     @property
     def plumbs(self) -> bool:
