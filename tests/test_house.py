@@ -77,6 +77,7 @@ DOOR_FILES = {
     "mta/association/transport.py",
     "mta/cluster/netlink.py",
     "mta/admin/unixgram.py",
+    "mta/testing/real_network.py",  # strangers to the MTA: a load and a catcher of mail
 }
 LONGEST = 600
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")

@@ -71,6 +71,19 @@ class Sink:
         """For MemoryNetwork.serve."""
         return _Conversation(self)
 
+    # --- what it keeps; a catcher for hours keeps something else (catcher.py)
+
+    def came(self, source: str, port: int) -> None:
+        self.sources.append(source)
+        self.ports.append(port)
+
+    def told(self, line: bytes) -> None:
+        self.commands.append(line)
+
+    def took(self, sunk: Sunk) -> None:
+        """The content is whole and the reply is given, whether or not it can arrive."""
+        self.messages.append(sunk)
+
     def decide(self, stage: str, argument: bytes, usual: bytes) -> bytes:
         answer, times = self._answers.get(stage, (usual, 0.0))
         if times > 1:
@@ -93,8 +106,7 @@ class _Conversation(Protocol):
         transport: Any = self.transport
         peer = transport.getPeer()
         self._source = str(peer.host)
-        self._sink.sources.append(self._source)
-        self._sink.ports.append(peer.port)
+        self._sink.came(self._source, peer.port)
         self._sink.open += 1
         self._say("GREETING", b"", b"220 " + self._sink.name + b" ESMTP")
 
@@ -118,7 +130,7 @@ class _Conversation(Protocol):
             self._command(line)
 
     def _command(self, line: bytes) -> None:
-        self._sink.commands.append(line)
+        self._sink.told(line)
         verb, _, argument = line.partition(b" ")
         name = verb.upper().decode("ascii", "replace")
         if name in {"EHLO", "LHLO", "HELO"}:
@@ -153,7 +165,7 @@ class _Conversation(Protocol):
         self._sender, self._recipients = None, []
         if self._say(".", content, b"250 2.0.0 Ok: taken as %d" % len(self._sink.messages)):
             sunk = Sunk(sender, recipients, content, self._source, self._helo)
-            self._sink.messages.append(sunk)
+            self._sink.took(sunk)
 
     def _say(self, stage: str, argument: bytes, usual: bytes) -> bool:
         """Answers whether it was positive."""

@@ -186,10 +186,13 @@ admin:
         expect(mta.is_running, f"the MTA ended with status {mta.popen.returncode}")
         return self.greeting(host).startswith(b"220")
 
-    def greeting(self, host: str, port: int = 25, namespace: str = "peer") -> bytes:
+    def greeting(
+        self, host: str, port: int = 25, namespace: str = "peer", connect_seconds: float = 2
+    ) -> bytes:
         """The first line that a connection gets; b"" when there is none."""
         try:
-            with self.ground.connect(namespace, host, port, 2) as made:
+            with self.ground.connect(namespace, host, port, connect_seconds) as made:
+                made.settimeout(2)
                 return made.recv(1000)
         except OSError:
             return b""

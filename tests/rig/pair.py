@@ -10,15 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
-import struct
 import threading
 import time
 from typing import Any
 
 from tests.rig.ground import (
     VIRTUAL,
-    VIRTUAL6,
     Broken,
     Ground,
     Process,
@@ -31,7 +28,6 @@ from tests.rig.node import Mta, no_wrong_source
 RESTART_SECONDS = 1.0
 """RestartSec= of etc/mta.service."""
 LOOK_SECONDS = 0.02
-ETH_P_ARP = 0x0806
 STORE = "reserve: 32MiB\nsegment-size: 8MiB"
 """Small enough for the small disks of the rig."""
 
@@ -83,6 +79,15 @@ class Supervised(Mta):
                     self.start_mta(wait=False)
 
     # --- what it says of itself
+
+    def wait_answering(self, seconds: float = 20) -> None:
+        """It may have to be started again first."""
+        wait_until(
+            lambda: self.command("status", check=False).returncode == 0,
+            seconds,
+            f"{self.name} does not answer on its control socket",
+            step=0.1,
+        )
 
     def state(self) -> str:
         """The ownership state as `mta status` has it; "" when it does not answer."""
@@ -138,7 +143,8 @@ class Pair(Ground):
         return time.monotonic() - begun
 
     def _greets_from(self, name: str) -> bool:
-        if not self[name].greeting(VIRTUAL).startswith(b"220"):
+        # A lost SYN is sent again after 1 s: asking anew shows sooner that somebody answers.
+        if not self[name].greeting(VIRTUAL, connect_seconds=0.05).startswith(b"220"):
             return False
         at = f"{VIRTUAL}:25"
         return any(at in line for line in self.sockets(name, "state", "listening"))
@@ -162,9 +168,8 @@ class Pair(Ground):
     # --- the address
 
     def give(self, name: str, v6: bool = True) -> None:
-        """Add the virtual addresses to a node and tell the network, as a cluster manager does."""
+        """Add the virtual addresses to a node; the MTA that becomes owner announces them."""
         self.add_virtual(v6=v6, node=name)
-        self.announce(name)
         self.owner = name
 
     def take(self, name: str, v6: bool = True) -> None:
@@ -177,24 +182,6 @@ class Pair(Ground):
 
     def has_address(self, name: str) -> bool:
         return VIRTUAL in self.inside(name, ["ip", "-4", "addr", "show", "dev", "eth0"]).stdout
-
-    def announce(self, name: str, v6: bool = True) -> None:
-        """Gratuitous ARP and an unsolicited neighbour advertisement (RFC 5227, RFC 4861 7.2.6)."""
-        words = self.inside(name, ["ip", "-o", "link", "show", "dev", "eth0"]).stdout.split()
-        index = int(words[0].rstrip(":"))
-        mac = bytes.fromhex(words[words.index("link/ether") + 1].replace(":", ""))
-        own = socket.inet_aton(VIRTUAL)
-        with self.raw_socket(name, socket.AF_PACKET, socket.SOCK_RAW) as raw:
-            raw.bind(("eth0", ETH_P_ARP))
-            arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + own + b"\0" * 6 + own
-            raw.send(b"\xff" * 6 + mac + struct.pack("!H", ETH_P_ARP) + arp)
-        if not v6:
-            return
-        with self.raw_socket(name, socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
-            raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
-            target = socket.inet_pton(socket.AF_INET6, VIRTUAL6)
-            advertisement = struct.pack("!BBHI", 136, 0, 0, 0x2000_0000) + target  # override
-            raw.sendto(advertisement + b"\2\1" + mac, ("ff02::1", 0, 0, index))
 
     # --- the network
 
