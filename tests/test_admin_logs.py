@@ -554,6 +554,11 @@ class Targets(SynchronousTestCase):
         chosen = automatic_target({"JOURNAL_STREAM": f"{error.st_dev}:{error.st_ino}"})
         self.assertEqual("syslog" if os.path.exists("/dev/log") else automatic_target({}), chosen)
 
+    def test_under_pacemaker(self) -> None:
+        """Started by Pacemaker's agent, lines go to /dev/log where it exists."""
+        chosen = automatic_target({"MTA_PACEMAKER_INSTANCE": "mta"})
+        self.assertEqual("syslog" if os.path.exists("/dev/log") else automatic_target({}), chosen)
+
     def test_a_wrong_target_is_refused(self) -> None:
         """A misspelt target is an error of the configuration, not a file of that name."""
         self.assertRaises(ValueError, LogSettings, to="syslogg")

@@ -36,7 +36,7 @@ from mta.settings import Settings
 from mta.testing.surroundings import MemorySurroundings
 
 BUILT_IN = {
-    IClusterResource: {"standalone", "interface", "keepalived"},
+    IClusterResource: {"standalone", "interface", "keepalived", "pacemaker"},
     ISpool: {"log", "memory"},
     IListenerKind: {"smtp", "lmtp"},
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},

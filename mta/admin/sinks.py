@@ -14,6 +14,8 @@ from typing import Protocol
 from mta.admin.unixgram import UnixDatagram
 
 SYSLOG = "/dev/log"
+PACEMAKER = "MTA_PACEMAKER_INSTANCE"
+"""Set by etc/ocf/mta, which keeps standard error for what is said when a start is refused."""
 DATAGRAM_OCTETS = 8192
 """rsyslog's default for one message; longer ones are cut by it anyway."""
 
@@ -118,7 +120,8 @@ def sink_for(target: str, environment: Mapping[str, str]) -> Sink:
 
 def automatic_target(environment: Mapping[str, str]) -> str:
     """syslog when standard error is the journal's (its own fields are lost on a plain stream) or
-    leads nowhere (a daemon), and /dev/log is there; else stderr.
+    leads nowhere (a daemon) or into the small file of Pacemaker's agent, and /dev/log is there;
+    else stderr.
     """
     try:
         error = os.fstat(2)
@@ -126,7 +129,8 @@ def automatic_target(environment: Mapping[str, str]) -> str:
         return "syslog"
     leads_nowhere = stat.S_ISCHR(error.st_mode) and error.st_rdev == os.makedev(1, 3)
     is_journal = environment.get("JOURNAL_STREAM") == f"{error.st_dev}:{error.st_ino}"
-    if leads_nowhere or (is_journal and os.path.exists(SYSLOG)):
+    is_kept_small = is_journal or PACEMAKER in environment
+    if leads_nowhere or (is_kept_small and os.path.exists(SYSLOG)):
         return "syslog"
     return "stderr"
 

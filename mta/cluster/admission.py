@@ -30,8 +30,9 @@ def refuse_unfenced(resource: IClusterResource, spool: ISpool, spool_settings: A
     if sharing is Sharing.FAILOVER_MOUNT and resource.fencing is not Fencing.EXTERNAL:
         raise ConfigurationError(
             "spool.sharing is failover-mount, but nobody fences the other node",
-            "a file system mounted by two nodes at once is destroyed, and epochs cannot help it",
-            "use a cluster resource that mounts only after fencing (pacemaker with STONITH), or "
+            f"{resource.explain()}; a file system mounted by two nodes at once is destroyed, and "
+            "epochs cannot help it",
+            "use `resource: pacemaker` with stonith-enabled=true, which mounts after fencing, or "
             "say how the directory is really shared: cluster-fs, nfs, none",
         )
     if not spool.guarantees.shared:

@@ -100,6 +100,13 @@ keepalived = BuiltIn(
     "mta.cluster.keepalived:KeepalivedSettings",
     purposes=frozenset({"authority"}),
 )
+pacemaker = BuiltIn(
+    "pacemaker",
+    IClusterResource,
+    "mta.cluster.pacemaker:PacemakerResource",
+    "mta.cluster.pacemaker:PacemakerSettings",
+    purposes=frozenset({"authority"}),
+)
 log = BuiltIn("log", ISpool, "mta.spool.log:LogSpool", "mta.spool.settings:LogSpoolSettings")
 memory = BuiltIn(
     "memory", ISpool, "mta.spool.memory:MemorySpool", "mta.spool.settings:MemorySpoolSettings"
