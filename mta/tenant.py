@@ -88,7 +88,7 @@ class Bridgehead:
         self._tenure: ITenure | None = None
         self._dispatch: Dispatch | None = None
         self._former: set[Dispatch] = set()
-        self._clock = TrustedClock(surroundings.clock, self._trusted)
+        self._clock = TrustedClock(surroundings.clock, self._trusted, self._doubted)
         self.recovery: Callable[[], Recovery | None] = lambda: None
         """What the ownership driver found at the takeover; set by whoever built both."""
         self._judged: Recovery | None = None
@@ -281,6 +281,12 @@ class Bridgehead:
     @property
     def clock_suspicion(self) -> str:
         return self._clock.suspicion
+
+    def _doubted(self, why: str) -> None:
+        self._surroundings.telemetry.notice("warning", "queue", f"clock-suspect: {why}")
+        for dispatch in (self._dispatch, *self._former):
+            if dispatch is not None:
+                dispatch.rules.may_expire = False
 
     def _trusted(self) -> None:
         for dispatch in (self._dispatch, *self._former):

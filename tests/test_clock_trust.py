@@ -19,7 +19,8 @@ class Trust(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = VirtualClock(wall=1_000_000.0)
         self.returns = 0
-        self.trusted = TrustedClock(self.clock, self.trust)
+        self.doubts: list[str] = []
+        self.trusted = TrustedClock(self.clock, self.trust, self.doubts.append)
 
     def trust(self) -> None:
         self.returns += 1
@@ -27,9 +28,39 @@ class Trust(SynchronousTestCase):
     def test_believed(self) -> None:
         """Without suspicion it is the clock itself."""
         verifyObject(IClock, self.trusted)
-        self.clock.jump_wall(5 * DAY)
-        self.assertEqual(self.trusted.wall(), self.clock.wall())
+        for seconds in (1.0, 3 * DAY):
+            self.clock.advance(seconds)
+            self.assertEqual(self.trusted.wall(), self.clock.wall())
         self.assertFalse(self.trusted.accept())
+        self.assertEqual(self.doubts, [])
+
+    def test_jumps(self) -> None:
+        """A clock that jumps while we run is doubted by name, at the bounds and not before."""
+        for off, is_believed in (
+            (-CLOCK_BEHIND_SECONDS, True),
+            (-CLOCK_BEHIND_SECONDS - 1, False),
+            (CLOCK_AHEAD_SECONDS, True),
+            (CLOCK_AHEAD_SECONDS + 1, False),
+        ):
+            self.doubts.clear()
+            trusted = TrustedClock(self.clock, self.trust, self.doubts.append)
+            before = self.clock.wall()
+            self.clock.jump_wall(off)
+            self.clock.advance(10)
+            expected = self.clock.wall() if is_believed else before + 10
+            self.assertEqual((trusted.wall(), not self.doubts), (expected, is_believed), off)
+
+    def test_jumps_and_returns(self) -> None:
+        """Set back and then right again, it is believed by itself, and told once each."""
+        self.trusted.wall()
+        self.clock.jump_wall(-3600)
+        self.assertEqual(self.trusted.wall(), self.clock.wall() + 3600)
+        self.clock.advance(60)
+        self.assertEqual(self.trusted.wall(), self.clock.wall() + 3600)
+        self.clock.jump_wall(3600)
+        self.assertEqual(self.trusted.wall(), self.clock.wall())
+        self.assertEqual((len(self.doubts), self.returns), (1, 1))
+        self.assertIn("3600 s back", self.doubts[0])
 
     def test_elapsed_time(self) -> None:
         """A suspect clock is replaced by elapsed time since the log's last batch."""
@@ -83,6 +114,19 @@ class TakeoverWithAWrongClock(SynchronousTestCase):
         self.assertIn("behind", lab.owner.tenant.clock_suspicion)
         lab.hub.mend()
         lab.advance(600)
+        self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
+
+    def test_jumps_while_we_run(self) -> None:
+        """A clock that jumps a year ahead under a running owner expires nothing either."""
+        lab = Lab(spool="log", more=QUEUE)
+        lab.hub.answer(".", b"451 4.3.0 Later")
+        lab.send()
+        lab.clock.jump_wall(365 * DAY)
+        lab.advance(1200)
+        self.assertIn("jumped", lab.owner.tenant.clock_suspicion)
+        self.assertEqual([e.envelope.sender.is_null for e in lab.queue()], [False])
+        lab.hub.mend()
+        lab.advance(1200)
         self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
 
     def test_accepted(self) -> None:

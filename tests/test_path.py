@@ -10,6 +10,7 @@ from zope.interface import implementer
 
 from mta.interfaces import IPolicy
 from mta.model import Reply
+from mta.spool.epoch import SLOT_OCTETS
 from mta.telemetry import Accepted, Disconnected, Rejected, Removed, Reported, Transferred
 from mta.testing.lab import FRIEND, HUB, MESSAGE, STRANGER, VIRTUAL_ADDRESS, Lab
 from mta.testing.sink import DROP
@@ -345,7 +346,7 @@ class LogPathTests(Path, SynchronousTestCase):
             "spool: {store: log, directory: /spool, initialise: true, reserve: 4MiB,"
             " segment-size: 1MiB, first-segment-size: 256KiB, spares: 1}\n"
         )
-        lab = self.lab(more=STEADY + spool, capacity=24 << 20)
+        lab = self.lab(more=STEADY + spool, capacity=(24 << 20) + SLOT_OCTETS)
         lab.hub.answer(".", b"451 4.3.0 Later")
         content = b"Subject: x\r\n\r\n" + (b"x" * 70 + b"\r\n") * 7000
         replies = []
