@@ -7,6 +7,8 @@ import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from mta.cluster import ownership
+from mta.testing import ownership_picture
 from mta.testing.drawings import draw_all, meanings
 from mta.wire.smtp import client_states, states
 
@@ -21,6 +23,21 @@ class DrawingTests(SynchronousTestCase):
             with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
                 self.assertEqual(file.read(), text, name)
         self.assertEqual(set(os.listdir(FOLDER)), {*drawn, "ownership.md"})
+
+    def test_the_picture_has_every_arrow(self) -> None:
+        """What the ownership machine's table says is in its picture: no more, and no less."""
+        shown: dict[tuple[str, str], str] = {}
+        for (box, after), said in ownership_picture.collected().items():
+            frame = ownership_picture.FRAMES.get(box.removeprefix("frame "))
+            names = [s.name for s in frame[0]] if box.startswith("frame ") and frame else [box]
+            shown |= {(name, words): after for name in names for words in said}
+        table = {
+            (before.name, heard.name.lower().replace("_", " ")): after.name
+            for (before, heard), (after, _) in ownership.TABLE.items()
+            if before is not after
+        }
+        self.assertEqual(shown, table)
+        self.assertEqual(set(ownership_picture.PLACES), set(ownership.State))
 
     def test_every_state_has_its_words(self) -> None:
         """No state of the wire stands without a sentence that says what it is."""

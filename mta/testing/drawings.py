@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from mta.testing import ownership_picture
 from mta.transfer.schedule import REACH_TABLE, Reach
 from mta.wire.smtp import client_states, states
 
@@ -28,6 +29,7 @@ def draw_all() -> dict[str, str]:
         "smtp-responder.md": _responder(),
         "smtp-initiator.md": _initiator(),
         "reach.md": _reach(),
+        "ownership.svg": ownership_picture.draw(),
     }
 
 
