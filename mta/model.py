@@ -708,6 +708,24 @@ class Health:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class AddressFact:
+    """One virtual address on one interface of this node, as the kernel shows it; on none: `link`
+    is "" and there are no flags.
+    """
+
+    address: str
+    required: bool
+    usable: bool
+    why_not: str
+    """Why it is not usable, "" when it is."""
+    link: str = ""
+    is_up: bool = False
+    has_carrier: bool = False
+    flags: tuple[str, ...] = ()
+    """As ip-address(8) names them: tentative, dadfailed, optimistic, nodad, permanent ..."""
+
+
 # --- resolving --------------------------------------------------------------------------------
 
 

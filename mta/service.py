@@ -28,7 +28,6 @@ from mta.admin.commands import Commands, Facts
 from mta.admin.control import ControlServer
 from mta.admin.logs import LogObserver
 from mta.admin.metrics import Exposition, QueueGauges
-from mta.admin.probe import Place, Prober, Subject
 from mta.admin.sdnotify import Notifier
 from mta.admin.sinks import deaf_syslog
 from mta.admin.submit import SubmitServer
@@ -36,13 +35,13 @@ from mta.association.endpoints import Doors
 from mta.association.transport import SocketOptions
 from mta.cluster.admission import refuse_unfenced
 from mta.cluster.driver import ClaimFacts, Ownership
-from mta.cluster.ownership import State
 from mta.cluster.settings import ClusterSettings
 from mta.config.errors import ConfigErrors
 from mta.config.load import load_file
 from mta.config.schema import Config, ListenerBlock, PluginBlock
 from mta.errors import ClusterNotInitialised, MTAError, PluginError, StartRefused
-from mta.interfaces import IClusterResource, IRevocable, ISpool, ISupervised, ITenure
+from mta.interfaces import IClusterResource, IRevocable, ISpool, ISupervised
+from mta.overview import Overview
 from mta.plugins.find import Catalogue, create
 from mta.process import (
     ReactorClock,
@@ -53,6 +52,7 @@ from mta.process import (
     refuse_unwritable,
     why_not_anew,
 )
+from mta.proof import listener_ports
 from mta.resolver.dns import DnsResolver
 from mta.settings import Settings
 from mta.spool.disk import Disk, ThreadExecutor
@@ -143,7 +143,7 @@ class MTAService(Service):
             state_directory=config.node.state_directory,
             virtual_server=config.virtual_server,
         )
-        refuse_privileged_ports((p for b in config.listeners for p in _ports(b.settings)), uid)
+        refuse_privileged_ports(listener_ports(config.listeners), uid)
         if config.log.to.startswith("/"):
             remedy = "name another file in log.to, or stderr"
             refuse_unwritable(config.log.to, "the log", remedy, uid=uid)
@@ -164,6 +164,13 @@ class MTAService(Service):
         self._resource = resource
         self._spool = spool
         self.tenant = Bridgehead(config, spool, self._surroundings, self._created)
+        facts = ClaimFacts(
+            node=node,
+            boot_id=boot_id(),
+            process_started=self._started_at,
+            version=own_version(),
+            configuration_digest=config.digest,
+        )
         self.ownership = Ownership(
             resource,
             spool,
@@ -172,29 +179,21 @@ class MTAService(Service):
             clock,
             telemetry,
             config.virtual_server,
-            ClaimFacts(
-                node=node,
-                boot_id=boot_id(),
-                process_started=self._started_at,
-                version=own_version(),
-                configuration_digest=config.digest,
-            ),
+            facts,
             _cluster_settings(config.cluster),
         )
         self.ownership.on_fatal(self._fatal)
         self.tenant.recovery = lambda: self.ownership.recovery
-        prober = Prober(
-            Subject(
-                resource=resource.probe,
-                absence=self._absence,
-                places=self._places,
-                inspect=spool.inspect,
-                epoch=lambda: self.ownership.epoch,
-                check=self._check_tenure,
-                network_name=config.virtual_server.network_name,
-            ),
-            self._doors,
-            clock,
+        self.overview = Overview(
+            lambda: self._config,
+            resource,
+            spool,
+            self.ownership,
+            self.tenant,
+            self._surroundings,
+            facts,
+            file=configuration_file,
+            changed=self._tell_systemd,
         )
         self.commands = Commands(
             Facts(
@@ -205,7 +204,7 @@ class MTAService(Service):
                 retry_now=self.tenant.retry_now,
                 pump=self.tenant.pump,
                 forget=self.tenant.forget,
-                probe=prober.probe,
+                probe=self.overview.probe,
                 accept_clock=self.tenant.accept_clock,
             ),
             clock,
@@ -241,6 +240,7 @@ class MTAService(Service):
         self._notifier.start_watchdog(self._config.admin.watchdog)
         self._notifier.ready("standby")
         self.ownership.start()
+        self.overview.readiness.start()
         self._is_awaited = False
 
     def stopService(self) -> Deferred[None]:
@@ -257,6 +257,7 @@ class MTAService(Service):
         for port in self._admin_ports:
             port.revoke()
         self._admin_ports.clear()
+        self.overview.readiness.stop()
         self._control.stop()
         self._notifier.stop()
         self._executor.stop()
@@ -335,44 +336,16 @@ class MTAService(Service):
                     self._surroundings.node,
                     process=admin.http_process_metrics,
                 ),
-                ready=self._ready,
+                ready=self.overview.ready,
+                standby_ready=self.overview.standby_ready,
                 clock=self.clock,
                 telemetry=self.telemetry,
             )
             self._admin_ports.append(self._doors.service_listen("admin", http.endpoint, http))
 
-    def _ready(self) -> tuple[bool, str]:
-        return self.ownership.tenure is not None, self.ownership.explain()
-
-    def _absence(self) -> tuple[int, str]:
-        """Why a probe finds no virtual server here, with its code; (0, "") when it should."""
-        state = self.ownership.state
-        if state is State.ONLINE and self.ownership.tenure is not None:
-            return os.EX_OK, ""
-        # Suspended is an owner that does not serve; everything else is not the owner, or not yet.
-        code = os.EX_UNAVAILABLE if state is State.SUSPENDED else os.EX_TEMPFAIL
-        return code, self.ownership.explain()
-
-    def _places(self) -> Sequence[Place]:
-        """Where our listeners greet: those of kinds that begin with a reply of RFC 5321."""
-        tenure = self.ownership.tenure
-        ports = [
-            port
-            for block in self._config.listeners
-            if block.kind in {"smtp", "lmtp"}
-            for port in _ports(block.settings)
-        ]
-        addresses = () if tenure is None else tenure.addresses
-        return [Place(str(address.bind), port) for address in addresses for port in ports]
-
-    def _check_tenure(self) -> None:
-        tenure = self.ownership.tenure
-        if tenure is not None:
-            tenure.check()
-
     def _elsewhere(self) -> Sequence[tuple[str, int]]:
         """Where a program of this standby node hands its mail over: the virtual server itself."""
-        ports = [port for block in self._config.listeners for port in _ports(block.settings)]
+        ports = tuple(listener_ports(self._config.listeners))
         return [
             (str(address.external), port)
             for address in self._config.virtual_server.addresses
@@ -391,36 +364,30 @@ class MTAService(Service):
     def status(self) -> dict[str, Any]:
         """One picture of everything, for `mta status` and /status.json."""
         config = self._config
-        tenure: ITenure | None = self.ownership.tenure
-        answer: dict[str, Any] = {
+        services = self._doors.snapshot()
+        return {
             "version": own_version(),
             "node": self._surroundings.node,
             "pid": os.getpid(),
             "started_at": self._started_at,
-            "network_name": config.virtual_server.network_name,
-            "addresses": [str(address) for address in config.virtual_server.addresses],
-            "role": "standby" if tenure is None else "owner",
-            "state": self.ownership.state.name.lower(),
-            "why": self.ownership.explain(),
-            "epoch": self.ownership.epoch,
+            **self.overview.status(),
+            "wrong_source": services["wrong_source"],
             "configuration": {"file": config.filename, "digest": config.digest},
-            "cluster": self.ownership.snapshot(),
-            "services": self._doors.snapshot(),
+            "services": services,
             "log": self._log.trouble or "ok",
             "clock": self.tenant.clock_suspicion or "ok",
         }
-        if tenure is not None:
-            answer["listeners"] = self.tenant.listening
-            answer["queue"] = self._spool.stats()
-            answer["in_doubt"] = len(self._spool.in_doubt())
-            answer["destinations"] = self.tenant.snapshot()
-        return answer
+
+    def _tell_systemd(self) -> None:
+        self._notifier.status(self.overview.line())
 
     def _on_event(self, event: Event) -> None:
         if type(event) is not Transition or event.machine != "ownership":
             return
         self._log.epoch = self.ownership.epoch
-        self._notifier.status(f"{event.after.lower()}: {event.reason}")
+        self._tell_systemd()
+        if event.after == "STANDBY":
+            self.overview.readiness.look_soon()
         if event.after == "ONLINE" and self._file is None and not self._announced:
             self._announced = True
             self._announce()
@@ -526,11 +493,6 @@ def _socket_options(cluster: ClusterSettings) -> SocketOptions:
         keepalive_interval=max(1, round(cluster.tcp_keepalive_interval)),
         keepalive_count=cluster.tcp_keepalive_count,
     )
-
-
-def _ports(settings: Any) -> tuple[int, ...]:
-    port = getattr(settings, "port", None)
-    return (port,) if isinstance(port, int) else ()
 
 
 def _differs(old: Any, new: Any) -> bool:

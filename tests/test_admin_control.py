@@ -155,17 +155,23 @@ class House:
         self.told: list[tuple[str, list[str]]] = []
         self.standby = False
         self.health: Deferred[Probed] = Deferred()
+        self.status: dict[str, Any] = {
+            "role": "online",
+            "epoch": 3,
+            "by_domain": {b"e\x1b.com": 2},
+        }
+        self.probed: list[tuple[int, bool]] = []
         self.is_clock_suspect = True
         self.commands = Commands(
             Facts(
-                status=lambda: {"role": "online", "epoch": 3, "by_domain": {b"e\x1b.com": 2}},
+                status=lambda: self.status,
                 spool=self.spool,
                 routing=lambda: self.routing,
                 parse_address=self.parse,
                 retry_now=lambda ids: self.told.append(("retry", list(ids))),
                 pump=lambda: self.told.append(("pump", [])),
                 forget=lambda ids: self.told.append(("forget", list(ids))),
-                probe=lambda level: self.health,
+                probe=self.probe,
                 accept_clock=self.accept_clock,
             ),
             self.clock,
@@ -193,6 +199,10 @@ class House:
     def accept_clock(self) -> bool:
         was, self.is_clock_suspect = self.is_clock_suspect, False
         return was
+
+    def probe(self, level: int, standby: bool) -> Deferred[Probed]:
+        self.probed.append((level, standby))
+        return self.health
 
     def connect(self, who: Credentials = ROOT) -> Connection:
         return Connection(self, who)
@@ -604,6 +614,8 @@ class Reading(SynchronousTestCase):
             self.assertEqual("one of 0, 1, 2, 10, 20", refused["remedy"])
         house.health.callback(Probed("failed", "no lease", 69))
         self.assertEqual("failed", house.connect().ask("probe", level=1)[1]["health"])
+        house.connect().ask("probe", level=10, standby=True)
+        self.assertEqual([(1, False), (10, True)], house.probed)
 
     def test_accept_clock(self) -> None:
         """A suspect clock is accepted once; on a standby node there is nothing to accept."""

@@ -39,6 +39,7 @@ class Pages(SynchronousTestCase):
         self.events: list[object] = []
         self.telemetry.attach(self.events.append)
         self.is_ready = (True, "online, epoch 3")
+        self.could_take_over = True
         self.facts_fail = False
         facts = Facts(self.status, *[away] * 8)
         self.http = Http(
@@ -46,6 +47,7 @@ class Pages(SynchronousTestCase):
             Commands(facts, self.clock, self.telemetry),
             Exposition(self.telemetry, "0.1", "node", process=False),
             ready=lambda: self.is_ready,
+            standby_ready=lambda: (self.could_take_over, self.is_ready[1]),
             clock=self.clock,
             telemetry=self.telemetry,
         )
@@ -80,9 +82,20 @@ class Pages(SynchronousTestCase):
         """/livez depends on nothing; /readyz is 503 with the reason on a standby node."""
         self.assertEqual((200, b"alive\n"), self.get("/livez")[::2])
         self.assertEqual((200, b"online, epoch 3\n"), self.get("/readyz?x=1")[::2])
-        self.is_ready = (False, "standby: no address\x1b")
-        self.assertEqual((503, b"standby: no address\\x1b\n"), self.get("/readyz")[::2])
+        self.is_ready = (False, "standby: no address\x1b\ntakeover: ready")
+        body = b"standby: no address\\x1b\ntakeover: ready\n"
+        self.assertEqual((503, body), self.get("/readyz")[::2])
         self.assertEqual(200, self.get("/livez")[0])
+
+    def test_a_standby_that_could_take_over(self) -> None:
+        """/standbyz is 200 on the owner and on a standby that could take over, else 503; the same
+        two lines as /readyz.
+        """
+        self.is_ready = (False, "standby: no address\ntakeover: ready")
+        body = b"standby: no address\ntakeover: ready\n"
+        self.assertEqual((200, body), self.get("/standbyz")[::2])
+        self.could_take_over = False
+        self.assertEqual((503, body), self.get("/standbyz")[::2])
 
     def test_status(self) -> None:
         """/status.json is what mta status --json prints."""

@@ -25,6 +25,21 @@ from tests.test_admin_control import House, entry
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+STATUS: dict[str, Any] = {
+    "network_name": "bridgehead.example.org",
+    "role": "owner",
+    "state": "online",
+    "since_at": 1_795_420_800.0,
+    "seconds_in_state": 3.0,
+    "why": "online",
+    "takeover": {"verdict": "owner"},
+    "authority": {"text": "", "fencing": "none", "health": "", "lease_seconds_left": 3.21},
+    "addresses": [],
+    "last_takeover": None,
+    "wrong_source": {"in": 0, "out": 0},
+}
+
+
 class Run:
     """What a program did: exit code, output, and the requests that the daemon saw."""
 
@@ -70,11 +85,20 @@ class Commanding(SynchronousTestCase):
     def test_status(self) -> None:
         """mta status is readable, --json is the facts; both before or after the command."""
         house = House()
+        house.status |= STATUS
         shown = self.run_with(house, [("status", {})], "status")
-        self.assertEqual((0, "role:      online"), (shown.code, shown.lines[0]))
+        self.assertEqual(0, shown.code)
+        self.assertEqual("owner of bridgehead.example.org", shown.lines[0].partition(" since ")[0])
+        self.assertIn("by domain:", shown.out)
         for words in (("status", "--json"), ("--json", "status")):
             facts = json.loads(self.run_with(house, [("status", {})], *words).out)
             self.assertEqual(3, facts["epoch"])
+
+    def test_another_version(self) -> None:
+        """A daemon that says something else than this command knows is named as such."""
+        run = self.run_with(House(), [("status", {})], "status")
+        self.assertEqual(os.EX_PROTOCOL, run.code)
+        self.assertIn("another version than this command; see --json", run.err)
 
     def test_queue_list(self) -> None:
         """One line a message with its reason; the filters are passed on."""

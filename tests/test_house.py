@@ -43,7 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": COMMON | REST | {"tenant"},
     "process": COMMON | {"interfaces"},
     "tenant": COMMON | REST,
-    "service": COMMON | REST | {"process", "tenant"},
+    "proof": COMMON
+    | {"interfaces", "association.holders", "cluster", "config", "plugins", "process"},
+    "overview": COMMON | {"interfaces", "admin", "cluster", "config", "proof", "tenant"},
+    "service": COMMON | REST | {"process", "tenant", "proof", "overview"},
     "tap": COMMON | {"config", "plugins", "process", "service"},
 }
 """A room, and the rooms that it may import besides itself. `wire.dsn` is that one module."""

@@ -70,7 +70,8 @@ class Facts:
     pump: Callable[[], object]
     forget: Callable[[Sequence[str]], object]
     """These were held or deleted: no transfer of them begins any more."""
-    probe: Callable[[int], Deferred[Probed]]
+    probe: Callable[[int, bool], Deferred[Probed]]
+    """A level of mta.admin.probe.LEVELS, and whether a standby that could take over is well too."""
     accept_clock: Callable[[], bool]
     """The operator vouches for a suspect clock; False when it was not suspect."""
 
@@ -203,11 +204,12 @@ class Commands:
 
     async def _probe(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
         level = given.whole("level", 0)
+        standby = given.flag("standby")
         given.end()
         if level not in LEVELS:
             remedy = f"one of {', '.join(map(str, LEVELS))}"
             raise UsageFault(f"probe level {level} does not exist", remedy=remedy)
-        found = await self._facts.probe(level)
+        found = await self._facts.probe(level, standby)
         return {"level": level, **plain(found)}
 
     async def _accept_clock(self, given: _Arguments, emit: Emit) -> dict[str, Any]:

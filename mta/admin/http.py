@@ -1,11 +1,13 @@
-"""The read-only pages for monitoring: /metrics, /livez, /readyz and /status.json.
+"""The read-only pages for monitoring: /metrics, /livez, /readyz, /standbyz and /status.json.
 
 Law: off unless configured, on loopback only (there is no TLS and no password yet), GET and HEAD
 only, no request body, one request a connection. The Host header must name the address that was
 configured: a page of another site that makes a browser ask us by DNS rebinding is refused
 (RFC 9110 7.4).
 
-/livez says that the process turns and depends on nothing else; /readyz is 503 on a standby node.
+/livez says that the process turns and depends on nothing else. /readyz is 200 only where mail is
+served, as a load balancer wants it; /standbyz is 200 besides where a takeover would succeed, as
+monitoring wants it. Both say in two lines how the node stands and whether it could take over.
 twisted.web reads the requests. Who imports this module imports it: only where pages are wanted.
 """
 
@@ -99,7 +101,8 @@ class _NoReactor:
 class Http(Site):
     """Builds the pages. Open it with `doors.service_listen("admin", http.endpoint, http)`.
 
-    `ready`: whether the virtual server is served here, and why (not).
+    `ready`: whether the virtual server is served here, and why (not); `standby_ready`: whether it
+    is, or could be.
     """
 
     noisy = False
@@ -112,6 +115,7 @@ class Http(Site):
         exposition: Exposition,
         *,
         ready: Callable[[], tuple[bool, str]],
+        standby_ready: Callable[[], tuple[bool, str]],
         clock: IClock,
         telemetry: Telemetry,
     ) -> None:
@@ -121,6 +125,7 @@ class Http(Site):
         self._commands = commands
         self._exposition = exposition
         self._ready = ready
+        self._standby_ready = standby_ready
         self._telemetry = telemetry
         self._refused = telemetry.counter(
             "mta_http_refused_total", "HTTP requests with a wrong Host, method or body."
@@ -135,6 +140,7 @@ class Http(Site):
             (b"metrics", self._metrics),
             (b"livez", self._livez),
             (b"readyz", self._readyz),
+            (b"standbyz", self._standbyz),
             (b"status.json", self._status),
         ):
             root.putChild(name, _Page(self, page))
@@ -181,15 +187,21 @@ class Http(Site):
         return 200, PLAIN, b"alive\n"
 
     def _readyz(self) -> Page:
-        is_ready, why = self._ready()
-        return (200 if is_ready else 503), PLAIN, f"{neutral(why)}\n".encode()
+        return self._said(*self._ready())
+
+    def _standbyz(self) -> Page:
+        return self._said(*self._standby_ready())
+
+    def _said(self, is_well: bool, why: str) -> Page:
+        lines = "".join(f"{neutral(line)}\n" for line in why.split("\n"))
+        return (200 if is_well else 503), PLAIN, lines.encode()
 
     def _status(self) -> Page:
         body = json.dumps(self._commands.status(), indent=1).encode("ascii") + b"\n"
         return 200, "application/json", body
 
     def _missing(self) -> Page:
-        return 404, PLAIN, b"/metrics /livez /readyz /status.json\n"
+        return 404, PLAIN, b"/metrics /livez /readyz /standbyz /status.json\n"
 
 
 class _Page(Resource):

@@ -49,19 +49,42 @@ def parse_proc_net(lines: Iterable[str]) -> Iterator[Listening]:
 
 def blame(address: IPAddress, port: int, proc: str = "/proc") -> str:
     """Who listens where `address:port` would go: "pid 812 (master), uid 0", or what is unknown."""
-    table = f"{proc}/net/tcp{'6' if address.version == 6 else ''}"
     try:
-        with open(table, encoding="ascii") as lines:
-            found = [
-                entry
-                for entry in parse_proc_net(lines)
-                if entry.port == port and (entry.address == address or entry.address.is_unspecified)
-            ]
+        found = _listening(address, port, proc)
     except OSError as fault:
-        return f"a process that cannot be named, because {table} is not readable: {fault.strerror}"
+        return (
+            "a process that cannot be named, because "
+            f"{fault.filename} is not readable: {fault.strerror}"
+        )
     if not found:
         return "a process that has not begun to listen, or has just ended"
-    holder = found[0]
+    return _named(found[0], port, proc)
+
+
+def listener_at(address: IPAddress, port: int, proc: str = "/proc") -> str:
+    """Who would keep us from listening at `address:port`, whether the address is here or not; ""
+    when nobody is seen. A listener on [::] that also takes IPv4 is not seen at an IPv4 address:
+    the table does not tell it from one that does not.
+    """
+    try:
+        found = _listening(address, port, proc)
+    except OSError:
+        return ""
+    return _named(found[0], port, proc) if found else ""
+
+
+def _listening(address: IPAddress, port: int, proc: str) -> list[Listening]:
+    """@raise OSError: the table is not readable."""
+    table = f"{proc}/net/tcp{'6' if address.version == 6 else ''}"
+    with open(table, encoding="ascii") as lines:
+        return [
+            entry
+            for entry in parse_proc_net(lines)
+            if entry.port == port and (entry.address == address or entry.address.is_unspecified)
+        ]
+
+
+def _named(holder: Listening, port: int, proc: str) -> str:
     for pid, command in _owners(holder.inode, proc):
         return f"pid {pid} ({command}) on {holder.address}, uid {holder.uid}"
     return (

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 from mta.cli import queue
 from mta.cli.client import Daemon, find
-from mta.cli.output import CommandFailed, as_json, fail, moment, say, shown, table, tree
+from mta.cli.output import CommandFailed, as_json, fail, say, shown, table
+from mta.cli.status import show as show_status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "connection to the virtual addresses; 20 (or 2): and the spool takes a file and holds "
         "our epoch as its newest",
     )
+    probe.add_argument(
+        "--standby",
+        action="store_true",
+        help="exit 0 also on a standby node that could take over, 69 on one that could not",
+    )
     send = add("send", _send, "submit one message and say what became of it")
     send.add_argument("--to", action="append", required=True, metavar="ADDRESS")
     send.add_argument("--from", dest="sender", metavar="ADDRESS", help="default: you")
@@ -140,18 +146,14 @@ def _status(given: argparse.Namespace, daemon: Daemon) -> int:
     if given.json:
         as_json(status)
     else:
-        tree(_with_moments(status))
+        try:
+            show_status(status)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise CommandFailed(
+                os.EX_PROTOCOL,
+                "the MTA that runs is of another version than this command; see --json",
+            ) from None
     return os.EX_OK
-
-
-def _with_moments(facts: Any) -> Any:
-    """Keys that end in _at hold wall-clock seconds: show them as people read time."""
-    if isinstance(facts, dict):
-        return {
-            key: moment(part) if key.endswith("_at") and part else _with_moments(part)
-            for key, part in facts.items()
-        }
-    return [_with_moments(part) for part in facts] if isinstance(facts, list) else facts
 
 
 def _add_route(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -199,7 +201,7 @@ def _accept_clock(given: argparse.Namespace, daemon: Daemon) -> int:
 
 
 def _probe(given: argparse.Namespace, daemon: Daemon) -> int:
-    _, health = daemon.ask("probe", level=given.level)
+    _, health = daemon.ask("probe", level=given.level, standby=given.standby or None)
     if given.json:
         as_json(health)
     else:

@@ -12,10 +12,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 
-from mta.cluster.netlink import AddressWatcher, open_socket
+from mta.cluster.netlink import AddressWatcher, flag_names, open_socket
 from mta.errors import GrantLost, StartRefused
 from mta.interfaces import ISurroundings
 from mta.model import (
+    AddressFact,
     AddressInstance,
     Grant,
     Health,
@@ -154,6 +155,47 @@ class VirtualAddresses:
         if why:
             return f"waiting for {why}"
         return f"{', '.join(str(i.address) for i in self.instances())} on this node"
+
+    def facts(self) -> tuple[AddressFact, ...]:
+        """See IAddressFacts."""
+        watcher, found = self._watcher, []
+        for address in self.server.addresses:
+            shown = str(address)
+            if watcher is None or not watcher.table.is_complete:
+                why = "the interfaces' addresses are not known yet"
+                found.append(AddressFact(shown, address.required, False, why))
+                continue
+            table = watcher.table
+            places = table.places(address.bind)
+            if not places:
+                why = table.explain(address.bind)
+                found.append(AddressFact(shown, address.required, False, why))
+            for link, news in places:
+                why = table.why_not(news.ifindex, news)
+                found.append(
+                    AddressFact(
+                        shown,
+                        address.required,
+                        not why,
+                        why,
+                        link.name if link is not None else f"if{news.ifindex}",
+                        link is not None and link.is_up,
+                        link is not None and link.has_carrier,
+                        flag_names(news.flags),
+                    )
+                )
+        return tuple(found)
+
+    def would_fail(self) -> str:
+        """See IReadiness. An address that is not here yet is no lack; one that is here and that
+        another machine has too is.
+        """
+        if not self.is_known:
+            return "the interfaces' addresses cannot be seen"
+        for fact in self.facts():
+            if "dadfailed" in fact.flags:
+                return f"{fact.address} on {fact.link}: {fact.why_not}"
+        return ""
 
     # --- asked anew -----------------------------------------------------------------------------
 

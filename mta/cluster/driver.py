@@ -22,6 +22,7 @@ from mta.cluster.powers import Powers
 from mta.cluster.pulse import Pulse
 from mta.cluster.settings import ClusterSettings
 from mta.cluster.steps import Steps
+from mta.cluster.takeover_times import TakeoverTimes
 from mta.cluster.tenure import Tenure, mint
 from mta.errors import ConfigurationError, MTAError, StartRefused
 from mta.interfaces import (
@@ -118,17 +119,17 @@ class Ownership:
         self._is_over = False
         self._refused_for_good: tuple[int, str] | None = None
         self._on_fatal: Callable[[int, str], object] | None = None
-        self._takeover = telemetry.histogram(
-            "mta_takeover_seconds", "From the authority's grant to a listening tenure."
+        self._times = TakeoverTimes(
+            clock,
+            telemetry,
+            granted_at=lambda: self._claimant.granted_at,
+            epoch=lambda: self._claimant.epoch,
         )
         telemetry.gauge(
             "mta_stale_address", "1 while our addresses are here but this node is not their owner."
         ).read = lambda: float(self.state is State.STANDBY and self._powers.are_stale)
         if hasattr(spool, "on_fatal"):  # a store that can tell by itself when it is at its end
             spool.on_fatal = self._spool_failed
-        telemetry.gauge("mta_cluster_role", "1: owner, 0: standby.").read = lambda: float(
-            self.tenure is not None
-        )
 
     # --- what others see ------------------------------------------------------------------------
 
@@ -175,6 +176,7 @@ class Ownership:
         """For `mta status`."""
         now = self._clock.monotonic()
         step, step_seconds = self._steps.present
+        left = self._powers.seconds_left if self._claimant.grant is not None else None
         return {
             "state": self.state.name.lower(),
             "meaning": self.state.value,
@@ -186,7 +188,10 @@ class Ownership:
             "authority": self._resource.explain(),
             "announcements": self._herald.explain(),
             "health": self._health.text if self._health is not None else "",
+            "lease_seconds_left": None if left is None else max(0.0, round(left, 3)),
+            "last_takeover": self._times.snapshot(),
             "failures": self._failures,
+            "last_failure": self._failed_because,
             "next_try_seconds": max(0.0, round(self._next_try - now, 3)),
             "step": step,
             "step_seconds": round(step_seconds, 3),
@@ -283,6 +288,7 @@ class Ownership:
         self._reason = reason
         if before is not after:
             self._since = self._clock.monotonic()
+            self._times.hear(after)
         self._telemetry.event(Transition("ownership", before.name, heard.name, after.name, reason))
         self._actions[action](self, reason)
 
@@ -387,7 +393,6 @@ class Ownership:
         self._away(False)
         assert self._tenure is not None
         self._herald.online(self._tenure.addresses, self._served, self._claimant.left_open())
-        self._takeover.observe(self._clock.monotonic() - self._claimant.granted_at)
         self._telemetry.notice("info", "cluster", self.explain())
 
     def _away(self, is_away: bool) -> None:

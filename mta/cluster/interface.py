@@ -17,15 +17,29 @@ from mta.cluster.addresses import VirtualAddresses, read_boot_id
 from mta.cluster.claims import check_identity
 from mta.cluster.netlink import open_socket
 from mta.cluster.settings import ClusterSettings
-from mta.interfaces import IClusterResource, IResourceListener, ISurroundings
-from mta.model import AddressInstance, Fencing, Grant, Health, HealthLevel, VirtualServer
+from mta.interfaces import (
+    IAddressFacts,
+    IClusterResource,
+    IReadiness,
+    IResourceListener,
+    ISurroundings,
+)
+from mta.model import (
+    AddressFact,
+    AddressInstance,
+    Fencing,
+    Grant,
+    Health,
+    HealthLevel,
+    VirtualServer,
+)
 
 
 class InterfaceSettings(ClusterSettings):
     """`resource: interface`: owner is who has the virtual addresses on its interfaces."""
 
 
-@implementer(IClusterResource)
+@implementer(IClusterResource, IAddressFacts, IReadiness)
 class InterfaceResource:
     """See IClusterResource."""
 
@@ -120,3 +134,9 @@ class InterfaceResource:
 
     def explain(self) -> str:
         return self._addresses.explain()
+
+    def address_facts(self) -> tuple[AddressFact, ...]:
+        return self._addresses.facts()
+
+    def would_fail(self) -> str:
+        return self._addresses.would_fail()

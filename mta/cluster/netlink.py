@@ -35,6 +35,17 @@ GROUPS = 0x1 | 0x10 | 0x100
 NLM_F_REQUEST, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x10, 0x300
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFA_F_DADFAILED, IFA_F_OPTIMISTIC, IFA_F_TENTATIVE = 0x08, 0x04, 0x40
+ADDRESS_FLAGS = (
+    (0x01, "secondary"),
+    (0x02, "nodad"),
+    (0x04, "optimistic"),
+    (0x08, "dadfailed"),
+    (0x20, "deprecated"),
+    (0x40, "tentative"),
+    (0x80, "permanent"),
+    (0x200, "noprefixroute"),
+)
+"""IFA_F_* (linux/if_addr.h) that tell an operator something, as ip-address(8) names them."""
 IFLA_IFNAME = 3
 IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 6, 8
 
@@ -269,6 +280,18 @@ class KernelAddresses:
         if not reasons:
             return "not on any interface of this node"
         return "" if "" in reasons else reasons[0]
+
+    def places(self, address: IPAddress) -> list[tuple[LinkNews | None, AddressNews]]:
+        """Every interface that has `address`, usable or not."""
+        return [
+            (self._links.get(ifindex), news)
+            for (ifindex, known), news in self._addresses.items()
+            if known == address
+        ]
+
+
+def flag_names(flags: int) -> tuple[str, ...]:
+    return tuple(name for bit, name in ADDRESS_FLAGS if flags & bit)
 
 
 # --- the socket -------------------------------------------------------------------------------
