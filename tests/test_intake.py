@@ -126,6 +126,20 @@ class AcceptTests(SynchronousTestCase):
             [Disconnected("smtp/in/1", FRIEND, "ehlo=1 mail=2 quit=1 commands=4", "")],
         )
 
+    def test_what_the_tenures_end_closed_stays_in_the_journal(self) -> None:
+        """A reset sent when the address was gone reached nobody: the next owner resets that peer
+        again, and the message whose reply it may have missed stays in doubt.
+        """
+        house = House()
+        reception = house.reception()
+        send(reception)
+        house.tenure.revoke()
+        reception.closed("", "ehlo=1 mail=1 commands=2")
+        self.assertEqual(
+            house.spool.journal_lines,
+            ["open smtp/in/1 192.0.2.77:40000 -> 192.0.2.10:25 inbound=True"],
+        )
+
     def test_steps_without_their_predecessors(self) -> None:
         """An adapter that skips a step is told so; nothing is accepted."""
         reception = House().reception()

@@ -198,7 +198,8 @@ class Agent:
                 job, fresh_attempt = await self._serve(job, sender, hop)
             finally:
                 self.sender = None
-                if ends is not None:
+                # A reset at the tenure's end may never reach the peer: it stays in the journal.
+                if ends is not None and floor.tenure.is_live:
                     floor.spool.close_association(sender.slot)
                 if sender.is_open:  # cut off in the midst of it
                     _close_quietly(sender)

@@ -129,7 +129,9 @@ class Reception:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel()
-        if self._is_journalled:
+        # What the tenure's end closed stays open in the journal: its reset may never have reached
+        # the peer (the address or the link was gone), and its last reply neither.
+        if self._is_journalled and self._tenure.is_live:
             try:
                 desk.spool.close_association(name)
             except SpoolError:

@@ -28,6 +28,8 @@ from tests.rig.node import Mta, no_wrong_source
 RESTART_SECONDS = 1.0
 """RestartSec= of etc/mta.service."""
 LOOK_SECONDS = 0.02
+QUEUE = "lifetime: 1h\nbackoff: [1s]\ndestination-retry: 1s"
+"""What is in doubt, or was refused for a time, goes again before a scenario loses its patience."""
 STORE = "reserve: 32MiB\nsegment-size: 8MiB"
 """Small enough for the small disks of the rig."""
 
@@ -119,7 +121,7 @@ class Pair(Ground):
 
     def configure(self, **configure: Any) -> None:
         """The same for both, but for what is each node's own (Mta.configure)."""
-        configure = {"sharing": "same-kernel", "store": STORE, **configure}
+        configure = {"sharing": "same-kernel", "store": STORE, "queue": QUEUE, **configure}
         self.spool = configure.get("spool", self.spool)
         for mta in self.mtas.values():
             mta.configure(**{**configure, "spool": self.spool})
