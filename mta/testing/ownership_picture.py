@@ -180,7 +180,7 @@ def _arrow(boxes: dict[str, Box], before: str, after: str, said: str, two_ways: 
     wide = len(said) * LETTER_WIDTH + 6
     return [
         f'<path d="M{path}"/>',
-        f'<rect class="under" x="{x - wide / 2:.0f}" y="{y - 7:.0f}" width="{wide:.0f}" height="14"/>',
+        _rect((round(x - wide / 2), round(y - 7), round(x + wide / 2), round(y + 7)), "under"),
         f'<text class="said" x="{x:.0f}" y="{y + 4:.0f}">{escape(said)}</text>',
     ]
 
