@@ -71,6 +71,13 @@ def enter() -> int:
 Scenario = Callable[[Any], None]
 
 
+def settle_in() -> None:
+    """Inside the namespaces: what `ip netns` needs, and loopback."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
+    os.makedirs("/run/netns")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
 def scenarios(words: list[str]) -> Iterator[tuple[str, Scenario]]:
     """All of them in the order of files and of lines, or those whose name holds one of `words`."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -142,9 +149,7 @@ def main() -> int:
         return 0
     if INSIDE not in os.environ:
         return enter()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
-    os.makedirs("/run/netns")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    settle_in()
     begun = time.monotonic()
     results = [
         play(name, scenario, arguments.keep) for name, scenario in scenarios(arguments.words)
