@@ -7,7 +7,7 @@ import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mta.cluster import ownership
+from mta.cluster import lease, ownership
 from mta.testing import ownership_picture
 from mta.testing.drawings import draw_all, meanings
 from mta.wire.smtp import client_states, states
@@ -40,8 +40,8 @@ class DrawingTests(SynchronousTestCase):
         self.assertEqual(set(ownership_picture.PLACES), set(ownership.State))
 
     def test_every_state_has_its_words(self) -> None:
-        """No state of the wire stands without a sentence that says what it is."""
-        for kind in (states.State, client_states.State, client_states.Phase):
+        """No state of the wire, nor of a lease, stands without a sentence that says what it is."""
+        for kind in (states.State, client_states.State, client_states.Phase, lease.State):
             self.assertEqual(set(meanings(kind)), {member.name for member in kind})
 
     def test_words_belong_to_their_member(self) -> None:

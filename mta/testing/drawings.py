@@ -1,4 +1,4 @@
-"""The state machines of the wire and of the schedule as Mermaid diagrams with their words.
+"""The state machines of the wire, of the schedule and of a lease as Mermaid diagrams with their words.
 
 Law: what is drawn is the table that runs, and the words are those that stand beside its states in
 the source. `python -m mta.testing.drawings DIRECTORY` writes the files of docs/states; a test says
@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from mta.cluster import lease
 from mta.testing import ownership_picture
 from mta.transfer.schedule import REACH_TABLE, Reach
 from mta.wire.smtp import client_states, states
@@ -30,6 +31,7 @@ def draw_all() -> dict[str, str]:
         "smtp-initiator.md": _initiator(),
         "reach.md": _reach(),
         "ownership.svg": ownership_picture.draw(),
+        "lease.md": _lease(),
     }
 
 
@@ -174,6 +176,30 @@ def _reach() -> str:
             " ".join((Reach.__doc__ or "").split()),
             "",
             *_table(("state", "input", "next"), arrows),
+        ]
+    )
+
+
+def _lease() -> str:
+    table = lease.TABLE
+    arrows = [(a.name, heard.name.lower(), b.name) for (a, heard), (b, _) in table.items()]
+    return _text(
+        [
+            *_diagram("A lease", "mta/cluster/lease.py", "NONE", arrows),
+            *_words(lease.State),
+            "",
+            *_table(
+                ("input", "what happened"),
+                [(heard.name.lower(), heard.value) for heard in lease.Input],
+            ),
+            "",
+            *_table(
+                ("state", "input", "next", "to do"),
+                [
+                    (before.name, heard.name.lower(), after.name, action.value)
+                    for (before, heard), (after, action) in table.items()
+                ],
+            ),
         ]
     )
 
