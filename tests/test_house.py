@@ -79,6 +79,7 @@ DOOR_FILES = {
     "mta/association/endpoints.py",
     "mta/association/transport.py",
     "mta/cluster/netlink.py",
+    "mta/cluster/watchdog.py",
     "mta/admin/unixgram.py",
     "mta/testing/real_network.py",  # strangers to the MTA: a load and a catcher of mail
 }

@@ -30,17 +30,29 @@ class TableTests(SynchronousTestCase):
                 else:
                     with self.assertRaises(LocalProtocolError) as caught:
                         lease._receive(heard)
-                    self.assertIn(f"{heard.name} is unknown in state {state.name}", str(caught.exception))
+                    self.assertIn(
+                        f"{heard.name} is unknown in state {state.name}", str(caught.exception)
+                    )
                     self.assertIs(lease.state, state)
 
     def test_over_is_over(self) -> None:
         """Nothing but giving it back leads out of OVER, and nothing but time or the authority in."""
-        ways = {heard for (state, heard), (after, _) in TABLE.items() if state is State.OVER and after is not State.OVER}
+        ways = {
+            heard
+            for (state, heard), (after, _) in TABLE.items()
+            if state is State.OVER and after is not State.OVER
+        }
         self.assertEqual(ways, {Input.RELEASE})
-        into = {heard for (state, heard), (after, _) in TABLE.items() if after is State.OVER and state is not State.OVER}
+        into = {
+            heard
+            for (state, heard), (after, _) in TABLE.items()
+            if after is State.OVER and state is not State.OVER
+        }
         self.assertEqual(into, {Input.DENIED, Input.ENDS})
         for (state, heard), (after, action) in TABLE.items():
-            self.assertEqual(action is Action.END, after is State.OVER and state is not State.OVER, heard)
+            self.assertEqual(
+                action is Action.END, after is State.OVER and state is not State.OVER, heard
+            )
 
 
 class TimeTests(SynchronousTestCase):

@@ -29,7 +29,7 @@ class NoSuchLease(TransientFailure):
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Who holds the key: its value, its token (create_revision) and the lease it lives by (0: none).
+    """Who holds the key: its value, token (create_revision) and the lease it lives by (0: none).
 
     `revision` is that of the whole store when it was read.
     """

@@ -198,7 +198,7 @@ class Guard:
         self._spawned = spawned = self._spawn(self._interface, self.addresses)
         door = self._doors
         assert IDescriptorDoor.providedBy(door)
-        self._watching = door.watch_descriptor("authority", _Ears(spawned, self._listen))  # type: ignore[attr-defined]  # an add-on of IDoors
+        self._watching = door.watch_descriptor("authority", _Ears(spawned, self._listen))
         self._listen_for(START_SECONDS)
 
     def stop(self) -> Deferred[None]:
@@ -235,17 +235,19 @@ class Guard:
         if not self._interface or (self._spawned is None and self._is_stopped):
             return succeed(None)
         if not self.is_ready:
-            self._number += 1
-            waiter: Deferred[None] = Deferred(lambda _w, at=self._number: self._forget(at))
-            self._removing[self._number] = waiter
-            return waiter
+            return self._asked(self._removing)
         return self._ask("unplumb", "", self._removing)
 
     def _ask(self, word: str, rest: str, asked: dict[int, Deferred[None]]) -> Deferred[None]:
-        self._number += 1
-        waiter: Deferred[None] = Deferred(lambda _w, at=self._number: self._forget(at))
-        asked[self._number] = waiter
+        waiter = self._asked(asked)
         self._write(f"{word} {self._number} {rest}")
+        return waiter
+
+    def _asked(self, asked: dict[int, Deferred[None]]) -> Deferred[None]:
+        self._number += 1
+        number = self._number
+        waiter: Deferred[None] = Deferred(lambda _waiter: self._forget(number))
+        asked[number] = waiter
         return waiter
 
     def _forget(self, number: int) -> None:
@@ -335,7 +337,7 @@ class Guard:
         spawned, self._spawned = self._spawned, None
         was_ready, self.is_ready = self.is_ready, False
         assert spawned is not None
-        self.why_not = f"the watchdog is gone: {why}"
+        self.why_not = gone = f"the watchdog is gone: {why}"
         self._cancel_timer()
         if self._watching is not None:
             self._watching.revoke()
@@ -347,7 +349,7 @@ class Guard:
         stopping, self._stopping = self._stopping, None
         plumbing, self._plumbing = self._plumbing, {}
         for waiter in plumbing.values():
-            waiter.errback(self._cannot(self.why_not))
+            waiter.errback(self._cannot(gone))
         if stopping is not None or self._is_stopped:
             removing, self._removing = self._removing, {}
             for waiter in (*removing.values(), *([stopping] if stopping else [])):
@@ -356,7 +358,7 @@ class Guard:
         # The next one begins before anybody is told: it removes what this one left behind.
         self._again(0.0 if was_ready else SILENT_SECONDS)
         if was_ready:
-            self._lost(self.why_not)
+            self._lost(gone)
 
     def _again(self, seconds: float) -> None:
         if seconds:

@@ -107,6 +107,13 @@ pacemaker = BuiltIn(
     "mta.cluster.pacemaker:PacemakerSettings",
     purposes=frozenset({"authority"}),
 )
+etcd = BuiltIn(
+    "etcd",
+    IClusterResource,
+    "mta.cluster.etcd:EtcdResource",
+    "mta.cluster.etcd_settings:EtcdSettings",
+    purposes=frozenset({"authority"}),
+)
 log = BuiltIn("log", ISpool, "mta.spool.log:LogSpool", "mta.spool.settings:LogSpoolSettings")
 memory = BuiltIn(
     "memory", ISpool, "mta.spool.memory:MemorySpool", "mta.spool.settings:MemorySpoolSettings"

@@ -195,7 +195,9 @@ class IClusterResourceTests:
     def test_again(self: Any) -> None:
         """After giving back it can be granted anew, with a token that is not older."""
         first = self.owned()
-        self.successResultOf(self.resource.release(first, "test"))
+        released = self.resource.release(first, "test")
+        self.settle()
+        self.successResultOf(released)
         self.cease_to_be_owner()
         self.here.advance()
         self.become_owner()

@@ -1,4 +1,4 @@
-"""The state machines of the wire, of the schedule and of a lease as Mermaid diagrams with their words.
+"""The state machines of the wire, the schedule and a lease as Mermaid diagrams with their words.
 
 Law: what is drawn is the table that runs, and the words are those that stand beside its states in
 the source. `python -m mta.testing.drawings DIRECTORY` writes the files of docs/states; a test says

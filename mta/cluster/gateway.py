@@ -1,0 +1,367 @@
+"""etcd's v3 JSON gateway by Twisted's own HTTP client, through the service door.
+
+Law: every request has a time of its own, every answer a size. One endpoint after another is tried,
+the one that answered last first. When each request was sent is told with its answer: a lease counts
+from there. Nothing is guessed from a failure: who asks hears of it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from mta.cluster.etcd_json import NoSuchLease, refusal
+from mta.errors import MTAError, RemoteProtocolError, TransientFailure
+from mta.interfaces import IClock, IDoors, ITimer
+
+T = TypeVar("T")
+
+LARGEST_ANSWER = 64 * 1024
+"""Octets; the answers awaited have a few hundred."""
+LARGEST_RATE = 256 * 1024
+"""Octets of a connection in one second, headers and all."""
+IDLE_SECONDS = 60
+"""How long a connection that nothing is asked over stays open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What was answered, and when it had been asked (CLOCK_BOOTTIME)."""
+
+    value: T
+    sent: float
+
+
+class Gateway:
+    """One etcd cluster. `endpoints` are "http://ADDRESS:PORT"."""
+
+    def __init__(
+        self, clock: IClock, doors: IDoors, endpoints: Sequence[str], attempt_seconds: float
+    ) -> None:
+        self._clock = clock
+        self._endpoints = list(endpoints)
+        self._attempt_seconds = attempt_seconds
+        self._connections: set[_Connection] = set()
+        self._faults: dict[str, str] = {}
+        """By endpoint: why it did not answer when it was last asked."""
+        reactor: Any = _Timing(clock)
+        self._pool = HTTPConnectionPool(reactor)
+        self._pool.maxPersistentPerHost = 4
+        self._pool.cachedConnectionTimeout = IDLE_SECONDS
+        self._agent = Agent.usingEndpointFactory(
+            reactor, _Through(doors, clock, self._connections), self._pool
+        )
+
+    @property
+    def present(self) -> str:
+        """The endpoint that answered last, or is asked first."""
+        return self._endpoints[0]
+
+    async def ask(self, path: str, body: bytes, parse: Callable[[bytes], T]) -> Answer[T]:
+        """@raise TransientFailure: no endpoint gave an answer that could be used; each is named.
+        An answer that refuses (NoSuchLease) is an answer: nobody else is asked.
+        """
+        for endpoint in tuple(self._endpoints):
+            sent = self._clock.monotonic()
+            try:
+                status, octets = await self._post(endpoint, path, body)
+                if status != 200:
+                    raise refusal(status, octets)
+                value = parse(octets)
+            except NoSuchLease:
+                raise
+            except (TransientFailure, RemoteProtocolError) as fault:
+                self._faults[endpoint] = f"{fault.what}: {fault.why}".rstrip(": ")
+                continue
+            self._faults.pop(endpoint, None)
+            self._prefer(endpoint)
+            return Answer(value, sent)
+        raise TransientFailure("etcd does not answer", self.trouble, "is it running?")
+
+    @property
+    def trouble(self) -> str:
+        """Which endpoints did not answer when they were last asked, and why; "" for none."""
+        return "; ".join(f"{endpoint}: {why}" for endpoint, why in sorted(self._faults.items()))
+
+    async def watch(self, body: bytes, heard: Callable[[bytes], None]) -> None:
+        """POST /v3/watch to the endpoint that answered last; `heard` takes each line until the
+        stream ends. @raise TransientFailure: it ended; MTAError as `heard` raises.
+        """
+        endpoint = self.present
+        response = await self._request(endpoint, "/v3/watch", body)
+        if response.code != 200:
+            octets = await self._body(response)
+            raise refusal(response.code, octets)
+        ended: Deferred[None] = Deferred()
+        lines = _Lines(heard, ended)
+        await _guarded(ended, lines.end, lambda: response.deliverBody(lines))
+
+    def close(self) -> None:
+        """Everything that is open, at once."""
+        self._pool.closeCachedConnections()
+        for connection in tuple(self._connections):
+            connection.abort()
+
+    # --- one request
+
+    def _prefer(self, endpoint: str) -> None:
+        self._endpoints.remove(endpoint)
+        self._endpoints.insert(0, endpoint)
+
+    async def _post(self, endpoint: str, path: str, body: bytes) -> tuple[int, bytes]:
+        response = await self._request(endpoint, path, body)
+        return response.code, await self._body(response)
+
+    async def _request(self, endpoint: str, path: str, body: bytes) -> IResponse:
+        headers = Headers({b"Content-Type": [b"application/json"]})
+        asked: Deferred[IResponse] = self._agent.request(
+            b"POST", f"{endpoint}{path}".encode("ascii"), headers, _Octets(body)
+        )
+        return await self._within(_guarded(asked, asked.cancel, lambda: None))
+
+    async def _body(self, response: IResponse) -> bytes:
+        whole: Deferred[bytes] = Deferred()
+        gathering = _Gathering(whole)
+        return await self._within(
+            _guarded(whole, gathering.end, lambda: response.deliverBody(gathering))
+        )
+
+    async def _within(self, outer: Deferred[T]) -> T:
+        """Await what `_guarded` answered, for the time of one attempt. @raise TransientFailure."""
+        expired = []
+
+        def expire() -> None:
+            expired.append(True)
+            outer.cancel()
+
+        timer = self._clock.call_later(self._attempt_seconds, expire)
+        try:
+            return await outer
+        except CancelledError:
+            if expired:
+                raise TransientFailure(
+                    "etcd is silent", f"no answer within {self._attempt_seconds:g} s"
+                ) from None
+            raise
+        except MTAError:
+            raise
+        except Exception as fault:
+            raise TransientFailure("etcd cannot be asked", _reason(fault)) from fault
+        finally:
+            timer.cancel()
+
+
+def _guarded(
+    waiting: Deferred[T], end: Callable[[], object], begin: Callable[[], object]
+) -> Deferred[T]:
+    """As `waiting`, but cancelling it is always a CancelledError, whatever Twisted's HTTP client
+    makes of an aborted request: who is cancelled must not ask the next endpoint.
+    """
+    is_cancelled = []
+
+    def cancelled(_outer: object) -> None:
+        is_cancelled.append(True)
+        end()
+
+    outer: Deferred[T] = Deferred(cancelled)
+
+    def done(result: Any) -> None:
+        if not is_cancelled:
+            outer.callback(result)
+
+    def failed(failure: Failure) -> None:
+        if not is_cancelled:
+            outer.errback(failure)
+
+    begin()
+    waiting.addCallbacks(done, failed)
+    return outer
+
+
+def _reason(fault: BaseException | None) -> str:
+    """Twisted wraps failures in lists of failures; the innermost says something."""
+    reasons = getattr(fault, "reasons", None)
+    if reasons:
+        return _reason(reasons[0].value)
+    return str(fault) or type(fault).__name__  # some of Twisted's say nothing
+
+
+# --- what Twisted's client wants --------------------------------------------------------------
+
+
+class _Timing:
+    """IReactorTime, as far as the pool of connections asks for it."""
+
+    def __init__(self, clock: IClock) -> None:
+        self._clock = clock
+
+    def callLater(self, delay: float, call: Callable[..., object], *arguments: Any) -> ITimer:
+        return self._clock.call_later(delay, call, *arguments)
+
+    def seconds(self) -> float:
+        return self._clock.monotonic()
+
+
+@implementer(IAgentEndpointFactory)
+class _Through:
+    """Connections go through the service door, under the purpose `authority`."""
+
+    def __init__(self, doors: IDoors, clock: IClock, connections: set[_Connection]) -> None:
+        self._doors = doors
+        self._clock = clock
+        self._connections = connections
+
+    def endpointForURI(self, uri: Any) -> Any:
+        host = uri.host.decode("ascii")
+        where = f"tcp:[{host}]:{uri.port}" if ":" in host else f"tcp:{host}:{uri.port}"
+        return _Door(self._doors, self._clock, self._connections, where)
+
+
+@implementer(IStreamClientEndpoint)
+class _Door:
+    def __init__(
+        self, doors: IDoors, clock: IClock, connections: set[_Connection], where: str
+    ) -> None:
+        self._doors = doors
+        self._clock = clock
+        self._connections = connections
+        self._where = where
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        protocol = factory.buildProtocol(None)
+        connection = _Connection(protocol, self._clock, self._connections)
+        opened = self._doors.service_connect("authority", self._where, connection)
+        return opened.addCallback(lambda _connection: protocol)
+
+
+class _Connection(Protocol):
+    """Stands between the transport and Twisted's HTTP protocol, and counts what comes."""
+
+    def __init__(self, inner: IProtocol, clock: IClock, connections: set[_Connection]) -> None:
+        self._inner = inner
+        self._clock = clock
+        self._connections = connections
+        self._since = 0.0
+        self._octets = 0
+
+    def connectionMade(self) -> None:
+        self._connections.add(self)
+        assert self.transport is not None
+        self._inner.makeConnection(self.transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        now = self._clock.monotonic()
+        if now - self._since >= 1.0:
+            self._since, self._octets = now, 0
+        self._octets += len(data)
+        if self._octets > LARGEST_RATE:
+            self.abort()
+            return
+        self._inner.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._connections.discard(self)
+        self._inner.connectionLost(reason)
+
+    def abort(self) -> None:
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
+
+@implementer(IBodyProducer)
+class _Octets:
+    """A request's body that is at hand."""
+
+    def __init__(self, octets: bytes) -> None:
+        self._octets = octets
+        self.length = len(octets)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._octets)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """All was written."""
+
+    def resumeProducing(self) -> None:
+        """All was written."""
+
+    def stopProducing(self) -> None:
+        """All was written."""
+
+
+class _Gathering(Protocol):
+    """An answer's body, whole and of a bounded size."""
+
+    def __init__(self, whole: Deferred[bytes]) -> None:
+        self._whole: Deferred[bytes] | None = whole
+        self._octets = bytearray()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._octets += data
+        if len(self._octets) > LARGEST_ANSWER:
+            self._fire(
+                RemoteProtocolError("etcd's answer is too large", f"{LARGEST_ANSWER} octets")
+            )
+            self.end()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._fire(bytes(self._octets) if reason.check(ResponseDone) else reason)
+
+    def _fire(self, result: Any) -> None:
+        whole, self._whole = self._whole, None
+        if whole is None:
+            return
+        if isinstance(result, bytes):
+            whole.callback(result)
+        else:
+            whole.errback(result)
+
+    def end(self) -> None:
+        self._whole = None
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+
+class _Lines(Protocol):
+    """A watch's stream, line by line, until it ends."""
+
+    def __init__(self, heard: Callable[[bytes], None], ended: Deferred[None]) -> None:
+        self._heard = heard
+        self._ended: Deferred[None] | None = ended
+        self._unread = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            if line and self._ended is not None:
+                maybeDeferred(self._heard, line).addErrback(self._fail)
+        if len(self._unread) > LARGEST_ANSWER:
+            self._fail(Failure(RemoteProtocolError("a line of etcd's watch is too long")))
+
+    def _fail(self, failure: Failure) -> None:
+        ended = self._ended
+        self.end()
+        if ended is not None:
+            ended.errback(failure)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.errback(TransientFailure("etcd's watch ended", _reason(reason.value)))
+
+    def end(self) -> None:
+        self._ended = None
+        if self.transport is not None:
+            self.transport.loseConnection()
