@@ -36,14 +36,15 @@ from mta.settings import Settings
 from mta.testing.surroundings import MemorySurroundings
 
 BUILT_IN = {
-    IClusterResource: {"standalone", "interface", "keepalived", "pacemaker"},
+    IClusterResource: {"standalone", "interface", "keepalived", "pacemaker", "etcd"},
     ISpool: {"log", "memory"},
     IListenerKind: {"smtp", "lmtp"},
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},
     IRoutingBuilder: {"least-cost"},
     IPolicy: {"limits"},
 }
-GIVEN: dict[tuple[Any, str], dict[str, str]] = {
+GIVEN: dict[tuple[Any, str], dict[str, Any]] = {
+    (IClusterResource, "etcd"): {"endpoints": ["http://10.9.0.3:2379"]},
     (IClusterResource, "keepalived"): {"instance": "MAIL"},
     (ISpool, "log"): {"directory": "/spool"},
     (IAssociationKind, "maildir"): {"directory": "/mail"},

@@ -70,7 +70,7 @@ def _interface(text: str) -> str:
 
 
 def _on_superseded(value: Any) -> Any:
-    if value is None or isinstance(value, OnSuperseded):
+    if isinstance(value, OnSuperseded):
         return value
     try:
         return OnSuperseded(str(value))
@@ -106,15 +106,15 @@ class EtcdSettings(ClusterSettings):
     interface: Annotated[str, AfterValidator(_interface)] = Field(
         default="", description="Where addresses are added and removed: eth0."
     )
-    on_superseded: Annotated[OnSuperseded | None, BeforeValidator(_on_superseded)] = Field(
-        default=None,
+    on_superseded: Annotated[OnSuperseded, BeforeValidator(_on_superseded)] = Field(
+        default=OnSuperseded.REMOVE,
         description="remove: virtual addresses on `interface` are removed while another node holds "
-        "the key (the default). report: they are only shown. With plumb: true.",
+        "the key. report: they are only shown. With plumb: true.",
     )
 
     @property
     def removes_superseded(self) -> bool:
-        return self.plumb and self.on_superseded is not OnSuperseded.REPORT
+        return self.plumb and self.on_superseded is OnSuperseded.REMOVE
 
     @model_validator(mode="after")
     def _goes_together(self) -> EtcdSettings:
@@ -122,7 +122,7 @@ class EtcdSettings(ClusterSettings):
             raise ValueError("plumb: true needs interface, the one that gets the addresses")
         for key, given in (
             ("interface", self.interface),
-            ("on-superseded", self.on_superseded is not None),
+            ("on-superseded", "on_superseded" in self.model_fields_set),
         ):
             if given and not self.plumb:
                 raise ValueError(f"{key} is of no use without plumb: true")

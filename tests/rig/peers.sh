@@ -1,11 +1,11 @@
 #!/bin/sh
 # Unpacks the peers into the directory $1 (made once): smtp-source, smtp-sink and a private Postfix,
-# and the name server nsd. They are fetched with apt-get download and unpacked with dpkg -x: nothing
-# is installed, nothing of them starts by itself.
+# the name server nsd, and etcd. They are fetched with apt-get download and unpacked with dpkg -x:
+# nothing is installed, nothing of them starts by itself.
 set -eu
 into=$1
 packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
-  nsd libevent-2.1-7 libfstrm0 libprotobuf-c1"
+  nsd libevent-2.1-7 libfstrm0 libprotobuf-c1 etcd-server"
 stamp=$into/fetched
 # shellcheck disable=SC2086
 [ "$(cat "$stamp" 2>/dev/null || true)" = "$(echo $packages)" ] && exit 0
