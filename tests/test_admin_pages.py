@@ -221,10 +221,13 @@ class Pages(SynchronousTestCase):
 
 class Lazy(SynchronousTestCase):
     def test_without_pages(self) -> None:
-        """A daemon without `http:` never loads twisted.web: only mta/admin/http.py imports it, and
-        nobody imports that before the configuration was read."""
+        """A daemon without `http:` and without etcd never loads twisted.web: the modules that import
+        it are imported by nobody before the configuration was read."""
         direct: list[str] = []
         early: list[str] = []
+        etcd = {"mta/cluster/etcd.py", "mta/cluster/renewal.py"}
+        """Loaded by their dotted name alone, when the configuration says `resource: etcd`."""
+        gateway = {"mta.cluster.etcd", "mta.cluster.renewal", "mta.cluster.gateway"}
         for path, text in sources().items():
             is_package = path.endswith("__init__.py")
             for imported in imports(ast.parse(text), module_of(path), is_package):
@@ -232,7 +235,9 @@ class Lazy(SynchronousTestCase):
                     direct.append(path)
                 if imported.module.startswith("mta.admin.http") and not imported.is_lazy:
                     early.append(path)
-        self.assertEqual({"mta/admin/http.py"}, set(direct))
+                if imported.module in gateway and path not in etcd:
+                    early.append(path)
+        self.assertEqual({"mta/admin/http.py", "mta/cluster/gateway.py"}, set(direct))
         self.assertEqual([], early)
 
 
