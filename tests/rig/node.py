@@ -36,6 +36,7 @@ class Mta:
         self.mta: Process | None = None
         self.configuration = os.path.join(directory, "mta.yaml")
         self.control = os.path.join(directory, "control.sock")
+        self.submit = os.path.join(directory, "submit.sock")
         self.spool = os.path.join(ground.directory, "spool")
         self.audit = os.path.join(directory, "audit")
         self.log_prefix = "mta" if namespace == "node" else f"mta-{namespace}-"
@@ -94,7 +95,7 @@ queue:
 {block(queue or "destination-retry: 1s", 2)}
 admin:
   socket: {self.control}
-  submit-socket: {os.path.join(self.home, "submit.sock")}
+  submit-socket: {self.submit}
 {extra}
 """
         with open(self.configuration, "w", encoding="utf-8") as file:
@@ -187,12 +188,17 @@ admin:
         return self.greeting(host).startswith(b"220")
 
     def greeting(
-        self, host: str, port: int = 25, namespace: str = "peer", connect_seconds: float = 2
+        self,
+        host: str,
+        port: int = 25,
+        namespace: str = "peer",
+        connect_seconds: float = 2,
+        read_seconds: float = 2,
     ) -> bytes:
         """The first line that a connection gets; b"" when there is none."""
         try:
             with self.ground.connect(namespace, host, port, connect_seconds) as made:
-                made.settimeout(2)
+                made.settimeout(read_seconds)
                 return made.recv(1000)
         except OSError:
             return b""
