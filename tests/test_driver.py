@@ -698,6 +698,16 @@ class Losing(DriverCase):
         self.assertEqual(self.calls, ["abandon", "stop", "unwatch"])
         self.assertEqual(self.fatal, [(75, "epoch 2 exists")])
 
+    def test_superseded_while_it_was_stopped(self) -> None:
+        """A process that slept says why it lost, whichever of its late events comes first."""
+        self.online()
+        self.store.fault = Fenced("epoch 2 exists")
+        self.here.clock.sleep(60)
+        self.ownership.addressesChanged(())
+        self.store.fault = Fenced("no epoch is held")  # as a store says that was abandoned
+        self.here.advance(0)
+        self.assertEqual(self.fatal, [(75, "epoch 2 exists")])
+
     def test_unreadable_epoch(self) -> None:
         """An epoch that cannot be read is not ours to act under."""
         self.online()

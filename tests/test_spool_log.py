@@ -108,6 +108,22 @@ class OwnerTests(LogLab, SynchronousTestCase):
         self.failureResultOf(committing, Fenced)
         executor.run()
 
+    def test_abandoned_between_two_replies(self) -> None:
+        """The first of a group finds the epoch superseded: the second gets no reply, and no bug."""
+        self.stepping = True
+        self.spool = self.own("a")
+        message = envelope()
+        first, second = (
+            self.spool.stage(f"smtp/in/{n}").commit(
+                message, fresh_state(message), b"R: x\r\n", None
+            )
+            for n in (1, 2)
+        )
+        first.addCallback(lambda _durable: self.spool.abandon())
+        self.executors[-1].run()
+        self.successResultOf(first)
+        self.failureResultOf(second, Fenced)
+
     def test_old_owner_destroys_nothing(self) -> None:
         """A superseded owner that goes on working unlinks no segment and no big file."""
         self.settings = {"big_message": 8 << 10}

@@ -527,12 +527,18 @@ class Ownership:
         """
         self._end_tenure()
         self._spool.abandon()
-        self._timer("lost", 0.0, self._lose_for_good, why)
+        self._lose_soon(why)
 
     def _spool_failed(self, reason: Exception) -> None:
         """The store says that it cannot justify another reply. As above: sockets now."""
         self._end_tenure()
-        self._timer("lost", 0.0, self._lose_for_good, str(reason))
+        self._lose_soon(str(reason))
+
+    def _lose_soon(self, reason: str) -> None:
+        """The first reason is told: a pulse that is due already would find what we gave up."""
+        self._pulse.ease()
+        if "lost" not in self._timers:
+            self._timer("lost", 0.0, self._lose_for_good, reason)
 
     def _lose_for_good(self, reason: str) -> None:
         """Superseded or stuck: this process cannot become owner again."""

@@ -409,12 +409,13 @@ class Committer:
         except Exception as defect:  # half applied: memory no longer says what the log says
             self._die(units, _defect(defect))
             return
+        # Whoever is told may find the epoch superseded: then `end` has told all the others.
         for unit in units:
-            if unit.done is not None:
+            if unit.done is not None and not unit.done.called:
                 self._forget(unit)
                 unit.done.callback(None)
         for unit, error in failed:
-            if unit.done is not None:
+            if unit.done is not None and not unit.done.called:
                 self._forget(unit)
                 unit.done.errback(error)
 

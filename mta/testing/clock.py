@@ -43,5 +43,9 @@ class VirtualClock:
     def advance(self, seconds: float) -> None:
         self.reactor.advance(seconds)
 
+    def sleep(self, seconds: float) -> None:
+        """The process is stopped for so long: what fell due meanwhile waits for `advance`."""
+        self.reactor.rightNow += seconds
+
     def jump_wall(self, seconds: float) -> None:
         self._wall_offset += seconds

@@ -18,7 +18,6 @@ from typing import Any
 
 from tests.rig.ground import (
     VIRTUAL,
-    Broken,
     Ground,
     Process,
     expect,
