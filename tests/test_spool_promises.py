@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import Fenced
-from mta.model import Report, Result, fresh_state
+from mta.model import Intent, Report, Result, fresh_state
 from mta.spool import journal
 from mta.testing.clock import VirtualClock
 from mta.testing.spool_lab import LogLab
@@ -102,6 +102,31 @@ class UpkeepTests(SpoolCase):
         self.assertIn("tried again later", self.texts())
         upkeep.kick()
         self.assertEqual(len(known()), len(before) + 1)
+
+    def test_what_must_be_replayed_is_bounded(self) -> None:
+        """Small records that fill no segment get a checkpoint before they are thousands, and not
+        more often than once a second.
+        """
+        self.settings = {"segment_size": 8 << 20, "first_segment_size": 8 << 20}
+        self.spool = self.own("a")
+        log = self.spool._log
+        upkeep = log.upkeep
+        numbers = lambda: [p for p in self.disk.paths() if "/ckpt/1." in p]  # noqa: E731
+        before = numbers()
+        name = self.accept()
+        for _ in range(60):
+            entry = [Intent(name, f"smtp/out/{n}", (0,), "192.0.2.1:25") for n in range(100)]
+            self.result(self.spool.journal([], entry))
+        self.clock.advance(1.0)
+        once = numbers()
+        self.assertNotEqual(once, before)
+        self.assertLess(upkeep._records, 4096)
+        for _ in range(60):
+            entry = [Intent(name, f"smtp/out/{n}", (0,), "192.0.2.1:25") for n in range(100)]
+            self.result(self.spool.journal([], entry))
+        self.assertEqual(numbers(), once)
+        self.clock.advance(1.0)
+        self.assertNotEqual(numbers(), once)
 
     def test_a_defect_leaves_nobody_waiting(self) -> None:
         """Facts that cannot be applied end the tenure: each of the waiting is told, none hangs."""

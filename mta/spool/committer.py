@@ -89,7 +89,7 @@ class Committer:
         segment_size: int,
         first_size: int,
         on_segment: Callable[[Segment, Segment | None], int],
-        on_group: Callable[[int, int, int, float], None],
+        on_group: Callable[[int, int, int, int, float], None],
         on_fatal: Callable[[SpoolError], None],
         free_reserve: Callable[[], None],
         has_room: Callable[[int], bool],
@@ -405,7 +405,8 @@ class Committer:
             for unit in units:
                 if unit.apply is not None:
                     unit.apply(ref, unit.places)
-            self._on_group(end, len(units), octets, seconds)
+            records = sum(len(unit.places) for unit in units)
+            self._on_group(end, len(units), records, octets, seconds)
         except Exception as defect:  # half applied: memory no longer says what the log says
             self._die(units, _defect(defect))
             return

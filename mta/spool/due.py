@@ -55,6 +55,45 @@ class Domains:
             self.heaps[number] = []
             self.free.append(number)
 
+    def dump_heaps(self) -> tuple[bytes, bytes]:
+        """The length of each heap, and all of them behind one another."""
+        heaps = self.heaps
+        lengths = array("I", map(len, heaps))
+        return lengths.tobytes(), b"".join([array("Q", heap).tobytes() for heap in heaps])
+
+    def load(
+        self,
+        names: list[bytes],
+        counts: bytes | memoryview,
+        lengths: bytes | memoryview,
+        entries: bytes | memoryview,
+    ) -> None:
+        """Into a new object. @raise ValueError: the parts do not fit together."""
+        sizes = array("I")
+        sizes.frombytes(lengths)
+        self.counts.frombytes(counts)
+        if not len(names) == len(self.counts) == len(sizes) or sum(sizes) * 8 != len(entries):
+            raise ValueError("domains, their counts and their heaps do not fit together")
+        self.names = list(names)
+        at = 0
+        for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
+            heap = array("Q")
+            heap.frombytes(entries[at : at + 8 * size])
+            self.heaps.append(heap.tolist())
+            at += 8 * size
+            if self.counts[number]:
+                self.numbers[name] = number
+            else:
+                self.free.append(number)
+
+    def forget_slots(self, first: int) -> None:
+        """Stale entries of slots from `first` on go: these slots are no more."""
+        for number, heap in enumerate(self.heaps):
+            kept = [entry for entry in heap if entry & _MASK < first]
+            if len(kept) < len(heap):
+                heapify(kept)
+                self.heaps[number] = kept
+
 
 class DueTimes:
     """The order in which messages are offered. `due_of(slot, domain)` answers the message's due
@@ -84,12 +123,11 @@ class DueTimes:
         if heap[0] == entry and not (domain < len(self._waiting) and self._waiting[domain]):
             heappush(self._order, entry >> _BITS << _BITS | domain)
 
-    def load(self, domain: int, entries: list[int]) -> None:
-        """All of a domain at once, as `entry` made them."""
-        heapify(entries)
-        self.domains.heaps[domain] = entries
-        if entries:
-            heappush(self._order, entries[0] >> _BITS << _BITS | domain)
+    def loaded(self, domain: int) -> None:
+        """Its heap was set as a whole."""
+        heap = self.domains.heaps[domain]
+        if heap:
+            heappush(self._order, heap[0] >> _BITS << _BITS | domain)
 
     def take(self, now: float, limit: int, avoid: Collection[bytes]) -> list[int]:
         """Slots that are due, a turn for each domain."""
@@ -191,7 +229,7 @@ class DueTimes:
 
 
 def entry(due: float, slot: int) -> int:
-    """For `DueTimes.load`."""
+    """As the heaps hold it."""
     return _tick(due) << _BITS | slot
 
 

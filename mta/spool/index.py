@@ -7,9 +7,12 @@ columns are what a checkpoint holds, octet by octet.
 
 from __future__ import annotations
 
+import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
+from heapq import heappush
+from itertools import compress
 
 from mta.spool.due import Domains, DueTimes, entry
 from mta.spool.records import Place
@@ -37,6 +40,11 @@ COLUMNS = (
     ("domain", "I"),
     ("flags", "B"),
 )
+
+_SUMS = struct.Struct("<QQ")
+_IS_TAKEN = bytes(bool(flags & TAKEN) for flags in range(256))
+_NOT_TAKEN = bytes(flags & ~TAKEN for flags in range(256))
+_IS_FREE = bytes(not flags for flags in range(256))
 
 
 class Index:
@@ -237,63 +245,63 @@ class Index:
     # checkpoints
 
     def dump(self) -> list[bytes]:
-        """The columns as octets, in the order of COLUMNS: a copy of memory, no loop."""
-        return [column.tobytes() for column in self._columns]
+        """The columns as octets, in the order of COLUMNS, then what would take a loop over all
+        messages to make again from them: a copy of memory, no loop over messages here either.
+        """
+        return [
+            *(column.tobytes() for column in self._columns),
+            _SUMS.pack(self.held, self.octets),
+            self.domains.counts.tobytes(),
+            *self.serials.dump(),
+            *self.domains.dump_heaps(),
+        ]
 
     @classmethod
     def load(
-        cls, columns: Sequence[bytes | memoryview], names: list[bytes], derived: dict[str, int]
+        cls, sections: Sequence[bytes | memoryview], names: list[bytes], derived: dict[str, int]
     ) -> Index:
-        """@raise ValueError: the columns do not fit together."""
+        """What `dump` gave. Whoever had taken a message is gone: it waits again.
+
+        @raise ValueError: the sections do not fit together.
+        """
         made = cls()
+        columns, rest = sections[: len(COLUMNS)], sections[len(COLUMNS) :]
         for column, octets in zip(made._columns, columns, strict=True):
             column.frombytes(octets)
         rows = len(made.key)
         if any(len(column) != rows for column in made._columns):
             raise ValueError("columns of different length")
+        sums, counts, keys, slots, lengths, entries = rest
         made.derived = derived
         made.derived_names = {slot: name for name, slot in derived.items()}
-        made._rebuild(names)
+        made.held, made.octets = _SUMS.unpack(sums)
+        made.serials = SortedKeys.load(keys, slots)
+        made.domains.load(names, counts, lengths, entries)
+        made._put_back_taken()
+        made._shrink()
+        if not len(made) == sum(made.domains.counts) == len(made.key) - len(made._free):
+            raise ValueError("its columns, keys and domains speak of different messages")
+        for number in range(len(names)):
+            made.due_times.loaded(number)
         return made
 
-    def _rebuild(self, names: list[bytes]) -> None:
-        """Everything that follows from the columns."""
-        flags, due, domain = self.flags, self.due, self.domain
-        domains = self.domains
-        domains.names = list(names)
-        domains.counts = array("I", bytes(4 * len(names)))
-        domains.heaps = [[] for _ in names]
-        heaps, counts = domains.heaps, domains.counts
-        serial_slots = []
-        free = self._free
-        derived_names = self.derived_names
-        for slot, flag in enumerate(flags):
-            if not flag:
-                free.append(slot)
-                continue
-            number = domain[slot]
-            counts[number] += 1
-            if flag & HELD:
-                self.held += 1
-                if flag & TAKEN:
-                    flags[slot] = flag & ~TAKEN
-            else:
-                if flag & TAKEN:  # whoever had taken it is gone
-                    flags[slot] = flag & ~TAKEN
-                heaps[number].append(entry(due[slot], slot))
-            if slot not in derived_names:
-                serial_slots.append(slot)
-        size = self.size
-        self.octets = sum(size) - sum(size[slot] for slot in free)
-        key = self.key
-        serial_slots.sort(key=key.__getitem__)
-        self.serials = SortedKeys.from_sorted(
-            array("Q", map(key.__getitem__, serial_slots)), array("I", serial_slots)
-        )
-        for number, name in enumerate(names):
-            if counts[number]:
-                domains.numbers[name] = number
-                self.due_times.load(number, heaps[number])
-            else:
-                domains.names[number] = b""
-                domains.free.append(number)
+    def _put_back_taken(self) -> None:
+        flags = self.flags.tobytes()
+        for slot in compress(range(len(flags)), flags.translate(_IS_TAKEN)):
+            if not flags[slot] & HELD:
+                heappush(self.domains.heaps[self.domain[slot]], entry(self.due[slot], slot))
+        self.flags = array("B", flags.translate(_NOT_TAKEN))
+        self._columns = tuple(getattr(self, name) for name, _ in COLUMNS)
+
+    def _shrink(self) -> None:
+        """A queue that was long once costs no more than it holds: free rows at the end go, when
+        they are the greater part. Heaps may still speak of them.
+        """
+        flags = self.flags.tobytes()
+        rows = len(flags.rstrip(b"\0"))
+        if rows <= len(flags) // 2:
+            for column in self._columns:
+                del column[rows:]
+            self.domains.forget_slots(rows)
+        flags = self.flags.tobytes()
+        self._free = list(compress(range(len(flags)), flags.translate(_IS_FREE)))

@@ -98,16 +98,6 @@ class Ledger:
             segment.live_records += by
             segment.live_octets += by * length
 
-    def count_all(self) -> None:
-        """Set every segment's live figures from the columns."""
-        for segment in self.segments.values():
-            segment.live_records = segment.live_octets = 0
-        index = self.index
-        for slot in index.live_slots():
-            self._count(index.message_segment[slot], index.message_length[slot], 1)
-            if index.state_segment[slot]:
-                self._count(index.state_segment[slot], index.state_length[slot], 1)
-
     # one record
 
     def message(

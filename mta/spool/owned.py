@@ -527,7 +527,9 @@ class OwnedLog:
         self._opened = True
         return ref
 
-    def _group_committed(self, end: int, units: int, octets: int, seconds: float) -> None:
+    def _group_committed(
+        self, end: int, units: int, records: int, octets: int, seconds: float
+    ) -> None:
         position = self.ledger.position
         current = self.upkeep.current
         if current is not None:
@@ -536,7 +538,7 @@ class OwnedLog:
         self._commits.inc()
         self._committed.inc(units)
         self._commit_seconds.observe(seconds)
-        self.upkeep.written += octets
+        self.upkeep.committed(octets, records)
         if self._opened:
             self._opened = False
             self.upkeep.kick()

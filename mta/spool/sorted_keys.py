@@ -30,15 +30,24 @@ class SortedKeys:
     def __len__(self) -> int:
         return self._count
 
+    def dump(self) -> tuple[bytes, bytes]:
+        """Keys and values in order: what `load` takes."""
+        return b"".join(self._keys), b"".join(self._values)
+
     @classmethod
-    def from_sorted(cls, keys: array[int], values: array[int]) -> SortedKeys:
-        """From columns that are sorted already."""
+    def load(cls, keys: bytes | memoryview, values: bytes | memoryview) -> SortedKeys:
+        """@raise ValueError: not as many values as keys."""
         made = cls()
-        for start in range(0, len(keys), _BLOCK):
-            made._keys.append(keys[start : start + _BLOCK])
-            made._values.append(values[start : start + _BLOCK])
+        all_keys, all_values = array("Q"), array("I")
+        all_keys.frombytes(keys)
+        all_values.frombytes(values)
+        if len(all_keys) != len(all_values):
+            raise ValueError(f"{len(all_keys)} keys with {len(all_values)} values")
+        for start in range(0, len(all_keys), _BLOCK):
+            made._keys.append(all_keys[start : start + _BLOCK])
+            made._values.append(all_values[start : start + _BLOCK])
             made._last.append(made._keys[-1][-1])
-        made._count = len(keys)
+        made._count = len(all_keys)
         return made
 
     def add(self, key: int, value: int) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
+from mta.interfaces import ITimer
 from mta.spool import checkpoint, epoch
 from mta.spool.compaction import compact
 from mta.spool.segment import Segment, fill, path_of, recycle
@@ -25,6 +26,12 @@ _RESERVE_FILE = 32 << 20
 programs have filled the disk."""
 _FILL = bytes(1 << 20)
 _LOOK_SECONDS = 1.0
+_REPLAY_RECORDS = 4096
+"""What a takeover may have to replay: 7 us a record, so 30 ms (measured)."""
+_REPLAY_SHARE = 16
+"""Of a long queue one record for so many messages: its checkpoint is large, and read fast."""
+_CHECKPOINT_SECONDS = 1.0
+"""Checkpoints for the sake of replay are not closer together."""
 
 
 class Upkeep:
@@ -43,6 +50,11 @@ class Upkeep:
         self.current: Segment | None = None
         self.written = 0
         """Octets of log since the last checkpoint."""
+        self._records = 0
+        """Records since the last checkpoint was begun."""
+        self._checkpoint_at = -_CHECKPOINT_SECONDS
+        self._replay: ITimer | None = None
+        self._is_long = False
         self.free_octets = 1 << 62
         self.reserve_file_octets = 0
         self._reserve_lost = False
@@ -122,6 +134,23 @@ class Upkeep:
         if before is not None:
             self._checkpoint_due = True
 
+    def committed(self, octets: int, records: int) -> None:
+        """So much more log. Whoever takes over replays what no checkpoint speaks for: when that
+        grows long, a checkpoint is due, however small the log is.
+        """
+        self.written += octets
+        self._records += records
+        owned = self._owned
+        if self._replay is None and self._records >= max(
+            _REPLAY_RECORDS, len(owned.ledger.index) // _REPLAY_SHARE
+        ):
+            wait = self._checkpoint_at + _CHECKPOINT_SECONDS - owned.clock.monotonic()
+            self._replay = owned.clock.call_later(max(0.0, wait), self._replay_is_long)
+
+    def _replay_is_long(self) -> None:
+        self._is_long = True
+        self.kick()
+
     def kick(self) -> None:
         if self._running:
             self._again = True
@@ -142,7 +171,8 @@ class Upkeep:
             self._again = False
             await self._work(self.measure)
             # A checkpoint is large when the queue is: not more often than the log grows by it.
-            if self._checkpoint_due and self.written >= self._checkpoint_octets:
+            due = self._checkpoint_due and self.written >= self._checkpoint_octets
+            if due or self._is_long:
                 await self.checkpoint()
             await self._free()
             await self._fill_spares()
@@ -177,8 +207,12 @@ class Upkeep:
         owned = self._owned
         owned.ledger.forget_expired(owned.clock.wall())
         was_due, written = self._checkpoint_due, self.written
-        self._checkpoint_due = False
-        self.written = 0
+        self._checkpoint_due = self._is_long = False
+        self.written = self._records = 0
+        self._checkpoint_at = owned.clock.monotonic()
+        if self._replay is not None:
+            self._replay.cancel()
+            self._replay = None
         number = self._next_checkpoint
         self._next_checkpoint += 1
         position = owned.ledger.position.number
