@@ -1,4 +1,5 @@
 # make run     start the MTA on an embedded default configuration (PORT=2525, DIRECTORY=var)
+# make demo    two nodes lose their owner under load; see what comes of it (no root)
 # make test    the trial suite: no root, no network
 # make check   static checks: style, types, packaging, examples, documents
 # make rig     real processes and real peers in network namespaces (root; installs nothing)
@@ -18,7 +19,7 @@ RUNTIME := .venv/.runtime-installed
 DEV     := .venv/.dev-installed
 PIP     := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: run test check rig fuzz bench clean
+.PHONY: run demo test check rig fuzz bench clean
 .DEFAULT_GOAL := run
 
 # The stamps are newer than pyproject.toml when nothing has to be installed: a second `make run`
@@ -40,6 +41,9 @@ $(DEV): $(RUNTIME)
 
 run: $(RUNTIME)
 	@exec $(BIN)/twistd -n --pidfile= mta --port '$(PORT)' --directory '$(DIRECTORY)'
+
+demo: $(RUNTIME)
+	@$(BIN)/python -m tests.rig.demo
 
 test: $(DEV)
 	@mkdir -p .rig && rm -f .rig/audit

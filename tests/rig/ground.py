@@ -18,6 +18,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import IO
 
+from tests.rig.wire import Wire
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RIG = os.path.join(ROOT, ".rig")
 PEERS = os.path.join(RIG, "peers")
@@ -166,6 +168,8 @@ class Ground:
         self._mounts: list[str] = []
         self._spaces: list[str] = []
         self._sockets: list[weakref.ref[socket.socket]] = []
+        self.wire: Wire | None = None
+        self._has_counters = False
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory)
         os.chmod(directory, 0o755)
@@ -177,7 +181,7 @@ class Ground:
     # --- network
 
     def build(self, counters: bool = True) -> None:
-        """`counters` wants nft; without it the catcher alone says who spoke from where."""
+        """`counters` wants nft; without it the witness on the cables stands alone."""
         run(["ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0"])
         run(["ip", "link", "set", "br0", "up"])
         for name in (*self.nodes, "peer"):
@@ -204,8 +208,17 @@ class Ground:
             self.ip(name, "link", "set", "eth0", "up")
             self.ip(name, "addr", "add", f"{v4}/24", "dev", "eth0")
             self.ip(name, "-6", "addr", "add", f"{v6}/64", "dev", "eth0", "nodad")
+        self.wire = Wire(self.nodes, VIRTUAL, VIRTUAL6)
+        self._has_counters = counters
         for name in self.nodes if counters else ():
             self.inside(name, ["nft", "-f", "-"], text=NFT_RULES)
+
+    def wrong_packets(self) -> list[str]:
+        """What two witnesses saw of mail with a wrong source: the cables' and nft's."""
+        assert self.wire is not None, "nothing was built"
+        found = [str(wrong) for wrong in self.wire.look()]
+        counted = self.counted("wrong") if self._has_counters else 0
+        return found + ([f"{counted} packets, nft says"] if counted else [])
 
     def ip(self, name: str, *arguments: str) -> None:
         family = [arguments[0]] if arguments[0] in ("-4", "-6") else []
@@ -239,6 +252,8 @@ class Ground:
         return found
 
     def reset_counters(self) -> None:
+        assert self.wire is not None, "nothing was built"
+        self.wire.reset()
         for name in self.nodes:
             self.inside(name, ["nft", "reset", "counters"])
 
@@ -378,6 +393,8 @@ class Ground:
             except OSError:
                 pass  # it was never connected, or is closed already
             made.close()
+        if self.wire is not None:
+            self.wire.close()
         for where in self._mounts:
             run(["umount", where], check=False)
         for name in self._spaces:

@@ -65,6 +65,9 @@ def scenario_every_association_is_the_virtual_servers(rig: Rig) -> None:
     with rig.connect("node", PEER6, 2525, source=NODE6):
         pass
     expect(rig.counted("wrong") > v4, "the counter that must stay 0 cannot count IPv6")
+    assert rig.wire is not None
+    seen = {wrong.source for wrong in rig.wire.look()}
+    expect(seen == {NODE, NODE6}, f"the witness on the cable saw {sorted(seen)}")
     rig.reset_counters()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -90,14 +91,15 @@ class Sums:
         return found
 
     def inbound_doubles(self) -> list[str]:
-        """Queue ids that are there besides the last one of their name: the client sent it again."""
+        """Queue ids besides the last that was given to their name: the client sent it again."""
         found: list[str] = []
         for catches in self.doubled.values():
-            found += list(dict.fromkeys(catch.queue_id for catch in catches))[:-1]
+            given = {catch.queue_id for catch in catches}
+            found += sorted(given, key=lambda queue_id: (len(queue_id), queue_id))[:-1]
         return found
 
 
-class _Tail:
+class Tail:
     """Whole lines of a growing file, each once."""
 
     def __init__(self, path: str) -> None:
@@ -122,7 +124,9 @@ class Traffic:
         self._ground = ground
         self.sessions, self._rate, self._size = sessions, rate, size
         self.sums = Sums()
-        self._tails: list[_Tail] = []
+        self._tails: list[Tail] = []
+        self.lock = threading.RLock()
+        """Held while events are folded; hold it to read what another thread folds."""
         self.load: Process | None = None
         self.catcher: Process | None = None
 
@@ -148,16 +152,17 @@ class Traffic:
     def _start(self, name: str, module: str, *arguments: str) -> Process:
         argv = [sys.executable, "-m", module, *arguments]
         process = self._ground.start(name, "peer", argv, cwd=ROOT)
-        self._tails.append(_Tail(process.log_path))
+        self._tails.append(Tail(process.log_path))
         return process
 
     def look(self) -> Sums:
         """Fold what has come since."""
-        for tail in self._tails:
-            for line in tail.lines():
-                if not line.startswith(b"{"):
-                    raise Broken(f"load or catcher said {line[:200]!r}")
-                self.sums.fold(json.loads(line))
+        with self.lock:
+            for tail in self._tails:
+                for line in tail.lines():
+                    if not line.startswith(b"{"):
+                        raise Broken(f"load or catcher said {line[:200]!r}")
+                    self.sums.fold(json.loads(line))
         return self.sums
 
     def wait_promised(self, more: int, seconds: float = 30) -> None:
