@@ -70,7 +70,7 @@ class Overview:
                 inspect=spool.inspect,
                 node=lambda: surroundings.executor.submit(self._look_at_node),
                 resource=self._resource_lacks,
-                last_try=lambda: str(ownership.snapshot()["last_failure"]),
+                last_try=self._last_try,
                 ours=facts,
                 changed=lambda _text: changed(),
             ),
@@ -99,7 +99,7 @@ class Overview:
             return Verdict.OWNER
         if self._is_single:
             return Verdict.SINGLE
-        return None if self._ownership.state is State.STANDBY else Verdict.UNDER_WAY
+        return None if self._ownership.state is State.STANDBY else Verdict.NOT_NOW
 
     def _look_at_node(self) -> tuple[Findings, tuple[int, int] | None]:
         """On a worker."""
@@ -115,6 +115,11 @@ class Overview:
     def _resource_lacks(self) -> str:
         resource = self._resource
         return resource.would_fail() if IReadiness.providedBy(resource) else ""
+
+    def _last_try(self) -> str:
+        """Of a bid that failed, while the next one waits; later it proves nothing any more."""
+        cluster = self._ownership.snapshot()
+        return str(cluster["last_failure"]) if cluster["next_try_seconds"] > 0 else ""
 
     # --- probes ---------------------------------------------------------------------------------
 

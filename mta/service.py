@@ -169,7 +169,7 @@ class MTAService(Service):
             boot_id=boot_id(),
             process_started=self._started_at,
             version=own_version(),
-            configuration_digest=config.digest,
+            configuration_digest=config.shared_digest,
         )
         self.ownership = Ownership(
             resource,
@@ -372,7 +372,11 @@ class MTAService(Service):
             "started_at": self._started_at,
             **self.overview.status(),
             "wrong_source": services["wrong_source"],
-            "configuration": {"file": config.filename, "digest": config.digest},
+            "configuration": {
+                "file": config.filename,
+                "digest": config.digest,
+                "shared_digest": config.shared_digest,
+            },
             "services": services,
             "log": self._log.trouble or "ok",
             "clock": self.tenant.clock_suspicion or "ok",

@@ -87,6 +87,23 @@ class SampleTests(SynchronousTestCase):
         self.assertEqual(self.config().digest, self.config().digest)
         self.assertNotEqual(self.config().digest, load(SAMPLE + "\n", "mta.yaml", find).digest)
 
+    def test_shared_digest(self) -> None:
+        """Comments, the order of blocks, and what is each node's own (node, log, admin) make no
+        difference between two nodes; everything else does.
+        """
+        ours = self.config().shared_digest
+        same = (
+            f"# a remark\n{SAMPLE}",
+            f"{SAMPLE}node: {{name: other.example.org}}\n",
+            changed("format: postfix", "format: json"),
+            changed("8025", "8026"),
+            SAMPLE[TAIL:] + SAMPLE[:TAIL],
+        )
+        for text in same:
+            self.assertEqual(ours, load(text, "mta.yaml", find).shared_digest, text)
+        for text in (changed("lifetime: 5d", "lifetime: 3d"), changed("cost: 50", "cost: 51")):
+            self.assertNotEqual(ours, load(text, "mta.yaml", find).shared_digest, text)
+
     def test_defaults(self) -> None:
         """Blocks that may be left out have their defaults; a block with no keys is one of them."""
         text = SAMPLE[:TAIL] + "admin:\n"

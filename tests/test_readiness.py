@@ -90,7 +90,7 @@ class TheVerdict(SynchronousTestCase):
                 "no mail would be accepted: the spool's file system has less free than the "
                 "reserve of 11 octets",
                 "a runs version 1.3, this node 1.2",
-                "a runs configuration eeeeeeeeeeee, this node dddddddddddd",
+                "the configuration of a is another: eeeeeeeeeeee there, dddddddddddd here",
             ),
             found.warnings,
         )
@@ -204,8 +204,8 @@ class TheLooks(SynchronousTestCase):
         node.first_look()
         node.world.advance(PROOF_SECONDS)
         self.assertEqual((0, "owner", True), (node.looks, node.text, node.readiness.is_ready))
-        node.standing = Verdict.UNDER_WAY
-        self.assertEqual(("under way", False), (node.text, node.readiness.is_ready))
+        node.standing = Verdict.NOT_NOW
+        self.assertEqual(("not standing by", False), (node.text, node.readiness.is_ready))
 
     def test_became_owner_meanwhile(self) -> None:
         """What was seen before a takeover is not shown after it."""

@@ -25,6 +25,16 @@ SAID = frozenset(
 )
 """Keys of the daemon's `cluster` that stand in the first lines already."""
 WIDTH = 14
+STANDS = {
+    "online": "owner",
+    "standby": "standby",
+    "suspended": "suspended owner",
+    "draining": "draining owner",
+    "releasing": "releasing owner",
+    "lost": "former owner (lost it)",
+    "down": "stopped node",
+}
+"""The state in an operator's words; every other is one of the way up."""
 
 
 def show(status: Mapping[str, Any]) -> None:
@@ -39,12 +49,15 @@ def show(status: Mapping[str, Any]) -> None:
 
 
 def _headlines(status: Mapping[str, Any]) -> Iterator[str]:
-    role, state = status["role"], str(status["state"])
-    usual = {"owner": "online", "standby": "standby"}.get(str(role))
-    also = "" if state == usual else f", {shown(state.replace('_', ' '))}"
+    state = shown(status["state"])
+    name = shown(status["network_name"])
+    if state in STANDS:
+        stands = f"{STANDS[state]} of {name}"
+    else:
+        stands = f"taking over {name} ({state.replace('_', ' ')})"
     held = f", epoch {status['epoch']}" if status["epoch"] else ""
     lasting = f"since {moment(status['since_at'])} ({duration(status['seconds_in_state'])})"
-    yield f"{shown(role)}{also} of {shown(status['network_name'])} {lasting}{held}"
+    yield f"{stands} {lasting}{held}"
     yield f"  {shown(status['why'])}"
     yield ""
     yield from _takeover(status["takeover"])
@@ -69,7 +82,7 @@ def _headlines(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _takeover(found: Mapping[str, Any]) -> Iterator[str]:
-    if found["verdict"] == "owner":
+    if found["verdict"] in {"owner", "not standing by"}:
         return
     if found["because"]:
         yield _fact("takeover", "would fail because")

@@ -38,7 +38,7 @@ class Verdict(enum.Enum):
     READY = "ready"
     WOULD_FAIL = "would fail"
     UNKNOWN = "not known yet"
-    UNDER_WAY = "under way"
+    NOT_NOW = "not standing by"
     SINGLE = "single node"
 
 
@@ -94,7 +94,7 @@ def judge(seen: Seen, ours: ClaimFacts) -> Judgement:
     for reason in (seen.resource, seen.spool):
         if reason:
             because.append(reason)
-    if seen.last_try:
+    if seen.last_try and seen.last_try not in because:
         because.append(f"the last try failed: {seen.last_try}")
     warnings = [*seen.node.warnings]
     if seen.room is not None and seen.room[0] < seen.room[1]:
@@ -122,8 +122,8 @@ def differences(owner: EpochRecord, ours: ClaimFacts) -> list[str]:
         found.append(f"{owner.node} runs version {owner.version}, this node {ours.version}")
     if owner.configuration_digest and owner.configuration_digest != ours.configuration_digest:
         found.append(
-            f"{owner.node} runs configuration {owner.configuration_digest[:12]}, this node "
-            f"{ours.configuration_digest[:12]}"
+            f"the configuration of {owner.node} is another: {owner.configuration_digest[:12]} "
+            f"there, {ours.configuration_digest[:12]} here"
         )
     return found
 

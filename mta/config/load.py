@@ -11,6 +11,7 @@ Blocks, keys and defaults: mta.config.schema. Places: mta.config.walker. Words: 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -22,6 +23,7 @@ from mta.config.errors import ConfigErrors, Mistake
 from mta.config.names import mailbox
 from mta.config.schema import (
     HELP,
+    NODES_OWN,
     REQUIRED,
     SINGLE_BLOCKS,
     Config,
@@ -121,6 +123,7 @@ class _Loading:
             policies=tuple(policies),
             filename=tree.filename,
             digest=hashlib.sha256(self._text.encode("utf-8", "surrogatepass")).hexdigest(),
+            shared_digest=_shared_digest(tree.root),
             **{name: cast(Any, single[name]) for name in SINGLE_BLOCKS if name != "virtual-server"},
         )
 
@@ -285,6 +288,12 @@ class _Loading:
 
     def _where(self, path: Path) -> str:
         return f"{self._tree.filename}:{self._tree.mark(path).line}"
+
+
+def _shared_digest(root: dict[str, Any]) -> str:
+    shared = {key: value for key, value in root.items() if key not in NODES_OWN}
+    text = json.dumps(shared, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 _MEANT: dict[str, Any] = {"name": "x", "address-spaces": [{"domain": "*"}]}

@@ -254,6 +254,9 @@ SINGLE_BLOCKS: dict[str, type[Settings]] = {
 }
 """Blocks that no plugin has a say in."""
 
+NODES_OWN = frozenset(("node", "log", "admin"))
+"""Blocks that may differ from node to node of one virtual server."""
+
 HELP: dict[str, str] = {
     "virtual-server": "the network name and the virtual addresses that move from node to node",
     "postmaster": "the mailbox that <postmaster>, postmaster@network-name and double bounces go to",
@@ -299,3 +302,7 @@ class Config:
     filename: str
     digest: str
     """SHA-256 of the text, hexadecimal: two nodes with the same digest read the same file."""
+    shared_digest: str
+    """SHA-256 of what was written, without comments and without the blocks in NODES_OWN: equal on
+    two nodes that would serve the same way.
+    """
