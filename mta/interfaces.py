@@ -594,6 +594,16 @@ class ISuspension(Interface):
         """From the next heartbeat on: a required address of the owner is away, or back."""
 
 
+class IAssociations(Interface):
+    """Add-on of ISpool: an association that we reset is no association that was closed."""
+
+    def leave_association(slot: str) -> None:
+        """It was cut off by us: whether its client has read the last reply nobody knows. What was
+        last accepted on it is in doubt from now on, and so is what is being committed. Harmless
+        when unknown.
+        """
+
+
 class IRoom(Interface):
     """Add-on of ISpool: says before a message is received whether there is room for it."""
 

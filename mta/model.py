@@ -606,7 +606,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """One entry of the in-doubt list (spool.md section 6)."""
+    """One entry of the in-doubt list (spool.md section 6).
+
+    `transaction` is that of its INTENT (RFC 1845), outbound; `ordinal` counts the messages of the
+    association from 1, inbound.
+    """
 
     side: str
     """"outbound" or "inbound"."""
@@ -615,6 +619,8 @@ class Doubt:
     peer: str
     recipients: tuple[int, ...]
     epoch: int
+    transaction: str = ""
+    ordinal: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,21 @@ class Reported(NamedTuple):
     kind: str
 
 
+class Doubted(NamedTuple):
+    """A message may be doubled: sent without a known outcome, or accepted and perhaps not read.
+    Said once a process and doubt, when it becomes known.
+    """
+
+    queue_id: str
+    side: str
+    """"outbound" or "inbound"."""
+    slot: str
+    peer: str
+    of_epoch: int
+    """Under which it became doubtful."""
+    recipients: tuple[int, ...]
+
+
 class Removed(NamedTuple):
     """A message left the queue for good."""
 
@@ -194,6 +209,7 @@ Event = (
     | Rejected
     | Transferred
     | Reported
+    | Doubted
     | Removed
     | Transition
     | Command

@@ -47,6 +47,7 @@ from mta.model import (
     VirtualServer,
 )
 from mta.transfer.dispatch import Dispatch
+from mta.transfer.doubts import DoubtLog
 from mta.transfer.intake import Intake
 from mta.transfer.trust import TrustedClock
 
@@ -88,6 +89,7 @@ class Bridgehead:
         self._tenure: ITenure | None = None
         self._dispatch: Dispatch | None = None
         self._former: set[Dispatch] = set()
+        self._doubt_log = DoubtLog(surroundings.telemetry)
         self._clock = TrustedClock(surroundings.clock, self._trusted, self._doubted)
         self.recovery: Callable[[], Recovery | None] = lambda: None
         """What the ownership driver found at the takeover; set by whoever built both."""
@@ -176,6 +178,7 @@ class Bridgehead:
             config.queue,
             config.postmaster,
             self.is_ourselves,
+            doubt_log=self._doubt_log,
         )
         dispatch.rules.may_expire = not self._clock.suspicion
         intake = Intake(

@@ -598,13 +598,43 @@ class Reading(SynchronousTestCase):
                     "queue_id": "A",
                     "slot": "hub/1",
                     "peer": "192.0.2.20",
-                    "recipients": [0],
                     "epoch": 3,
+                    "recipients": [],
+                    "recipient_indexes": [0],
+                    "transaction": "",
+                    "ordinal": 0,
+                    "then": "resend last, to 192.0.2.20 first",
                 }
             ],
             items,
         )
         self.assertEqual({"in_doubt": 1}, done)
+
+    def test_in_doubt_says_what_will_be_done(self) -> None:
+        """For each entry: resent last and to whom first, held, or its client's matter; and which
+        recipients are meant. The message itself says so too.
+        """
+        doubted = entry(1, to=("a@example.com", "b@example.com"))
+        held = entry(2, held=True)
+        house = House([doubted, held])
+        house.queue.doubts = (
+            Doubt(
+                "outbound", queue_id(1, 1), "hub/1", "192.0.2.20:25", (1,), 3, transaction="<t@x>"
+            ),
+            Doubt("outbound", queue_id(1, 2), "hub/2", "192.0.2.20:25", (0,), 3),
+            Doubt("inbound", queue_id(1, 1), "smtp/in/4", "192.0.2.9:4711", (), 3, ordinal=7),
+        )
+        items, _ = house.connect().ask("queue-in-doubt")
+        self.assertEqual(
+            [
+                (["b@example.com"], "<t@x>", 0, "resend last, to 192.0.2.20:25 first"),
+                (["x@example.com"], "", 0, "held until it is released"),
+                (["a@example.com", "b@example.com"], "", 7, "its client may send it again"),
+            ],
+            [(i["recipients"], i["transaction"], i["ordinal"], i["then"]) for i in items],
+        )
+        _, shown = house.connect().ask("queue-show", id=queue_id(1, 1))
+        self.assertEqual([items[0], items[2]], shown["in_doubt"])
 
     def test_probe_levels(self) -> None:
         """The levels are 0, 1, 2 and an OCF monitor's 10 and 20; another is refused by name."""

@@ -177,6 +177,18 @@ class Commanding(SynchronousTestCase):
         self.assertIn("    451 later", run.lines)
         self.assertIn("  Subject: \\x1b[2Jhi", run.lines)
 
+    def test_queue_show_in_doubt(self) -> None:
+        """A message that may have been delivered already says so, and what will be done."""
+        house = House([entry(1)])
+        house.queue.doubts = (Doubt("outbound", queue_id(1, 1), "smtp/out/3", "h:25", (0,), 2),)
+        run = self.run_with(
+            house, [("queue-show", {"id": queue_id(1, 1)})], "queue", "show", queue_id(1, 1)
+        )
+        self.assertIn(
+            "in doubt (outbound): by smtp/out/3 of epoch 2, peer h:25; resend last, to h:25 first",
+            run.lines,
+        )
+
     def test_in_doubt(self) -> None:
         """The in-doubt list is a table, or says that it is empty."""
         house = House()
@@ -186,7 +198,9 @@ class Commanding(SynchronousTestCase):
         )
         house.queue.doubts = (Doubt("inbound", "Q1", "smtp/in/3", "192.0.2.1", (0, 1), 2),)
         run = self.run_with(house, [("queue-in-doubt", {})], "queue", "in-doubt")
-        self.assertRegex(run.lines[1], r"^inbound +Q1 +smtp/in/3 +192.0.2.1 +0, 1 +2$")
+        self.assertRegex(
+            run.lines[1], r"^inbound +Q1 +smtp/in/3 +192.0.2.1 +2 +- +its client may send it again$"
+        )
 
     def test_route_explain(self) -> None:
         """A table of every candidate with the reason why it lost; exit 68 when none takes it."""

@@ -22,10 +22,18 @@ from mta.spool.ledger import Ledger
 from mta.testing.clock import VirtualClock
 from mta.testing.disk import ForgetfulDisk
 from mta.testing.spool_lab import DIRECTORY, LogLab
-from mta.testing.spool_suite import ENDS, NOW, ISpoolTests, claim, deferred_state, envelope
+from mta.testing.spool_suite import (
+    ENDS,
+    NOW,
+    IAssociationsTests,
+    ISpoolTests,
+    claim,
+    deferred_state,
+    envelope,
+)
 
 
-class LogSpoolContractTests(LogLab, ISpoolTests, SynchronousTestCase):
+class LogSpoolContractTests(LogLab, IAssociationsTests, ISpoolTests, SynchronousTestCase):
     """Segments of 64 KiB, so that every test crosses several."""
 
 

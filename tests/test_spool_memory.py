@@ -10,10 +10,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from mta.errors import Full
 from mta.model import fresh_state
 from mta.spool.memory import MemorySpool, MemorySpoolSettings, MemoryStore
-from mta.testing.spool_suite import ISpoolTests, envelope
+from mta.testing.spool_suite import IAssociationsTests, ISpoolTests, envelope
 
 
-class MemorySpoolTests(ISpoolTests, SynchronousTestCase):
+class MemorySpoolTests(IAssociationsTests, ISpoolTests, SynchronousTestCase):
     capacity = 64 << 20
 
     def make_spool(self, node: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from mta.admin.doubts import doubt_facts
 from mta.admin.lines import rfc3339
 from mta.admin.probe import LEVELS, Probed
 from mta.admin.text import neutral
@@ -153,6 +154,9 @@ class Commands:
         if not found:
             raise NotQueued(f"{neutral(queue_id, 60)} is not queued", remedy="see mta queue list")
         facts = entry_facts(found[0], full=True)
+        facts["in_doubt"] = [
+            doubt_facts(doubt, found[0]) for doubt in spool.in_doubt() if doubt.queue_id == queue_id
+        ]
         if headers:
             facts["headers"] = await self._headers(spool, queue_id)
         return facts
@@ -170,11 +174,16 @@ class Commands:
 
     async def _in_doubt(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
         given.end()
-        doubts = self._facts.spool().in_doubt()
-        for number, doubt in enumerate(doubts, 1):
-            await _told(emit(plain(doubt)))
-            if number % PAGE == 0:
-                await self._breathe()
+        spool = self._facts.spool()
+        doubts = spool.in_doubt()
+        for start in range(0, len(doubts), PAGE):
+            page = doubts[start : start + PAGE]
+            ids = tuple(dict.fromkeys(doubt.queue_id for doubt in page))
+            found = await spool.scan(QueueFilter(queue_ids=ids), "", len(ids))
+            entries = {entry.queue_id: entry for entry in found}
+            for doubt in page:
+                await _told(emit(doubt_facts(doubt, entries.get(doubt.queue_id))))
+            await self._breathe()
         return {"in_doubt": len(doubts)}
 
     async def _route(self, given: _Arguments, emit: Emit) -> dict[str, Any]:

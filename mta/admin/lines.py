@@ -22,6 +22,7 @@ from mta.telemetry import (
     Command,
     Connected,
     Disconnected,
+    Doubted,
     Notice,
     Rejected,
     Removed,
@@ -88,6 +89,7 @@ class PostfixLines:
             Rejected: self._rejected,
             Transferred: self._transferred,
             Reported: self._reported,
+            Doubted: self._doubted,
             Removed: self._removed,
             Transition: self._transition,
             Command: self._command,
@@ -185,6 +187,12 @@ class PostfixLines:
         if not what.endswith("notification"):
             what = _REPORTS.get(what, f"sender {what} notification")
         return [("bounce", INFO, f"{e.queue_id}: {what}: {e.report_id}")]
+
+    def _doubted(self, epoch: int, e: Doubted) -> list[tuple[str, int, str]]:
+        text = f"{e.queue_id}: in doubt: side={e.side}, slot={neutral(e.slot, 300)}"
+        text += f", peer={neutral(e.peer, 300)}, of_epoch={e.of_epoch}"
+        recipients = "/".join(map(str, e.recipients)) or "-"
+        return [("qmgr", INFO, f"{text}, recipients={recipients} epoch={epoch}")]
 
     def _removed(self, epoch: int, e: Removed) -> list[tuple[str, int, str]]:
         return [("qmgr", INFO, f"{e.queue_id}: removed")]

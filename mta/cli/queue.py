@@ -111,10 +111,16 @@ def run_show(given: argparse.Namespace, daemon: Daemon) -> int:
         as_json(entry)
         return os.EX_OK
     headers, recipients = entry.pop("headers", []), entry.pop("recipients", [])
+    doubts = entry.pop("in_doubt", [])
     for hidden in ("arrival_time", "next_attempt", "forced_expire"):
         entry.pop(hidden, None)
     entry["sender"] = entry["sender"] or "<>"
     tree(entry)
+    for doubt in doubts:
+        say(
+            f"in doubt ({shown(doubt['side'])}): by {shown(doubt['slot'])} of epoch"
+            f" {shown(doubt['epoch'])}, peer {shown(doubt['peer'])}; {shown(doubt['then'])}"
+        )
     say("recipients:")
     for recipient in recipients:
         reason = recipient.get("delay_reason")
@@ -153,7 +159,7 @@ def run_in_doubt(given: argparse.Namespace, daemon: Daemon) -> int:
         for doubt in doubts:
             as_json(doubt)
     elif doubts:
-        columns = ("side", "queue_id", "slot", "peer", "recipients", "epoch")
+        columns = ("side", "queue_id", "slot", "peer", "epoch", "recipients", "then")
         table(
             [name.replace("_", " ").upper() for name in columns],
             ([doubt.get(name) for name in columns] for doubt in doubts),

@@ -48,6 +48,7 @@ def encode(ledger: Ledger, epoch: int, number: int, wall: float, sweep: list[str
     rarities (big files, derived ids). The pieces are to be written behind one another.
     """
     index = ledger.index
+    doubts = list(ledger.doubts)
     facts: dict[str, Any] = {
         "epoch": epoch,
         "number": number,
@@ -72,9 +73,9 @@ def encode(ledger: Ledger, epoch: int, number: int, wall: float, sweep: list[str
             for i in ledger.intents.values()
         ],
         "doubts": [
-            [d.side, d.queue_id, d.slot, d.peer, list(d.recipients), d.epoch]
-            for d in ledger.doubts.values()
+            [d.side, d.queue_id, d.slot, d.peer, list(d.recipients), d.epoch] for d in doubts
         ],
+        "doubt_details": [[d.transaction, d.ordinal] for d in doubts],
         "associations": [
             [
                 slot,
@@ -87,6 +88,7 @@ def encode(ledger: Ledger, epoch: int, number: int, wall: float, sweep: list[str
             ]
             for slot, a in ledger.associations.items()
         ],
+        "ordinals": {slot: a.ordinal for slot, a in ledger.associations.items() if a.last},
         "transactions": [
             [client, transaction, queue_id, expires]
             for (client, transaction), (queue_id, expires) in ledger.transactions.items()
@@ -149,12 +151,27 @@ def decode(octets: bytes | bytearray) -> Checkpoint:
         ledger.bigs[slot] = Big(epoch, number, size, crc)
     for queue_id, slot_name, recipients, peer, transaction in facts["intents"]:
         ledger.intended(Intent(queue_id, slot_name, tuple(recipients), peer, transaction))
-    for side, queue_id, slot_name, peer, recipients, epoch in facts["doubts"]:
-        doubt = Doubt(side, queue_id, slot_name, peer, tuple(recipients), epoch)
-        ledger.doubts[side, queue_id, slot_name] = doubt
+    # What came later than format 1's first checkpoints has keys of its own, which may be missing.
+    details = facts.get("doubt_details") or [["", 0]] * len(facts["doubts"])
+    for one, (transaction, ordinal) in zip(facts["doubts"], details, strict=True):
+        side, queue_id, slot_name, peer, recipients, epoch = one
+        ledger.doubts.add(
+            Doubt(
+                side,
+                queue_id,
+                slot_name,
+                peer,
+                tuple(recipients),
+                epoch,
+                transaction=transaction,
+                ordinal=ordinal,
+            )
+        )
+    ordinals = facts.get("ordinals", {})
     for slot_name, local, local_port, peer, peer_port, inbound, last in facts["associations"]:
         ends = FourTuple(local, local_port, peer, peer_port)
-        ledger.associations[slot_name] = OpenAssociation(ends, inbound, last)
+        opened = OpenAssociation(ends, inbound, last, ordinals.get(slot_name, 0))
+        ledger.associations[slot_name] = opened
     for client, transaction, queue_id, expires in facts["transactions"]:
         ledger.remembered(client, transaction, queue_id, expires)
     return Checkpoint(facts["epoch"], facts["number"], ledger, list(facts["sweep"]))

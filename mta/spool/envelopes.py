@@ -37,6 +37,7 @@ _PRIORITIES = (Priority.URGENT, Priority.NORMAL, Priority.NON_URGENT)
 _STATUSES = (RecipientStatus.PENDING, RecipientStatus.DELIVERED, RecipientStatus.FAILED)
 
 _ENVELOPE = struct.Struct("<BBBBBBBIIdddIIIIIII")
+_ORDINAL, _ORDINAL_AT = struct.Struct("<I"), struct.calcsize("<BBBBBBBI")
 _RECIPIENT = struct.Struct("<BBIII")
 _STATE = struct.Struct("<BIddI")
 _RECIPIENT_STATE = struct.Struct("<BIII")
@@ -98,6 +99,13 @@ def encode_envelope(envelope: Envelope) -> bytes:
             recipient.original,
         )
     return b"".join(parts)
+
+
+def ordinal_of(octets: bytes) -> int:
+    """The `ordinal` of an encoded envelope; 0 when there is none."""
+    if len(octets) < _ENVELOPE.size:
+        return 0
+    return int(_ORDINAL.unpack_from(octets, _ORDINAL_AT)[0])
 
 
 def decode_envelope(octets: bytes) -> Envelope:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mta.model import Doubt, FourTuple, Intent
+from mta.model import FourTuple, Intent
+from mta.spool.doubts import DoubtList
+from mta.spool.envelopes import decode_state, ordinal_of
 from mta.spool.index import BIG, TAKEN, Index
 from mta.spool.records import (
     ASSOCIATION,
@@ -21,7 +23,6 @@ from mta.spool.records import (
     HOLD,
     INTENT,
     MSG,
-    NOT_SENT,
     RESULT,
     TRANSACTION,
     UNKNOWN,
@@ -43,11 +44,17 @@ from mta.spool.segment import Segment
 
 @dataclass(slots=True)
 class OpenAssociation:
-    """An association that has opened and not closed; `last` is what was last accepted on it."""
+    """An association that has opened and not closed; `last` is what was last accepted on it, ""
+    when its client has shown that it read the reply to that.
+    """
 
     ends: FourTuple
     inbound: bool
     last: str = ""
+    ordinal: int = 0
+    """That of `last`."""
+    left_in: int = 0
+    """The epoch in which we reset it; a commit may still be under way."""
 
 
 @dataclass(slots=True)
@@ -70,8 +77,7 @@ class Ledger:
         """Slot -> the file that holds the content."""
         self.intents: dict[str, Intent] = {}
         """Association slot -> its unresolved INTENT, of the running epoch."""
-        self.doubts: dict[tuple[str, str, str], Doubt] = {}
-        """(side, queue id, slot)."""
+        self.doubts = DoubtList()
         self.associations: dict[str, OpenAssociation] = {}
         self.transactions: dict[tuple[str, str], tuple[str, float]] = {}
         self.position = Position()
@@ -126,7 +132,9 @@ class Ledger:
         if message.association:
             opened = self.associations.get(message.association)
             if opened is not None:
-                opened.last = queue_id
+                opened.last, opened.ordinal = queue_id, ordinal_of(message.envelope)
+                if opened.left_in:
+                    self._unread(message.association, opened, opened.left_in)
         return slot
 
     def copied(self, queue_id: str, ref: int, place: Place) -> None:
@@ -160,7 +168,7 @@ class Ledger:
             self._count(index.state_segment[slot], index.state_length[slot], -1)
         big = self.bigs.pop(slot, None) if index.flags[slot] & BIG else None
         index.remove(slot)
-        self._settle_doubts(queue_id)
+        self.doubts.gone(queue_id)
         return big
 
     def changed(self, queue_id: str, ref: int, place: Place, change: Change, epoch: int) -> None:
@@ -172,13 +180,10 @@ class Ledger:
         if slot < 0:
             return
         if flags & UNKNOWN:
-            peer = intent.peer if intent is not None else ""
-            recipients = intent.recipients if intent is not None else ()
-            doubt = Doubt("outbound", queue_id, slot_name, peer, recipients, epoch)
-            self.doubts["outbound", queue_id, slot_name] = doubt
-        elif slot_name and not flags & NOT_SENT:
-            self._settle_doubts(queue_id)
+            self.doubts.unanswered(queue_id, slot_name, intent, epoch)
         if flags & HAS_STATE:
+            if queue_id in self.doubts:
+                self.doubts.pending(queue_id, decode_state(change.state).pending)
             if index.state_segment[slot]:
                 self._count(index.state_segment[slot], index.state_length[slot], -1)
             index.set_state_place(slot, ref, place)
@@ -218,27 +223,27 @@ class Ledger:
             return None
         return self.intents.pop(slot_name)
 
-    def _settle_doubts(self, queue_id: str) -> None:
-        if self.doubts:
-            for key in [k for k in self.doubts if k[0] == "outbound" and k[1] == queue_id]:
-                del self.doubts[key]
+    # the end of an association, and of an epoch
 
-    # the end of an epoch
+    def left(self, slot: str, epoch: int) -> None:
+        """We reset that association; whether its client read the last reply nobody knows."""
+        opened = self.associations.get(slot)
+        if opened is not None:
+            opened.left_in = epoch
+            self._unread(slot, opened, epoch)
+
+    def _unread(self, slot: str, opened: OpenAssociation, epoch: int) -> None:
+        if opened.inbound and opened.last:
+            self.doubts.unread(opened.last, slot, opened.ends, epoch, opened.ordinal)
 
     def conclude(self, epoch: int) -> None:
         """The epoch whose log this was has ended: what was open then is in doubt now."""
-        self.doubts = {key: d for key, d in self.doubts.items() if d.side == "outbound"}
         for slot, intent in self.intents.items():
             if self.index.find(intent.queue_id) >= 0:
-                doubt = Doubt(
-                    "outbound", intent.queue_id, slot, intent.peer, intent.recipients, epoch
-                )
-                self.doubts["outbound", intent.queue_id, slot] = doubt
+                self.doubts.unanswered(intent.queue_id, slot, intent, epoch)
         for slot, opened in self.associations.items():
-            if opened.inbound and opened.last:
-                peer = f"{opened.ends.peer_host}:{opened.ends.peer_port}"
-                doubt = Doubt("inbound", opened.last, slot, peer, (), epoch)
-                self.doubts["inbound", opened.last, slot] = doubt
+            self._unread(slot, opened, epoch)
+        self.doubts.trim(epoch)
         self.intents.clear()
         self.associations.clear()
 

@@ -16,7 +16,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.errors import Corrupt, Fenced, Full, MTAError, SpoolError, StartRefused, Unavailable
-from mta.interfaces import IContent, IEpochFile, IRoom, ISpool, IStaging, ISurroundings, ISuspension
+from mta.interfaces import (
+    IAssociations,
+    IContent,
+    IEpochFile,
+    IRoom,
+    ISpool,
+    IStaging,
+    ISurroundings,
+    ISuspension,
+)
 from mta.model import (
     Claim,
     Doubt,
@@ -51,7 +60,7 @@ __all__ = ["LogSpool", "LogSpoolSettings"]
 T = TypeVar("T")
 
 
-@implementer(ISpool, IRoom, IEpochFile, ISuspension)
+@implementer(ISpool, IAssociations, IRoom, IEpochFile, ISuspension)
 class LogSpool:
     """One virtual server's spool, as one node sees it. Usable for one tenure after another.
 
@@ -355,6 +364,10 @@ class LogSpool:
         if self._log is not None:
             self._log.close_association(slot)
 
+    def leave_association(self, slot: str) -> None:
+        if self._log is not None:
+            self._log.leave_association(slot)
+
     def journal(self, results: Sequence[Result], intents: Sequence[Intent]) -> Deferred[None]:
         if self._log is None:
             return fail(Fenced("the spool is not owned", "no epoch is sealed"))
@@ -363,7 +376,7 @@ class LogSpool:
     def in_doubt(self) -> tuple[Doubt, ...]:
         if self._log is None:
             ledger = self._recovered.ledger if self._recovered is not None else Ledger()
-            return tuple(ledger.doubts.values())
+            return tuple(ledger.doubts)
         return self._log.in_doubt()
 
     def load(

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from mta.errors import Fenced, Full, SpoolError
-from mta.interfaces import IContent, IRoom, ISpool, IStaging, ISurroundings
+from mta.interfaces import IAssociations, IContent, IRoom, ISpool, IStaging, ISurroundings
 from mta.model import (
     Claim,
     Doubt,
@@ -35,8 +35,10 @@ from mta.model import (
     queue_id,
 )
 from mta.spool.content import ResidentContent
+from mta.spool.doubts import DoubtList
 from mta.spool.envelopes import first_pending_domain
 from mta.spool.index import HELD, NOWHERE, TAKEN, Index
+from mta.spool.ledger import OpenAssociation
 from mta.spool.scan import candidates, matches
 from mta.spool.settings import MemorySpoolSettings
 
@@ -66,14 +68,14 @@ class MemoryStore:
     epochs: dict[int, _Epoch] = field(default_factory=dict)
     messages: dict[str, _Message] = field(default_factory=dict)
     intents: dict[str, Intent] = field(default_factory=dict)
-    doubts: dict[tuple[str, str, str], Doubt] = field(default_factory=dict)
-    associations: dict[str, tuple[FourTuple, bool, str]] = field(default_factory=dict)
+    doubts: DoubtList = field(default_factory=DoubtList)
+    associations: dict[str, OpenAssociation] = field(default_factory=dict)
     transactions: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     sealed: int = 0
     octets: int = 0
 
 
-@implementer(ISpool, IRoom)
+@implementer(ISpool, IAssociations, IRoom)
 class MemorySpool:
     """One node's view of a store."""
 
@@ -127,25 +129,31 @@ class MemorySpool:
             return fail(Fenced("nothing is published", "recover comes after publish"))
         store = self.store
         predecessor = store.sealed
-        store.doubts = {k: d for k, d in store.doubts.items() if d.side == "outbound"}
         for slot, intent in store.intents.items():
             if intent.queue_id in store.messages:
-                self._doubt("outbound", intent.queue_id, slot, intent.peer, intent.recipients)
-        for slot, (ends, inbound, last) in store.associations.items():
-            if inbound and last:
-                self._doubt("inbound", last, slot, f"{ends.peer_host}:{ends.peer_port}", ())
+                store.doubts.unanswered(intent.queue_id, slot, intent, predecessor)
+        left_open = tuple(opened.ends for opened in store.associations.values())
+        for slot in store.associations:
+            self._unread(slot, predecessor)
+        store.doubts.trim(predecessor)
         store.intents, store.associations = {}, {}
         self._index = Index()
         for name, message in store.messages.items():
             self._enter(name, message, taken=False)
         self._recovered = True
-        return succeed(Recovery(predecessor, len(store.messages), len(store.doubts)))
+        return succeed(
+            Recovery(
+                predecessor,
+                len(store.messages),
+                len(store.doubts),
+                open_associations=left_open,
+            )
+        )
 
-    def _doubt(
-        self, side: str, name: str, slot: str, peer: str, recipients: tuple[int, ...]
-    ) -> None:
-        doubt = Doubt(side, name, slot, peer, recipients, self.store.sealed)
-        self.store.doubts[side, name, slot] = doubt
+    def _unread(self, slot: str, epoch: int) -> None:
+        opened = self.store.associations[slot]
+        if opened.inbound and opened.last:
+            self.store.doubts.unread(opened.last, slot, opened.ends, epoch, opened.ordinal)
 
     def seal(self) -> Deferred[None]:
         if not self._recovered:
@@ -217,7 +225,9 @@ class MemorySpool:
         self._enter(name, message, taken=True)
         opened = self.store.associations.get(association)
         if opened is not None:
-            self.store.associations[association] = (*opened[:2], name)
+            opened.last, opened.ordinal = name, message.envelope.ordinal
+            if opened.left_in:
+                self._unread(association, opened.left_in)
         if intent is not None:
             self.store.intents[intent.slot] = intent
 
@@ -238,11 +248,17 @@ class MemorySpool:
 
     def open_association(self, slot: str, ends: FourTuple, inbound: bool) -> None:
         if self._is_sealed:
-            self.store.associations[slot] = (ends, inbound, "")
+            self.store.associations[slot] = OpenAssociation(ends, inbound)
 
     def close_association(self, slot: str) -> None:
         if self._is_sealed:
             self.store.associations.pop(slot, None)
+
+    def leave_association(self, slot: str) -> None:
+        opened = self.store.associations.get(slot)
+        if self._is_sealed and opened is not None:
+            opened.left_in = self.epoch
+            self._unread(slot, self.epoch)
 
     # send
 
@@ -266,13 +282,7 @@ class MemorySpool:
             for report in result.reports:
                 self._report(report)
         if result.unknown and known:
-            peer = intent.peer if intent is not None else ""
-            recipients = intent.recipients if intent is not None else ()
-            self._doubt("outbound", name, result.slot, peer, recipients)
-            key = ("outbound", name, result.slot)
-            store.doubts[key] = replace(store.doubts[key], epoch=self.epoch)
-        elif result.slot and not result.not_sent:
-            self._settle_doubts(name)
+            store.doubts.unanswered(name, result.slot, intent, self.epoch)
         if result.state is not None:
             if known:
                 self._change(name, result.state, bool(result.slot))
@@ -284,6 +294,8 @@ class MemorySpool:
         slot = self._index.find(name)
         held = state.held or (by_transfer and bool(self._index.flags[slot] & HELD))
         message.state = replace(state, held=held)
+        if name in self.store.doubts:
+            self.store.doubts.pending(name, state.pending)
         domain = first_pending_domain(message.envelope, state)
         self._index.schedule(slot, state.due, held=held, domain=domain)
 
@@ -301,15 +313,10 @@ class MemorySpool:
         if message is not None:
             self.store.octets -= message.octets
             self._index.remove(self._index.find(name))
-            self._settle_doubts(name)
-
-    def _settle_doubts(self, name: str) -> None:
-        doubts = self.store.doubts
-        for key in [k for k in doubts if k[0] == "outbound" and k[1] == name]:
-            del doubts[key]
+            self.store.doubts.gone(name)
 
     def in_doubt(self) -> tuple[Doubt, ...]:
-        return tuple(self.store.doubts.values())
+        return tuple(self.store.doubts)
 
     def load(
         self, queue_id: str

@@ -228,7 +228,7 @@ def _describe(found: Recovered, say: Say, *, doubts: bool = True) -> None:
             f"seg/{segment.name}: {segment.size} octets, {segment.live_records} live records "
             f"of {segment.live_octets} octets"
         )
-    for doubt in ledger.doubts.values() if doubts else ():
+    for doubt in ledger.doubts if doubts else ():
         say(
             f"in doubt: {doubt.side} {_harmless(doubt.queue_id)} at {_harmless(doubt.peer)} "
             f"since epoch {doubt.epoch}"

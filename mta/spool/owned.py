@@ -273,6 +273,10 @@ class OwnedLog:
         self.ledger.associated(slot, None, False)
         self.committer.ride(Unit([record], None, None))
 
+    def leave_association(self, slot: str) -> None:
+        """IAssociations. No record: for who replays, it is open still, which says the same."""
+        self.ledger.left(slot, self.own.epoch)
+
     def remember(self, client: str, transaction: str, name: str, expires: float) -> Deferred[None]:
         entry = self.entry()
         payload = encode_transaction(client, transaction, expires)
@@ -293,7 +297,7 @@ class OwnedLog:
         return found[0]
 
     def in_doubt(self) -> tuple[Doubt, ...]:
-        return tuple(self.ledger.doubts.values())
+        return tuple(self.ledger.doubts)
 
     # load
 

@@ -12,6 +12,7 @@ Long because one contract is one mixin, and ISpool is the widest.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -21,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from mta.errors import Fenced
-from mta.interfaces import IContent, ISpool, IStaging
+from mta.interfaces import IAssociations, IContent, ISpool, IStaging
 from mta.model import (
     Address,
     Claim,
@@ -590,6 +591,83 @@ class ISpoolTests:
         assert [(d.side, d.queue_id) for d in self.spool.in_doubt()] == [("inbound", last)]
         assert "192.0.2.99" in self.spool.in_doubt()[0].peer
 
+    def test_inbound_doubt_is_named(self) -> None:
+        """An inbound entry says which message of its association it was, from whom, under which
+        epoch.
+        """
+        self.spool.open_association("smtp/in/1", ENDS, True)
+        epoch = self.spool.epoch
+        self.accept(envelope(ordinal=1), association="smtp/in/1")
+        self.accept(envelope(ordinal=2), association="smtp/in/1")
+        self.spool = self.own("b")
+        (doubt,) = self.spool.in_doubt()
+        assert (doubt.slot, doubt.ordinal, doubt.epoch) == ("smtp/in/1", 2, epoch)
+        assert doubt.peer == "192.0.2.99:40000"
+
+    def test_client_has_gone_on(self) -> None:
+        """An association that is journalled anew has read what was accepted on it before."""
+        self.spool.open_association("smtp/in/1", ENDS, True)
+        self.accept(association="smtp/in/1")
+        self.spool.open_association("smtp/in/1", ENDS, True)
+        self.accept(association="smtp/in/7")  # the journal of an association waits for company
+        self.spool = self.own("b")
+        assert self.spool.in_doubt() == ()
+
+    def test_doubts_outlive_takeovers(self) -> None:
+        """Two takeovers in a row: what was in doubt under the first epoch still is under the third,
+        both sides; settled, the outbound one is gone.
+        """
+        self.spool.open_association("smtp/in/1", ENDS, True)
+        name = self.accept(association="smtp/in/1")
+        self.result(
+            self.spool.journal([], [Intent(name, "out/1", (0,), "hub:25", transaction="<t@x>")])
+        )
+        first = self.spool.epoch
+        self.own("b")
+        self.spool = self.own("c")
+        doubts = {d.side: d for d in self.spool.in_doubt()}
+        assert doubts["outbound"].epoch == doubts["inbound"].epoch == first
+        assert doubts["outbound"].transaction == "<t@x>"
+        self.due(NOW)
+        self.result(self.spool.journal([Result(name, "out/7", None)], []))
+        assert [d.side for d in self.spool.in_doubt()] == ["inbound"]
+
+    def test_partial_reply_set(self) -> None:
+        """Of several recipients those that were answered are settled, the rest is in doubt."""
+        message = envelope("a@example.com", "b@example.com", "c@example.com")
+        name = self.accept(message)
+        self.result(self.spool.journal([], [Intent(name, "out/1", (0, 1, 2), "store:24")]))
+        given = (
+            RecipientState(RecipientStatus.DELIVERED),
+            RecipientState(),
+            RecipientState(RecipientStatus.FAILED),
+        )
+        state = replace(fresh_state(message), recipients=given, due=NOW + 60)
+        self.result(self.spool.journal([Result(name, "out/1", state, unknown=True)], []))
+        assert [d.recipients for d in self.spool.in_doubt()] == [(1,)]
+        self.spool = self.own("b")
+        assert [d.recipients for d in self.spool.in_doubt()] == [(1,)]
+
+    def test_another_destination_settles_nothing(self) -> None:
+        """The result of other recipients of the same message leaves a doubt as it is; so does a
+        deferral of the resend: the first copy may be there.
+        """
+        message = envelope("a@example.com", "b@example.net")
+        name = self.accept(message)
+        waiting = replace(fresh_state(message), due=NOW + 60)
+        self.result(self.spool.journal([], [Intent(name, "out/1", (0,), "one:25")]))
+        self.result(self.spool.journal([Result(name, "out/1", waiting, unknown=True)], []))
+        other = (RecipientState(), RecipientState(RecipientStatus.DELIVERED))
+        given = replace(waiting, recipients=other)
+        self.result(self.spool.journal([], [Intent(name, "out/2", (1,), "two:25")]))
+        self.result(self.spool.journal([Result(name, "out/2", given)], []))
+        assert [d.recipients for d in self.spool.in_doubt()] == [(0,)]
+        self.result(self.spool.journal([], [Intent(name, "out/3", (0,), "one:25")]))
+        self.result(self.spool.journal([Result(name, "out/3", given)], []))
+        assert [d.recipients for d in self.spool.in_doubt()] == [(0,)]
+        self.spool = self.own("b")
+        assert [d.recipients for d in self.spool.in_doubt()] == [(0,)]
+
     # remember
 
     def test_remembered_transaction(self) -> None:
@@ -702,3 +780,28 @@ class ISpoolTests:
         """Asking for what is not queued is a KeyError."""
         self.refused(KeyError, self.spool.load, "0000FFFFFFFFFF")
         self.refused(KeyError, self.spool.content, "nonsense")
+
+
+class IAssociationsTests:
+    """For stores that have this add-on: mix in beside ISpoolTests."""
+
+    spool: Any
+    accept: Callable[..., str]
+    own: Callable[[str], Any]
+
+    def test_cut_off_by_us(self) -> None:
+        """What was last accepted on an association that we reset is in doubt at once; so is what
+        was being committed then; and so they are for the next owner.
+        """
+        spool = IAssociations(self.spool)
+        self.spool.open_association("smtp/in/1", ENDS, True)
+        self.spool.open_association("smtp/in/2", ENDS, True)
+        first = self.accept(association="smtp/in/1")
+        spool.leave_association("smtp/in/1")
+        spool.leave_association("smtp/in/2")
+        spool.leave_association("smtp/in/3")
+        assert [d.queue_id for d in self.spool.in_doubt()] == [first]
+        late = self.accept(association="smtp/in/2")
+        assert {d.queue_id for d in self.spool.in_doubt()} == {first, late}
+        self.spool = self.own("b")
+        assert {d.queue_id for d in self.spool.in_doubt()} == {first, late}

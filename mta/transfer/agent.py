@@ -490,7 +490,7 @@ class Agent:
         if not now:
             return job, outcomes
         later = tuple(outcome.recipient for outcome in outcomes if outcome.next_transfer)
-        rest = Job(job.message, later, job.route, job.lane, grade=job.grade, prefer=job.prefer)
+        rest = Job(job.message, later, job.route, job.lane, grade=job.grade, doubt=job.doubt)
         job.message.jobs += 1
         job.message.is_divided = True
         self._floor.requeue(rest)

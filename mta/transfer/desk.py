@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mta.errors import Full, Unavailable
-from mta.interfaces import IClock, IPolicy, IRoom, IRouting, ISpool
+from mta.interfaces import IAssociations, IClock, IPolicy, IRoom, IRouting, ISpool
 from mta.model import Address, Envelope, MessageState, Reply, VirtualServer
 from mta.policy.chain import Chain
 from mta.policy.relay import RelayRule
@@ -41,6 +41,7 @@ class Desk:
     ) -> None:
         self.spool: ISpool = ISpool(spool)
         self.room: IRoom | None = IRoom(spool, None)
+        self.associations: IAssociations | None = IAssociations(spool, None)
         self.offer = offer
         self.clock: IClock = IClock(clock)
         self.telemetry = telemetry

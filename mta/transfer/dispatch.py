@@ -35,15 +35,13 @@ from mta.model import (
     IPAddress,
     MessageState,
     OutcomeKind,
-    RecipientStatus,
     Reply,
     Result,
-    Route,
-    Unroutable,
 )
 from mta.telemetry import Telemetry
 from mta.transfer.agent import Agent
-from mta.transfer.doubts import Doubts
+from mta.transfer.division import Division, Part
+from mta.transfer.doubts import DoubtLog, Doubts
 from mta.transfer.endings import Endings, plain
 from mta.transfer.finishing import Finishing
 from mta.transfer.hops import Hop, HopFinder, HopHealth
@@ -62,6 +60,8 @@ _BATCH = 200
 _LONGEST_WAIT = 60.0
 """Seconds after which the spool is asked again whatever it said: the wall clock may jump."""
 _DOUBT_GRADE = GRADES - 1
+_DOUBT_PAUSE = 1.0
+"""Seconds until a resend looks again whether new mail waits."""
 
 
 class Dispatch:
@@ -81,6 +81,7 @@ class Dispatch:
         is_ourselves: Callable[[IPAddress, int], bool],
         *,
         chance: Callable[[], float] = random.random,
+        doubt_log: DoubtLog | None = None,
     ) -> None:
         self.tenure = ITenure(tenure)
         self.spool = ISpool(spool)
@@ -104,7 +105,9 @@ class Dispatch:
         )
         self._endings = Endings(self)
         may_hold = any(c.in_doubt is InDoubt.HOLD for c, _ in self._connectors.values())
-        self._doubts = Doubts(self.spool, self.ledger, telemetry, may_hold=may_hold)
+        log = doubt_log or DoubtLog(telemetry)
+        self._doubts = Doubts(self.spool, self.ledger, telemetry, log, may_hold=may_hold)
+        self._division = Division(self._routing, self.ledger, self._doubts, telemetry)
         self._lane_limit = max(100, settings.active_limit // 4)
         self._standing = Standing(
             self._routing, telemetry, [c.name for c, _ in self._connectors.values() if c.by_mx]
@@ -215,7 +218,14 @@ class Dispatch:
                 taken = self.spool.due(wall, min(room, _BATCH), avoid)
             except SpoolError:
                 return  # the epoch is lost: the tenure's end is on its way
+            doubts, is_busy = self.ledger.doubts, bool(self._loading or self._schedule.queued)
+            if doubts:
+                is_busy = is_busy or any(work.queue_id not in doubts for work in taken)
             for work in taken:
+                if doubts and self._doubts.must_wait(work.queue_id, now, is_busy):
+                    # Resends go last: what is certain to be new passes before (spool.md section 6).
+                    self._give_back(work.queue_id, wall + _DOUBT_PAUSE)
+                    continue
                 self._load(work.queue_id, wall)
         self._has_more = room <= 0 or len(taken) >= min(room, _BATCH)
         self._fill()
@@ -290,28 +300,9 @@ class Dispatch:
             self._give_back(queue_id, None)
             return
         message = Message(queue_id, envelope, state, self.clock.monotonic(), wall)
-        recipients = envelope.recipients
-        prefer = ""
-        if self.ledger.doubts:
-            prefer = self._doubts.peer_of(queue_id)
         self.ledger.active[queue_id] = message
-        if len(recipients) == 1 and state.recipients[0].status is RecipientStatus.PENDING:
-            route = self._route(recipients[0].address, envelope, queue_id)
-            message.jobs = 1
-            if isinstance(route, Route):
-                self._enqueue(message, (0,), route, prefer)
-            else:
-                self._tasks.start(self._endings.unroutable(message, (0,), route))
-            return
-        groups: dict[str, tuple[Route, list[int]]] = {}
-        lost: dict[Unroutable, list[int]] = {}
-        for index in state.pending:
-            found = self._route(recipients[index].address, envelope, queue_id)
-            if isinstance(found, Unroutable):
-                lost.setdefault(found, []).append(index)
-            else:
-                groups.setdefault(found.destination, (found, []))[1].append(index)
-        message.jobs = len(groups) + len(lost)
+        parts, lost = self._division.divide(message)
+        message.jobs = len(parts) + len(lost)
         message.is_divided = message.jobs > 1
         if not message.jobs:  # nobody is pending: the record of its end was lost with a crash
             message.jobs = 1
@@ -319,36 +310,29 @@ class Dispatch:
             return
         for unroutable, indexes in lost.items():
             self._tasks.start(self._endings.unroutable(message, tuple(indexes), unroutable))
-        for route, indexes in groups.values():
-            self._enqueue(message, tuple(indexes), route, prefer)
+        for part in parts:
+            self._enqueue(message, part)
 
-    def _route(self, recipient: Address, envelope: Envelope, queue_id: str) -> Route | Unroutable:
-        """A routing plugin that breaks keeps mail waiting; it neither loses nor returns any."""
-        try:
-            return self._routing.route(recipient, envelope)
-        except Exception as problem:
-            self.telemetry.notice("critical", "transfer", f"routing failed: {problem!r}", queue_id)
-            return Unroutable("the routing of this address failed here", 451, "4.3.5")
-
-    def _enqueue(
-        self, message: Message, indexes: tuple[int, ...], route: Route, prefer: str
-    ) -> None:
+    def _enqueue(self, message: Message, part: Part) -> None:
+        route, indexes, doubt = part
         key = route.destination
         connector = self._connectors[route.connector][0]
         grade = int(message.envelope.priority)
-        if prefer:
+        if doubt is not None:
             if connector.in_doubt is InDoubt.HOLD and message.queue_id not in self.ledger.held:
                 message.is_gone = True
                 self.ledger.held.add(message.queue_id)
                 self._tasks.start(self._endings.hold(message))
                 return
-            key, grade = f"{key} (in doubt at {prefer})", _DOUBT_GRADE
+            key, grade = f"{key} (in doubt at {doubt.peer or 'some server'})", _DOUBT_GRADE
         schedule = self._schedule
         lane = schedule.lanes.get(key)
         if lane is None:
-            lane = schedule.lane(key, connector.name, 1 if prefer else connector.concurrency)
+            lane = schedule.lane(
+                key, connector.name, 1 if doubt is not None else connector.concurrency
+            )
         self._standing.saw(lane, message.envelope.recipients[indexes[0]].address.domain)
-        job = Job(message, indexes, route, lane, grade=grade, prefer=prefer)
+        job = Job(message, indexes, route, lane, grade=grade, doubt=doubt)
         if lane.reach is not Reach.OPEN and schedule.is_resting(lane, self.clock.monotonic()):
             self._not_now(job)
             return
@@ -356,10 +340,11 @@ class Dispatch:
             self._has_more = True
             self.postpone(job, 0.0)
             return
-        if prefer and not lane.associations and schedule.has_work(route.destination):
-            # Resends go last: what is certain to be new passes before (spool.md section 6).
-            self.postpone(job, self._settings.destination_retry)
-            return
+        if doubt is not None and not lane.associations:
+            is_busy = schedule.has_work(route.destination)
+            if self._doubts.must_wait(message.queue_id, self.clock.monotonic(), is_busy):
+                self.postpone(job, _DOUBT_PAUSE)
+                return
         idle = lane.idle
         while idle:
             agent = idle.pop()
@@ -453,6 +438,8 @@ class Dispatch:
                 self._give_back(queue_id, due)
             self._wake_at(due)
         for result in results:
+            if result.unknown or self.ledger.doubts:
+                self._doubts.recorded(result.queue_id, unknown=result.unknown)
             if result.reports:
                 self._has_more = True
         if self._has_more and len(self.ledger.active) < self._settings.active_limit * 0.9:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mta.interfaces import IClock
-from mta.model import Outcome, OutcomeKind, Recipient, Report, Result
+from mta.model import Doubt, Outcome, OutcomeKind, Recipient, Report, Result
 from mta.telemetry import Counter, Removed, Reported, Telemetry, Transferred
 from mta.transfer.settle import Rules, Settlement
 from mta.transfer.work import Job, Message
@@ -61,7 +61,7 @@ class Via:
 
 
 class Ledger:
-    """Concludes jobs. Keeps the messages in work by queue id, and the in-doubt peers."""
+    """Concludes jobs. Keeps the messages in work by queue id, and what is in doubt."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class Ledger:
     ) -> None:
         self.rules = rules
         self.active: dict[str, Message] = {}
-        self.doubts: dict[str, str] = {}
-        """Queue id -> peer that may have it already."""
+        self.doubts: dict[str, list[Doubt]] = {}
+        """Queue id -> its doubts, as the spool's list has them."""
         self.held: set[str] = set()
         """Of these, the ones that were held once: an operator who releases one wants it sent."""
         self._clock = clock
@@ -130,13 +130,8 @@ class Ledger:
             for outcome in outcomes:
                 if outcome.kind is OutcomeKind.UNKNOWN:
                     unknown = True
-        if unknown:
-            self.doubts[message.queue_id] = via.peer
-            if via.hold_unknown:
-                self.held.add(message.queue_id)
-        elif self.doubts and via.slot:
-            self.doubts.pop(message.queue_id, None)
-            self.held.discard(message.queue_id)
+        if unknown and via.hold_unknown:
+            self.held.add(message.queue_id)
         self._tell(job, outcomes, settled.statuses, via=via, began_at=began_at, retry_in=retry_in)
         if settled.dropped:
             self._telemetry.notice(

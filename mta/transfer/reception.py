@@ -63,6 +63,7 @@ class Reception:
         "_is_closed",
         "_is_journalled",
         "_is_unacknowledged",
+        "_is_unread",
         "_ordinal",
         "_received_from",
         "_scan",
@@ -87,6 +88,8 @@ class Reception:
         self._waiting: Deferred[Any] | None = None
         self._is_journalled = False
         self._is_unacknowledged = False
+        self._is_unread = False
+        """Nothing has shown yet that the client read the reply to its last message."""
         self._has_eight_bits = False
         self._is_closed = False
 
@@ -100,15 +103,20 @@ class Reception:
         if peer.uid is None:
             # So that a new owner can reset it, and that the in-doubt list knows whom a message
             # came from. Not synced: it rides on whatever is written next.
-            ends = FourTuple(peer.local_host, peer.local_port, peer.host, peer.port)
-            self._desk.spool.open_association(peer.association, ends, True)
             self._is_journalled = True
+            self._journal()
         self._desk.telemetry.event(
             Connected(peer.association, association.client, peer.port, association.vip)
         )
         if self._introduction is None:
             return None
         return self._answer(self._desk.chain.ask("connect", self._introduction), "CONNECT")
+
+    def _journal(self) -> None:
+        """It is open, and nothing that was accepted on it so far waits for its client to read."""
+        peer = self._association.peer
+        ends = FourTuple(peer.local_host, peer.local_port, peer.host, peer.port)
+        self._desk.spool.open_association(peer.association, ends, True)
 
     def helo(self, name: bytes, protocol: str) -> Answer:
         association = self._association
@@ -133,7 +141,11 @@ class Reception:
         # the peer (the address or the link was gone), and its last reply neither.
         if self._is_journalled and self._tenure.is_live:
             try:
-                desk.spool.close_association(name)
+                if self._tenure.is_live or desk.associations is None:
+                    desk.spool.close_association(name)
+                else:
+                    # We cut it off, and with it perhaps a reply that its client never reads.
+                    desk.associations.leave_association(name)
             except SpoolError:
                 pass  # lost with the epoch: its successor takes it for open, which is the truth
         desk.telemetry.event(Disconnected(name, association.client, commands, stage))
@@ -233,6 +245,12 @@ class Reception:
         staging, scan, stream, transaction = self._content()
         if stream is not None and stream.refusal is not None:
             return None  # refused already; the peer is heard to the end all the same
+        if self._is_unread and transaction.size_octets:
+            # A later piece of content: its client has read the 354 before it, and so the reply to
+            # the last message. A command would prove nothing: MAIL, RSET and QUIT may follow a
+            # final dot in one group (RFC 2920 3.1). A message in one piece says it by itself.
+            self._is_unread = False
+            self._journal()
         pause = staging.write(chunk)
         transaction.size_octets += len(chunk)
         if not self._has_eight_bits and not chunk.isascii():
@@ -337,6 +355,7 @@ class Reception:
         # From here on the message is out of reach of reset() and closed().
         self._transaction = self._staging = self._scan = self._stream = None
         self._is_unacknowledged = True
+        self._is_unread = self._is_journalled
         acceptance = Acceptance(self._desk, self._tenure, transaction, envelope, state)
         return acceptance.commit(staging, prepend)
 

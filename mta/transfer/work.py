@@ -5,7 +5,7 @@ Law: plain records of this process, never on disk; dispatch makes them, the ledg
 
 from __future__ import annotations
 
-from mta.model import Envelope, MessageState, Route
+from mta.model import Doubt, Envelope, MessageState, Route
 from mta.transfer.schedule import Lane
 
 
@@ -55,7 +55,7 @@ class Message:
 class Job:
     """One message's recipients for one destination: what one transfer carries."""
 
-    __slots__ = ("grade", "lane", "message", "prefer", "recipients", "route")
+    __slots__ = ("doubt", "grade", "lane", "message", "recipients", "route")
 
     def __init__(
         self,
@@ -65,12 +65,17 @@ class Job:
         lane: Lane[Job],
         *,
         grade: int,
-        prefer: str = "",
+        doubt: Doubt | None = None,
     ) -> None:
         self.message = message
         self.recipients = recipients
         self.route = route
         self.lane = lane
         self.grade = grade
-        self.prefer = prefer
-        """The peer (`host:port`) that may have it already: it is asked first."""
+        self.doubt = doubt
+        """They may have it already: the peer that it was let go to is asked first."""
+
+    @property
+    def prefer(self) -> str:
+        """The peer (`host:port`) to ask first; "" for none."""
+        return self.doubt.peer if self.doubt is not None else ""
