@@ -604,6 +604,13 @@ class IAssociations(Interface):
         """
 
 
+class IDoubts(Interface):
+    """Add-on of ISpool: finds one message's doubts without looking through the list."""
+
+    def doubts_of(queue_id: str) -> tuple[Doubt, ...]:
+        """The outbound ones, the newest last. Under 1 us."""
+
+
 class IRoom(Interface):
     """Add-on of ISpool: says before a message is received whether there is room for it."""
 

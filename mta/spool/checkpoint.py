@@ -48,7 +48,6 @@ def encode(ledger: Ledger, epoch: int, number: int, wall: float, sweep: list[str
     rarities (big files, derived ids). The pieces are to be written behind one another.
     """
     index = ledger.index
-    doubts = list(ledger.doubts)
     facts: dict[str, Any] = {
         "epoch": epoch,
         "number": number,
@@ -73,9 +72,9 @@ def encode(ledger: Ledger, epoch: int, number: int, wall: float, sweep: list[str
             for i in ledger.intents.values()
         ],
         "doubts": [
-            [d.side, d.queue_id, d.slot, d.peer, list(d.recipients), d.epoch] for d in doubts
+            [d.side, d.queue_id, d.slot, d.peer, d.recipients, d.epoch, d.transaction, d.ordinal]
+            for d in ledger.doubts
         ],
-        "doubt_details": [[d.transaction, d.ordinal] for d in doubts],
         "associations": [
             [
                 slot,
@@ -85,10 +84,10 @@ def encode(ledger: Ledger, epoch: int, number: int, wall: float, sweep: list[str
                 a.ends.peer_port,
                 a.inbound,
                 a.last,
+                a.ordinal,
             ]
             for slot, a in ledger.associations.items()
         ],
-        "ordinals": {slot: a.ordinal for slot, a in ledger.associations.items() if a.last},
         "transactions": [
             [client, transaction, queue_id, expires]
             for (client, transaction), (queue_id, expires) in ledger.transactions.items()
@@ -151,27 +150,10 @@ def decode(octets: bytes | bytearray) -> Checkpoint:
         ledger.bigs[slot] = Big(epoch, number, size, crc)
     for queue_id, slot_name, recipients, peer, transaction in facts["intents"]:
         ledger.intended(Intent(queue_id, slot_name, tuple(recipients), peer, transaction))
-    # What came later than format 1's first checkpoints has keys of its own, which may be missing.
-    details = facts.get("doubt_details") or [["", 0]] * len(facts["doubts"])
-    for one, (transaction, ordinal) in zip(facts["doubts"], details, strict=True):
-        side, queue_id, slot_name, peer, recipients, epoch = one
-        ledger.doubts.add(
-            Doubt(
-                side,
-                queue_id,
-                slot_name,
-                peer,
-                tuple(recipients),
-                epoch,
-                transaction=transaction,
-                ordinal=ordinal,
-            )
-        )
-    ordinals = facts.get("ordinals", {})
-    for slot_name, local, local_port, peer, peer_port, inbound, last in facts["associations"]:
-        ends = FourTuple(local, local_port, peer, peer_port)
-        opened = OpenAssociation(ends, inbound, last, ordinals.get(slot_name, 0))
-        ledger.associations[slot_name] = opened
+    for side, queue_id, name, peer, recipients, *rest in facts["doubts"]:
+        ledger.doubts.add(Doubt(side, queue_id, name, peer, tuple(recipients), *rest))
+    for name, *ends, inbound, last, ordinal in facts["associations"]:
+        ledger.associations[name] = OpenAssociation(FourTuple(*ends), inbound, last, ordinal)
     for client, transaction, queue_id, expires in facts["transactions"]:
         ledger.remembered(client, transaction, queue_id, expires)
     return Checkpoint(facts["epoch"], facts["number"], ledger, list(facts["sweep"]))

@@ -40,6 +40,11 @@ class DoubtList:
         """Whether that message may have been sent."""
         return queue_id in self._outbound
 
+    def of(self, queue_id: str) -> tuple[Doubt, ...]:
+        """Where that message may have been sent, the newest last."""
+        found = self._outbound.get(queue_id)
+        return tuple(found.values()) if found is not None else ()
+
     def add(self, doubt: Doubt) -> None:
         if doubt.side == "inbound":
             self._inbound[doubt.queue_id, doubt.slot] = doubt

@@ -19,6 +19,7 @@ from mta.errors import Corrupt, Fenced, Full, MTAError, SpoolError, StartRefused
 from mta.interfaces import (
     IAssociations,
     IContent,
+    IDoubts,
     IEpochFile,
     IRoom,
     ISpool,
@@ -60,7 +61,7 @@ __all__ = ["LogSpool", "LogSpoolSettings"]
 T = TypeVar("T")
 
 
-@implementer(ISpool, IAssociations, IRoom, IEpochFile, ISuspension)
+@implementer(ISpool, IAssociations, IDoubts, IRoom, IEpochFile, ISuspension)
 class LogSpool:
     """One virtual server's spool, as one node sees it. Usable for one tenure after another.
 
@@ -378,6 +379,9 @@ class LogSpool:
             ledger = self._recovered.ledger if self._recovered is not None else Ledger()
             return tuple(ledger.doubts)
         return self._log.in_doubt()
+
+    def doubts_of(self, queue_id: str) -> tuple[Doubt, ...]:
+        return () if self._log is None else self._log.ledger.doubts.of(queue_id)
 
     def load(
         self, queue_id: str

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from mta.errors import Fenced, Full, SpoolError
-from mta.interfaces import IAssociations, IContent, IRoom, ISpool, IStaging, ISurroundings
+from mta.interfaces import IAssociations, IContent, IDoubts, IRoom, ISpool, IStaging, ISurroundings
 from mta.model import (
     Claim,
     Doubt,
@@ -75,7 +75,7 @@ class MemoryStore:
     octets: int = 0
 
 
-@implementer(ISpool, IAssociations, IRoom)
+@implementer(ISpool, IAssociations, IDoubts, IRoom)
 class MemorySpool:
     """One node's view of a store."""
 
@@ -317,6 +317,9 @@ class MemorySpool:
 
     def in_doubt(self) -> tuple[Doubt, ...]:
         return tuple(self.store.doubts)
+
+    def doubts_of(self, queue_id: str) -> tuple[Doubt, ...]:
+        return self.store.doubts.of(queue_id)
 
     def load(
         self, queue_id: str

@@ -105,8 +105,7 @@ def salvage(directory: Directory) -> Recovered:
     ledger.conclude(made.predecessor)
     for slot in ledger.index.live_slots():
         name = ledger.index.queue_id(slot)
-        doubt = Doubt("outbound", name, "salvage", "unknown", (), made.predecessor)
-        ledger.doubts.setdefault(("outbound", name, "salvage"), doubt)
+        ledger.doubts.add(Doubt("outbound", name, "salvage", "", (), made.predecessor))
     _sync_relied_upon(directory, made)
     unused = [ref for ref, segment in ledger.segments.items() if not segment.live_records]
     for ref in unused:

@@ -438,8 +438,8 @@ class Dispatch:
                 self._give_back(queue_id, due)
             self._wake_at(due)
         for result in results:
-            if result.unknown or self.ledger.doubts:
-                self._doubts.recorded(result.queue_id, unknown=result.unknown)
+            if result.unknown or result.queue_id in self.ledger.doubts:
+                self._doubts.recorded(result.queue_id)
             if result.reports:
                 self._has_more = True
         if self._has_more and len(self.ledger.active) < self._settings.active_limit * 0.9:

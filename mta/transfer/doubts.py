@@ -7,12 +7,12 @@ resend waits while anything waits that is certain to be new, but not for ever.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from twisted.internet.defer import CancelledError
 
 from mta.errors import Fenced, SpoolError
-from mta.interfaces import ISpool
+from mta.interfaces import IDoubts, ISpool
 from mta.model import Doubt, QueueFilter
 from mta.telemetry import Doubted, Telemetry
 from mta.transfer.ledger import Ledger
@@ -30,36 +30,48 @@ class DoubtLog:
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self._told: set[tuple[str, str, str, int]] = set()
+        self._told: dict[tuple[str, str], set[tuple[str, int]]] = {}
+        """(side, queue id) -> (slot, epoch)."""
 
-    def tell(self, doubts: Sequence[Doubt]) -> None:
+    def tell(self, doubts: Iterable[Doubt]) -> None:
         """`doubts` is the whole list: what is not on it any more is forgotten here too."""
-        former = self._told
-        self._told = {(d.side, d.queue_id, d.slot, d.epoch) for d in doubts}
-        new = self._told - former
-        if not new:
-            return
-        for side in ("outbound", "inbound"):
-            mine = [
-                d for d in doubts if d.side == side and (side, d.queue_id, d.slot, d.epoch) in new
-            ]
+        former, self._told = self._told, {}
+        new: dict[str, list[Doubt]] = {}
+        for doubt in doubts:
+            key, place = (doubt.side, doubt.queue_id), (doubt.slot, doubt.epoch)
+            self._told.setdefault(key, set()).add(place)
+            if place not in former.get(key, ()):
+                new.setdefault(doubt.side, []).append(doubt)
+        for side, mine in new.items():
             for doubt in mine[:MOST_TOLD]:
-                self._telemetry.event(
-                    Doubted(
-                        doubt.queue_id,
-                        side,
-                        doubt.slot,
-                        doubt.peer,
-                        doubt.epoch,
-                        doubt.recipients,
-                    )
-                )
+                self._say(doubt)
             if len(mine) > MOST_TOLD:
                 self._telemetry.notice(
                     "warning",
                     "transfer",
                     f"in doubt: {len(mine) - MOST_TOLD} more {side}, see mta queue in-doubt",
                 )
+
+    def tell_of(self, queue_id: str, doubts: Iterable[Doubt]) -> None:
+        """`doubts` are all of this message's, outbound."""
+        former = self._told.pop(("outbound", queue_id), set())
+        for doubt in doubts:
+            place = (doubt.slot, doubt.epoch)
+            self._told.setdefault(("outbound", queue_id), set()).add(place)
+            if place not in former:
+                self._say(doubt)
+
+    def _say(self, doubt: Doubt) -> None:
+        self._telemetry.event(
+            Doubted(
+                doubt.queue_id,
+                doubt.side,
+                doubt.slot,
+                doubt.peer,
+                doubt.epoch,
+                doubt.recipients,
+            )
+        )
 
 
 class Doubts:
@@ -75,6 +87,7 @@ class Doubts:
         may_hold: bool,
     ) -> None:
         self._spool = spool
+        self._finder: IDoubts | None = IDoubts(spool, None)
         self._ledger = ledger
         self._telemetry = telemetry
         self._log = log
@@ -83,21 +96,16 @@ class Doubts:
 
     def learn(self) -> bool:
         """Read the list. Answers whether `learn_held` has something to find out."""
-        self._read()
-        return bool(self._ledger.doubts) and self._may_hold
-
-    def _read(self) -> None:
         found = self._spool.in_doubt()
         self._log.tell(found)
         by_message: dict[str, list[Doubt]] = {}
         for doubt in found:
             if doubt.side == "outbound":
                 by_message.setdefault(doubt.queue_id, []).append(doubt)
-        ledger = self._ledger
-        ledger.held -= ledger.doubts.keys() - by_message.keys()
-        ledger.doubts = by_message
-        for settled in self._waiting_since.keys() - by_message.keys():
-            del self._waiting_since[settled]
+        for settled in self._ledger.doubts.keys() - by_message.keys():
+            self._forget(settled)
+        self._ledger.doubts.update(by_message)
+        return bool(by_message) and self._may_hold
 
     async def learn_held(self) -> None:
         """Those that are held already: an operator who releases one of them wants it sent."""
@@ -111,10 +119,25 @@ class Doubts:
         else:
             self._ledger.held.update(entry.queue_id for entry in found)
 
-    def recorded(self, queue_id: str, *, unknown: bool) -> None:
-        """A result of that message is durable."""
-        if unknown or queue_id in self._ledger.doubts:
-            self._read()
+    def recorded(self, queue_id: str) -> None:
+        """A result is durable of a message that is in doubt, or is so by this result."""
+        found = self._find(queue_id)
+        self._log.tell_of(queue_id, found)
+        if found:
+            self._ledger.doubts[queue_id] = list(found)
+        else:
+            self._forget(queue_id)
+
+    def _find(self, queue_id: str) -> Sequence[Doubt]:
+        if self._finder is not None:
+            return self._finder.doubts_of(queue_id)
+        doubts = self._spool.in_doubt()
+        return [d for d in doubts if d.queue_id == queue_id and d.side == "outbound"]
+
+    def _forget(self, queue_id: str) -> None:
+        self._ledger.doubts.pop(queue_id, None)
+        self._ledger.held.discard(queue_id)
+        self._waiting_since.pop(queue_id, None)
 
     def must_wait(self, queue_id: str, now: float, is_busy: bool) -> bool:
         """Whether it is to be asked again a little later: what is new passes first."""
@@ -128,9 +151,11 @@ class Doubts:
         """Recipients for one destination as transfers: each that is in doubt as it was sent, then
         the others.
         """
-        doubts = self._ledger.doubts.get(queue_id)
-        if doubts and not self._still(queue_id):
-            doubts = None  # another dispatch, before a reload, learnt better
+        doubts: Sequence[Doubt] = ()
+        if queue_id in self._ledger.doubts:
+            doubts = self._find(queue_id)  # another dispatch, before a reload, may know better
+            if not doubts:
+                self._forget(queue_id)
         if not doubts:
             return [(tuple(indexes), None)]
         left = list(indexes)
@@ -143,9 +168,3 @@ class Doubts:
         if left:
             parts.append((tuple(left), None))
         return parts
-
-    def _still(self, queue_id: str) -> bool:
-        if any(d.queue_id == queue_id and d.side == "outbound" for d in self._spool.in_doubt()):
-            return True
-        del self._ledger.doubts[queue_id]
-        return False

@@ -137,14 +137,14 @@ class Reception:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel()
-        # What the tenure's end closed stays open in the journal: its reset may never have reached
-        # the peer (the address or the link was gone), and its last reply neither.
-        if self._is_journalled and self._tenure.is_live:
+        if self._is_journalled:
             try:
-                if self._tenure.is_live or desk.associations is None:
+                if self._tenure.is_live:
                     desk.spool.close_association(name)
-                else:
-                    # We cut it off, and with it perhaps a reply that its client never reads.
+                elif desk.associations is not None:
+                    # What the tenure's end closed stays open in the journal: its reset may never
+                    # have reached the peer (the address or the link was gone), and its last reply
+                    # neither.
                     desk.associations.leave_association(name)
             except SpoolError:
                 pass  # lost with the epoch: its successor takes it for open, which is the truth
