@@ -168,6 +168,13 @@ class IRevocable(Interface):
         """Close the descriptor now (abortively), before returning. Never raises."""
 
 
+class IAssociationEnds(Interface):
+    """Add-on of IRevocable: an association, whose peer may wait for ever once it was revoked."""
+
+    def ends() -> FourTuple | None:
+        """Its two ends while it is open; None while it is being opened, and when it has closed."""
+
+
 class ITenure(Interface):
     """The capability to act as the virtual server. Minted in mta.cluster.tenure only."""
 

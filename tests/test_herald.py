@@ -135,6 +135,20 @@ class WhenTheyGo(SynchronousTestCase):
         self.here.clock.advance(0.7)
         self.assertEqual(self.door.segments, [tickle(ours)] * 3)
 
+    def test_our_own_peers(self) -> None:
+        """After a flap the peers that our own tenure's end cut off are tickled, and only once."""
+        ours = FourTuple(str(V4), 25, "203.0.113.5", 4711)
+        self.online()
+        self.herald.offline()
+        self.herald.cut_off = (ours,)
+        self.online()
+        self.here.clock.advance(0.3)
+        self.here.clock.advance(0.7)
+        self.assertEqual(self.door.segments, [tickle(ours)] * 3)
+        self.online()
+        self.here.clock.advance(1.0)
+        self.assertEqual(len(self.door.segments), 3)
+
     def test_without_the_capability(self) -> None:
         """Without CAP_NET_RAW it is said once, not every 5 s, and nothing else suffers."""
         self.door.why = "CAP_NET_RAW is missing"

@@ -11,7 +11,8 @@ from zope.interface.verify import verifyObject
 from mta.cluster import tenure as module
 from mta.cluster.tenure import Tenure
 from mta.errors import Fenced, TenureRevoked, TransientFailure
-from mta.interfaces import IRevocable, ITenure
+from mta.interfaces import IAssociationEnds, IRevocable, ITenure
+from mta.model import FourTuple
 from mta.testing.surroundings import virtual_addresses
 
 
@@ -25,6 +26,18 @@ class Opened:
         self.closed += 1
         if self.on_revoke is not None:
             self.on_revoke()
+
+
+@implementer(IRevocable, IAssociationEnds)
+class Association(Opened):
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.port = port
+
+    def ends(self) -> FourTuple | None:
+        if not self.port or self.closed:
+            return None
+        return FourTuple("192.0.2.10", 25, "203.0.113.5", self.port)
 
 
 class TheCapability(SynchronousTestCase):
@@ -66,6 +79,14 @@ class TheCapability(SynchronousTestCase):
     def test_contract(self) -> None:
         """It is what the contract says."""
         verifyObject(ITenure, self.make("192.0.2.10"))
+
+    def test_whom_it_cut_off(self) -> None:
+        """Its end says whose associations it closed: they may never see the reset."""
+        tenure = self.make("192.0.2.10")
+        for opened in (Opened(), Association(4711), Association(0)):
+            tenure.adopt(opened)
+        self.assertEqual([ends.peer_port for ends in tenure.revoke()], [4711])
+        self.assertEqual(tenure.revoke(), ())
 
     def test_only_the_mint(self) -> None:
         """Nobody makes himself a tenure; none exists without an address, a name or an epoch."""

@@ -18,6 +18,7 @@ from mta.association.transport import (
     abort_now,
     send_now,
 )
+from mta.model import FourTuple
 from mta.testing.sockets import PaperKernel, PaperSocket
 
 
@@ -125,6 +126,7 @@ class DirectSendAndAbort(SynchronousTestCase):
         kernel = PaperKernel()
         self.socket: PaperSocket = kernel.make(socket.AF_INET, socket.SOCK_STREAM)
         self.socket.bound = ("192.0.2.10", 25)
+        self.socket.peer = ("198.51.100.7", 4321)
         SocketOptions().apply(self.socket, connecting=False)  # as inherited from the listener
         self.protocol = Quiet()
         self.transport = AssociationServer(
@@ -139,6 +141,12 @@ class DirectSendAndAbort(SynchronousTestCase):
         send_now(self.transport, b"250 ok\r\n")
         self.assertEqual(self.socket.sent, b"250 ok\r\n")
         self.assertEqual(self.reactor.writers, set())
+
+    def test_ends(self) -> None:
+        """It says between whom it is, until it is closed: a peer may have to be released."""
+        self.assertEqual(self.transport.ends(), FourTuple("192.0.2.10", 25, "198.51.100.7", 4321))
+        self.transport.revoke()
+        self.assertIsNone(self.transport.ends())
 
     def test_rest_in_order(self) -> None:
         """What the kernel does not take now follows in order, and so does what comes behind it."""

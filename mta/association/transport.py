@@ -22,7 +22,8 @@ from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mta.interfaces import IRevocable
+from mta.interfaces import IAssociationEnds, IRevocable
+from mta.model import FourTuple
 
 IP_BIND_ADDRESS_NO_PORT = 24
 """Not in the socket module. Lets the kernel choose the port at connect(), so that the ephemeral
@@ -150,6 +151,14 @@ class _AssociationTransport(tcp.Connection):
         """IRevocable."""
         self.close_now()
 
+    def ends(self) -> FourTuple | None:
+        """IAssociationEnds."""
+        try:
+            local, peer = self.socket.getsockname(), self.socket.getpeername()
+        except (AttributeError, OSError):  # closed, or not connected yet
+            return None
+        return FourTuple(local[0], local[1], peer[0], peer[1])
+
     def stopReading(self) -> None:
         # Once closed there is nothing left to remove; the epoll reactor would search all its
         # descriptors for one whose number is gone.
@@ -192,7 +201,7 @@ def _closed_fileno() -> int:
 # --- opening ----------------------------------------------------------------------------------
 
 
-@implementer(IRevocable)
+@implementer(IRevocable, IAssociationEnds)
 class AssociationClient(_AssociationTransport, tcp.Client):
     """The initiator's end: a tcp.Client whose socket is prepared before it is bound."""
 
@@ -283,7 +292,7 @@ class AssociationConnector(tcp.Connector):
 # --- accepting --------------------------------------------------------------------------------
 
 
-@implementer(IRevocable)
+@implementer(IRevocable, IAssociationEnds)
 class AssociationServer(_AssociationTransport, tcp.Server):
     """The responder's end. Its options came with the listening socket."""
 

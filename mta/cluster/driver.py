@@ -569,7 +569,7 @@ class Ownership:
         tenure, self._tenure = self._tenure, None
         self._herald.offline()
         if tenure is not None:
-            tenure.revoke()
+            self._herald.cut_off = tenure.revoke()
 
     def _stop_tenant(self, reason: str) -> None:
         if self._tenant_runs:

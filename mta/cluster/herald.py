@@ -39,6 +39,8 @@ class Herald:
         self._is_wanted = is_wanted
         self._timers: list[ITimer] = []
         self._why_not = ""
+        self.cut_off: tuple[FourTuple, ...] = ()
+        """What our last tenure's end closed; with the address away no reset got through."""
         self._announced = telemetry.counter(
             "mta_address_announcements_total", "Gratuitous ARP and unsolicited neighbour news sent."
         )
@@ -62,8 +64,11 @@ class Herald:
         instances: Iterable[AddressInstance],
         left_open: Iterable[FourTuple],
     ) -> None:
-        """`left_open`: what a former owner had open; none when a tenure is only resumed."""
+        """`left_open`: what a former owner had open; none when a tenure is only resumed, which
+        has what the last one closed instead.
+        """
         self.offline()
+        left_open, self.cut_off = (*left_open, *self.cut_off), ()
         if self._door is None or not self._is_wanted:
             return
         bound = {str(address.bind) for address in addresses}

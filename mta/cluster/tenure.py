@@ -13,8 +13,8 @@ from collections.abc import Callable
 from zope.interface import implementer
 
 from mta.errors import Fenced, TenureRevoked, TransientFailure
-from mta.interfaces import IRevocable, ITenure
-from mta.model import VirtualAddress
+from mta.interfaces import IAssociationEnds, IRevocable, ITenure
+from mta.model import FourTuple, VirtualAddress
 
 _MINT = object()
 """Held by this module; `mint` is called by mta.cluster.driver alone (a test reads the imports)."""
@@ -108,16 +108,23 @@ class Tenure:
         """How many listeners and associations are open under it."""
         return len(self._adopted)
 
-    def revoke(self) -> None:
-        """End it: close everything adopted, listeners first. Never raises; harmless when done."""
+    def revoke(self) -> tuple[FourTuple, ...]:
+        """End it: close everything adopted, listeners first. Never raises; harmless when done.
+        Answers the ends of the associations that it closed: their peers may not have heard of it.
+        """
         self.is_live = False
+        cut_off = []
         while self._adopted:
             adopted, self._adopted = self._adopted, {}
             for revocable in adopted:
+                ends = revocable.ends() if IAssociationEnds.providedBy(revocable) else None
+                if ends is not None:
+                    cut_off.append(ends)
                 try:
                     revocable.revoke()
                 except Exception as fault:
                     self._complain(f"{revocable!r} did not close when revoked: {fault!r}")
+        return tuple(cut_off)
 
     def _ended(self) -> TenureRevoked:
         return TenureRevoked(
