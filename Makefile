@@ -3,6 +3,7 @@
 # make test    the trial suite: no root, no network
 # make check   static checks: style, types, packaging, examples, documents
 # make rig     real processes and real peers in network namespaces (root; installs nothing)
+# make campaign  faults from a seed upon two nodes under load (FAULTS=500 SEED=1; root)
 # make fuzz    random dialogues against the machines of the wire (N=100000 SEED=1)
 # make bench   relay and queue benchmarks beside Postfix (root)
 
@@ -11,6 +12,10 @@ PORT      ?= 2525
 DIRECTORY ?= var
 SCENARIOS ?=
 BENCH     ?=
+FAULTS    ?= 500
+CLASSES   ?=
+ONLY      ?=
+MODE      ?=
 N         ?= 100000
 SEED      ?= 1
 
@@ -19,7 +24,7 @@ RUNTIME := .venv/.runtime-installed
 DEV     := .venv/.dev-installed
 PIP     := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: run demo test check rig fuzz bench clean
+.PHONY: run demo test check rig campaign fuzz bench clean
 .DEFAULT_GOAL := run
 
 # The stamps are newer than pyproject.toml when nothing has to be installed: a second `make run`
@@ -55,6 +60,10 @@ check: $(DEV)
 
 rig: $(RUNTIME)
 	@$(BIN)/python -m tests.rig.run $(SCENARIOS)
+
+campaign: $(RUNTIME)
+	@$(BIN)/python -m tests.rig.campaign --faults '$(FAULTS)' --seed '$(SEED)' \
+	  $(if $(CLASSES),--classes '$(CLASSES)') $(if $(ONLY),--only '$(ONLY)') $(if $(MODE),--mode '$(MODE)')
 
 fuzz: $(RUNTIME)
 	@$(BIN)/python -m mta.testing.fuzz --count $(N) --seed $(SEED)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+from tests.rig.doubts import Doubts
 from tests.rig.ground import VIRTUAL, expect, wait_until
 from tests.rig.node import NETWORK_NAME, no_wrong_source
 from tests.rig.pair import Pair
@@ -17,6 +18,7 @@ from tests.rig.traffic import Traffic
 
 SLOTS = 20
 """Outbound associations of the rig's connector, each of which may double one message."""
+NAMED = False
 RELEASE_SECONDS = 1.0
 """Peers of the former owner's associations are free so soon after the new owner greets."""
 RESUME = 20
@@ -35,9 +37,10 @@ class Verdict(NamedTuple):
 class Judge:
     """`begin` before a fault, `check` after it."""
 
-    def __init__(self, pair: Pair, traffic: Traffic) -> None:
+    def __init__(self, pair: Pair, traffic: Traffic, doubts: Doubts | None = None) -> None:
         self._pair = pair
         self._traffic = traffic
+        self._doubts = doubts or Doubts(pair)
         self.begin()
 
     def begin(self) -> None:
@@ -75,6 +78,11 @@ class Judge:
             outbound <= SLOTS * max(1, takeovers),
             f"{outbound} messages were sent twice in {takeovers} takeovers of {SLOTS} slots",
         )
+        self._doubts.look()
+        complaints, unnamed = self._doubts.complaints, self._doubts.unnamed(sums)
+        expect(not complaints, f"a node's log holds {' | '.join(complaints[:2])}")
+        if NAMED:
+            expect(not unnamed, f"doubled and not named in doubt: {', '.join(unnamed[:5])}")
         expect(inbound <= unread, f"{inbound} were taken twice, and {unread} replies unread")
         return Verdict(takeovers, outbound, inbound, unread)
 

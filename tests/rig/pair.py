@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from tests.rig.ground import (
+    OWN,
     VIRTUAL,
     Ground,
     Process,
@@ -208,6 +209,11 @@ class Pair(Ground):
 
     def plug(self, name: str) -> None:
         run(["ip", "link", "set", f"v{name}", "up"])
+
+    def interface_up(self, name: str) -> None:
+        """After `eth0` was set down: the kernel had removed the node's own IPv6 address."""
+        self.ip(name, "link", "set", "eth0", "up")
+        self.ip(name, "-6", "addr", "add", f"{OWN[name][1]}/64", "dev", "eth0", "nodad")
 
     def part(self, name: str) -> None:
         """A node leaves the switch, and keeps its carrier: a partition that nothing announces."""

@@ -68,6 +68,13 @@ def enter() -> int:
     os.execvpe("unshare", argv, inside)
 
 
+def prepare() -> None:
+    """What every ground needs of the namespaces that `enter` has made."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
+    os.makedirs("/run/netns")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
 Scenario = Callable[[Any], None]
 
 
