@@ -37,8 +37,6 @@ from mta.testing.surroundings import MemorySurroundings
 
 class KeepalivedTests(IClusterResourceTests, SynchronousTestCase):
     def make_resource(self, surroundings: MemorySurroundings) -> Keepalived:
-        if not surroundings.disk.exists("/state"):
-            surroundings.disk.mkdir("/state")
         self.kernel = PaperNetlink(surroundings.doors)
         self.kernel.link(2, "eth0")
         self.kernel.add("192.0.2.1")
@@ -457,7 +455,7 @@ class KeepalivedTests(IClusterResourceTests, SynchronousTestCase):
 
     def test_record_cannot_be_written(self) -> None:
         """Where the role cannot be kept, the ownership stands and the fault is named."""
-        self.here.state_directory = "/missing"
+        self.here.state_directory = "/missing/state"
         self.owned()
         self.assertIn("the role cannot be kept for a restart: /missing/", self.resource.explain())
         self.assertTrue(self.is_granted())

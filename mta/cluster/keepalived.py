@@ -307,6 +307,8 @@ class Keepalived:
     def _write(self, octets: bytes) -> None:
         """On a worker thread. It serves restarts within this boot: nothing is synced."""
         disk = self._surroundings.disk
+        if not disk.exists(self._surroundings.state_directory):
+            disk.mkdir(self._surroundings.state_directory)
         descriptor = disk.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             disk.pwritev(descriptor, [octets.ljust(RECORD_OCTETS, b"\n")], 0)

@@ -66,6 +66,11 @@ class Supervised(Mta):
         with self._lock:
             pass  # a start that was under way is done
 
+    @property
+    def is_over(self) -> bool:
+        """Nobody starts it again: the scenario is at its end."""
+        return self._is_over.is_set()
+
     def over(self) -> None:
         self._is_over.set()
         self._thread.join(10)
