@@ -17,6 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import mta.interfaces
 from mta.cli import main
+from mta.config.errors import ConfigErrors
+from mta.config.load import load
+from mta.plugins.find import Catalogue
 from mta.tap import Options
 from tests.test_house import COMMON, IMPLEMENTATIONS, MAY_IMPORT, OUTSIDE
 
@@ -215,6 +218,28 @@ class CommandTests(SynchronousTestCase):
         """Indented, in a plain fence, with a path and a remark; not in a configuration."""
         text = "    mta status  # why\n```\nbin/mta queue list\n```\n```yaml\nmta: x\n```\nmta is\n"
         self.assertEqual([["bin/mta", "queue", "list"], ["mta", "status"]], commands(text, "mta"))
+
+
+class ConfigurationTests(SynchronousTestCase):
+    """A configuration that a page shows can be used as it stands."""
+
+    def test_every_cluster_manager_has_one_that_loads(self) -> None:
+        """docs/failover.md shows one for each cluster resource, and `mta check-config` takes it."""
+        shown = [
+            body
+            for kind, body in _FENCE.findall(read(os.path.join("docs", "failover.md")))
+            if kind == "yaml"
+        ]
+        find = Catalogue().find
+        loaded = [load(text, "failover.md", find).cluster.name for text in shown]
+        self.assertEqual(["interface", "keepalived", "etcd", "pacemaker"], loaded)
+
+    def test_a_mistake_in_one_is_noticed(self) -> None:
+        """A key that was renamed since is named with its line."""
+        text = _FENCE.findall(read(os.path.join("docs", "failover.md")))[0][1]
+        with self.assertRaises(ConfigErrors) as caught:
+            load(text.replace("takeover-after", "takeover-afer"), "failover.md", Catalogue().find)
+        self.assertIn("failover.md:7", str(caught.exception))
 
 
 class TruthTests(SynchronousTestCase):
