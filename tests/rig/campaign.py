@@ -25,14 +25,16 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 from tests.rig.doubts import Doubts  # noqa: E402
-from tests.rig.faults import Cluster, Fault, Interface, World  # noqa: E402
+from tests.rig.faults import Cluster, Endurance, Fault, Interface, World  # noqa: E402
 from tests.rig.ground import RIG, Broken, expect  # noqa: E402
 from tests.rig.judge import Judge  # noqa: E402
 from tests.rig.pair import Pair  # noqa: E402
 from tests.rig.run import INSIDE, enter, prepare  # noqa: E402
 from tests.rig.traffic import Traffic  # noqa: E402
 
-CLASSES: dict[str, Callable[[Pair], Cluster]] = {"interface": Interface}
+CLASSES: dict[str, Callable[[Pair], Cluster]] = {"interface": Interface, "endurance": Endurance}
+USUAL = ("interface",)
+"""Those that are meant when none is named."""
 MODES: tuple[str, ...] = ()
 DISK_MIB = 256
 RATE = 100.0
@@ -337,7 +339,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=500, help="how many, over all classes")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--classes", default=" ".join(CLASSES), help=f"of {', '.join(CLASSES)}")
+    parser.add_argument("--classes", default=" ".join(USUAL), help=f"of {', '.join(CLASSES)}")
     parser.add_argument("--only", type=numbered, default=(), help="NUMBER or FIRST-LAST alone")
     parser.add_argument("--keep", action="store_true", help="keep the files below .rig/run")
     parser.add_argument("--mode", default="", choices=["", *MODES], help="what is different")

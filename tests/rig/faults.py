@@ -359,3 +359,15 @@ class Interface(Cluster):
         expect(not doubles, f"an orderly hand-over doubled {doubles} messages")
         mta.supervise()
         return done
+
+
+class Endurance(Interface):
+    """The address goes from node to node and nothing dies: what grows shows itself."""
+
+    name = "endurance"
+
+    def online(self, **configure: object) -> None:
+        self.pair.online(cluster="grace: 100ms\ntakeover-after: 3s", **configure)
+
+    def faults(self) -> tuple[Fault, ...]:
+        return (Fault("address handed on, nothing dies", 1, self.went),)

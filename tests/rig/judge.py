@@ -2,7 +2,7 @@
 
 Law: the judge looks from outside. The sums are the load's and the catcher's, the sources the
 catcher's and the packet counters', the epochs the names of files; the MTA's own word is asked only
-for what it must name, the messages in doubt.
+for what it must name, the messages in doubt: each double is named by its own side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from tests.rig.traffic import Traffic
 
 SLOTS = 20
 """Outbound associations of the rig's connector, each of which may double one message."""
-NAMED = False
 RELEASE_SECONDS = 1.0
 """Peers of the former owner's associations are free so soon after the new owner greets."""
 RESUME = 20
@@ -81,8 +80,7 @@ class Judge:
         self._doubts.look()
         complaints, unnamed = self._doubts.complaints, self._doubts.unnamed(sums)
         expect(not complaints, f"a node's log holds {' | '.join(complaints[:2])}")
-        if NAMED:
-            expect(not unnamed, f"doubled and not named in doubt: {', '.join(unnamed[:5])}")
+        expect(not unnamed, f"doubled and not named in doubt: {', '.join(unnamed[:5])}")
         expect(inbound <= unread, f"{inbound} were taken twice, and {unread} replies unread")
         return Verdict(takeovers, outbound, inbound, unread)
 
