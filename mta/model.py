@@ -515,6 +515,8 @@ class EpochRecord:
     configuration_digest: str = ""
     suspended: bool = False
     """Its owner says that a required address is away and nothing is open."""
+    is_damaged: bool = False
+    """Its claim cannot be read: who holds it, and by which instances, is not known."""
 
 
 REMEMBERED = 64

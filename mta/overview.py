@@ -199,6 +199,7 @@ class Overview:
             "why": ownership.explain(),
             "epoch": ownership.epoch,
             "authority": {
+                "resource": self._config().cluster.name,
                 "text": cluster["authority"],
                 "health": cluster["health"],
                 "fencing": cluster["fencing"],

@@ -44,7 +44,10 @@ class WhoMayClaim(SynchronousTestCase):
     def test_a_used_one(self) -> None:
         """One that served before, and was superseded, may not, while the owner's heart beats."""
         records = [record(1, "a", of("a", 7)), record(2, "b", of("b", 3))]
-        self.assertFalse(judge([of("a", 7)], records, "a", 9.9, 10.0).may)
+        for quiet, life in ((2.9, "is alive"), (9.4, "has been silent for 9 of 10 s")):
+            waiting = judge([of("a", 7)], records, "a", quiet, 10.0)
+            self.assertFalse(waiting.may)
+            self.assertIn(f"node b holds epoch 2 and {life}", waiting.why)
         self.assertTrue(judge([of("a", 7)], records, "a", 10.0, 10.0).may)
 
     def test_a_used_one_is_known_when_its_file_is_gone(self) -> None:
@@ -55,6 +58,33 @@ class WhoMayClaim(SynchronousTestCase):
             records = [*records, record(epoch, "b", of("b", 3), former=former)][-KEPT:]
         self.assertNotIn("a", {r.node for r in records})
         self.assertFalse(judge([of("a", 7)], records, "a", 0.0, 10.0).may)
+
+    def test_a_damaged_epoch_file(self) -> None:
+        """Nobody knows who holds an epoch whose file is empty: even a new address waits until it is
+        silent, by the counter if there is one, and the reason names the epoch.
+        """
+        for octets in (b"", b"-" * 2, b"-" * 2 + bytes(14) + b'{"node": "a"}'):
+            records = [record(6, "b", of("b", 3)), decode_epoch(7, octets)]
+            self.assertTrue(records[-1].is_damaged)
+            waiting = judge([of("a", 7)], records, "a", 9.9, 10.0)
+            self.assertEqual(
+                (
+                    False,
+                    "the file of epoch 7 is damaged or empty, so nobody knows who holds it: "
+                    "waiting until it is silent for 10 s",
+                ),
+                (waiting.may, waiting.why),
+            )
+            late = judge([of("a", 7)], records, "a", 10.0, 10.0)
+            self.assertEqual((True, True), (late.may, late.contested))
+        released = judge([of("a", 7)], [decode_epoch(7, b"-R")], "a", 0.0, 10.0)
+        self.assertTrue(released.may)
+        self.assertTrue(judge([], records, "a", 0.0, 10.0).may)  # a grant that stands by itself
+
+    def test_a_damaged_epoch_file_of_old(self) -> None:
+        """A damaged file below a whole one hinders nobody."""
+        records = [decode_epoch(6, b""), record(7, "b", of("b", 3))]
+        self.assertTrue(judge([of("a", 7)], records, "a", 0.0, 10.0).may)
 
     @given(
         st.lists(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -42,6 +43,7 @@ class Node(LabNode):
             InterfaceSettings(), here, open_socket=self.kernel.open, boot_id=lambda: f"boot-{name}"
         )
         resource.prepare(lab.config.virtual_server)
+        config = replace(lab.config, cluster=replace(lab.config.cluster, name="interface"))
         facts = ClaimFacts(name, f"boot-{name}", 0.0, version, lab.config.digest)
         self.ownership = Ownership(
             resource,
@@ -58,7 +60,7 @@ class Node(LabNode):
         self.ownership.on_fatal(lambda _code, _reason: None)
         self.changes = 0
         self.overview = Overview(
-            lambda: lab.config,
+            lambda: config,
             resource,
             self.spool,
             self.ownership,
@@ -294,6 +296,8 @@ class ForPeople(Ground):
         self.assertRegex(shown[0], rf"^standby of {name} since [-0-9: ]+ \(3 min 20 s\)$")
         self.assertIn("takeover      ready", shown)
         self.assertIn("owner         node a holds epoch 2", shown)
+        at = shown.index("authority     interface, fencing: none")
+        self.assertTrue(shown[at + 1].startswith("addresses"), "what it waits for is said once")
         self.a.loses()
         self.assertRegex(self.a.shown()[0], r"^suspended owner of .*epoch 2$")
 

@@ -616,6 +616,33 @@ class OwnerTests(LogLab, SynchronousTestCase):
         assert "nfs4" in self.refusal()
         self.successResultOf(self.inspect(sharing=Sharing.NFS))
 
+    def test_empty_epoch_file(self) -> None:
+        """An epoch file that reads empty ends its owner, counts as taken, and loses no mail: the
+        next epoch is above it.
+        """
+        old = self.own("a")
+        self.spool = old
+        self.accept()
+        path = f"{DIRECTORY}/epoch/1"
+        fd = self.disk.open(path, os.O_RDWR)
+        self.disk.truncate(fd, 0)
+        self.disk.close(fd)
+        self.assertRaises(Fenced, old.check)
+        old.abandon()
+        (found,) = self.result(self.make_spool("b").inspect())
+        self.assertEqual((1, "unreadable", True), (found.epoch, found.node, found.is_damaged))
+        self.spool = self.own("b")
+        self.assertEqual(2, self.spool.epoch)
+        self.assertEqual(1, self.spool.stats().messages)
+
+    def test_epoch_file_of_another_user(self) -> None:
+        """A claim could not mark it: refused before anything is published, by its path and our uid."""
+        self.own("a")
+        self.disk.forbid(f"{DIRECTORY}/epoch/1")
+        text = str(self.failureResultOf(self.inspect(), Unavailable).value)
+        self.assertIn(f"{DIRECTORY}/epoch/1: ", text)
+        self.assertIn(f"for uid {os.geteuid()}", text)
+
     def test_nfs_reopens(self) -> None:
         """On NFS the epoch file is opened anew at each check."""
         self.settings = {"sharing": Sharing.NFS}

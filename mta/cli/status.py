@@ -62,7 +62,11 @@ def _headlines(status: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _takeover(status["takeover"])
     authority = status["authority"]
-    yield _fact("authority", f"{shown(authority['text'])}; fencing: {shown(authority['fencing'])}")
+    yield _fact(
+        "authority", f"{shown(authority['resource'])}, fencing: {shown(authority['fencing'])}"
+    )
+    if authority["text"] not in status["why"]:
+        yield _fact("", shown(authority["text"]))
     if authority["health"]:
         yield _fact("", shown(authority["health"]))
     if authority["lease_seconds_left"] is not None:

@@ -4,7 +4,8 @@ Law (cluster.md section 4): a node claims with an address instance (i) that no e
 (ii) that the newest epoch used when the node itself is its owner, or (iii) that was used and
 superseded, when the newest epoch is released, or its heartbeat has not moved for `takeover-after`
 by our own clock. Waiting until the address has left and returned leaves nobody owning for ever;
-claiming whenever it is here lets two nodes take it from each other without end.
+claiming whenever it is here lets two nodes take it from each other without end. When the newest
+epoch file is damaged every instance counts as used: nothing is guessed from the older ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 
 from mta.errors import ConfigurationError
 from mta.model import AddressInstance, EpochRecord, VirtualServer
+
+SILENT_SECONDS = 3.0
+"""A heart that beats each second, and is looked at each second, is called silent after this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,14 @@ def judge(
     spent = {i for record in records for i in (*record.instances, *record.former_instances)}
     contested = None
     for instance in instances:
-        used = instance in spent
+        used = newest.is_damaged or instance in spent
         if used and not (newest.node == node and instance in newest.instances):
             contested = instance
             break
     if contested is None:
         return Verdict(True, f"{', '.join(str(i.address) for i in instances)} came to this node")
+    if newest.is_damaged:
+        return _of_the_damaged(newest, quiet_seconds, takeover_after)
     if newest.released:
         return Verdict(True, f"epoch {newest.epoch} of {newest.node} is released", True)
     if quiet_seconds >= takeover_after:
@@ -78,11 +84,26 @@ def judge(
             f"{quiet_seconds:.0f} s",
             True,
         )
+    life = (
+        "is alive"
+        if quiet_seconds < SILENT_SECONDS
+        else f"has been silent for {quiet_seconds:.0f} of {takeover_after:g} s"
+    )
     return Verdict(
         False,
         f"address {contested.address} is present, but node {newest.node} holds epoch "
-        f"{newest.epoch} and is alive",
+        f"{newest.epoch} and {life}",
     )
+
+
+def _of_the_damaged(newest: EpochRecord, quiet: float, takeover_after: float) -> Verdict:
+    """Only its marks and its counter are believed."""
+    what = f"the file of epoch {newest.epoch} is damaged or empty, so nobody knows who holds it"
+    if newest.released:
+        return Verdict(True, f"{what}; it is released", True)
+    if quiet >= takeover_after:
+        return Verdict(True, f"{what}; it has been silent for {quiet:.0f} s", True)
+    return Verdict(False, f"{what}: waiting until it is silent for {takeover_after:g} s")
 
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")

@@ -168,8 +168,8 @@ class Ownership:
                 return f"standby: {self._failed_because}; next try in {wait:.0f} s"
             return f"standby: {self._claimant.waits_for or self._resource.explain()}"
         if state is State.SUSPENDED:
-            epoch, grace = self._claimant.epoch, self._settings.grace
-            return f"suspended: {self._reason}; epoch {epoch} is kept for {grace:g} s"
+            left = max(0.0, self._since + self._settings.grace - self._clock.monotonic())
+            return f"suspended: {self._reason}; epoch {self.epoch} is kept for {left:.0f} s more"
         return f"{state.name.lower().replace('_', ' ')}: {self._reason}"
 
     def snapshot(self) -> dict[str, Any]:

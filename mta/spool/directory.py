@@ -19,6 +19,8 @@ FORMAT = 1
 """The version of everything that lies under the directory."""
 
 PARTS = ("epoch", "seg", "big", "part", "ckpt")
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
+OURS = "all below it must belong to the MTA's user, with mode 0700"
 _VOLATILE = frozenset({"tmpfs", "ramfs", "9p", "fuse", "fuseblk"})
 _NETWORK = frozenset({"nfs", "nfs4"})
 
@@ -136,7 +138,7 @@ class Directory:
                 f"spool {self.path} cannot be read",
                 error.strerror or str(error),
                 "check its owner and mode, and whether it is mounted",
-                os.EX_NOPERM if error.errno in {errno.EACCES, errno.EPERM} else os.EX_IOERR,
+                os.EX_NOPERM if error.errno in FORBIDDEN else os.EX_IOERR,
             ) from error
         if leftovers or filled:
             raise StartRefused(
@@ -187,11 +189,11 @@ class Directory:
                     pass  # it was not made, or a running owner has swept it
         except OSError as error:
             what = f"spool {self.path} cannot be written"
-            if error.errno in {errno.EACCES, errno.EPERM}:
+            if error.errno in FORBIDDEN:
                 raise StartRefused(
                     what,
                     error.strerror or str(error),
-                    "all below it must belong to the MTA's user, with mode 0700",
+                    OURS,
                     os.EX_NOPERM,
                 ) from error
             raise as_spool_error(error, what) from error
@@ -204,8 +206,12 @@ def _some(names: list[str], most: int = 3) -> str:
 
 
 def as_spool_error(error: OSError, what: str) -> Full | Unavailable:
-    """ENOSPC and EDQUOT become Full, everything else Unavailable."""
+    """ENOSPC and EDQUOT become Full, everything else Unavailable, by path, and uid if forbidden."""
     why = error.strerror or str(error)
+    if isinstance(error.filename, str):
+        why = f"{error.filename}: {why}"
+    if error.errno in FORBIDDEN:
+        return Unavailable(what, f"{why}, for uid {os.geteuid()}", OURS)
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return Full(what, why, "free space on that file system")
     remedy = "look at the kernel's log" if error.errno == errno.EIO else ""

@@ -25,7 +25,7 @@ from zlib import crc32
 
 from mta.errors import Fenced
 from mta.model import AddressInstance, Claim, EpochRecord
-from mta.spool.directory import Directory, read_whole, write_whole
+from mta.spool.directory import FORBIDDEN, Directory, read_whole, write_whole
 
 _COUNTER = struct.Struct("<Q")
 _AWAY_AT = 2
@@ -83,7 +83,7 @@ def _decode_instances(found: Any) -> tuple[AddressInstance, ...]:
 
 def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
     """A damaged or empty file is an epoch all the same: of an unknown node, and alive."""
-    heartbeat = 0
+    heartbeat, is_damaged = 0, False
     if len(octets) >= _CLAIM_AT:
         (heartbeat,) = _COUNTER.unpack_from(octets, _COUNTER_AT)
     node, boot_id, version, digest = "", "", "", ""
@@ -102,7 +102,7 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
         version, digest = str(facts["version"]), str(facts["configuration_digest"])
         started = float(facts["process_started"])
     except (ValueError, KeyError, TypeError):
-        node = node or "unreadable"
+        node, is_damaged = node or "unreadable", True
     return EpochRecord(
         epoch=epoch,
         node=node,
@@ -116,16 +116,21 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
         version=version,
         configuration_digest=digest,
         suspended=octets[_AWAY_AT : _AWAY_AT + 1] == b"A",
+        is_damaged=is_damaged,
     )
 
 
 def read_epochs(directory: Directory) -> tuple[EpochRecord, ...]:
-    """All epochs, oldest first. @raise OSError: the directory itself is unreadable."""
+    """All epochs, oldest first. @raise OSError: the directory itself is unreadable, or a file in it
+    is another user's: then a claim could not mark it either.
+    """
     found = []
     for epoch in epochs(directory):
         try:
             octets = read_whole(directory.disk, path_of(directory, epoch))
-        except OSError:
+        except OSError as error:
+            if error.errno in FORBIDDEN:
+                raise
             octets = b""
         found.append(decode_epoch(epoch, octets))
     return tuple(found)

@@ -141,6 +141,7 @@ class ForgetfulDisk:
         self._open: dict[int, tuple[_File, str]] = {}
         self._next_fd = 1000
         self._faults: list[list[Any]] = []
+        self._forbidden: set[str] = set()
         self.capacity = capacity
         self.kind = filesystem
         self.on_step: Callable[[str, str], None] | None = None
@@ -155,8 +156,13 @@ class ForgetfulDisk:
         """Let the `nth` call of `kind` from now on (and the `times - 1` after it) fail."""
         self._faults.append([kind, nth, error, times])
 
+    def forbid(self, path: str) -> None:
+        """The file belongs to another user: opening it is refused."""
+        self._forbidden.add(path)
+
     def heal(self) -> None:
         self._faults.clear()
+        self._forbidden.clear()
 
     def snapshot(self) -> ForgetfulDisk:
         """A copy of the disk with nothing open, synced and unsynced alike."""
@@ -209,6 +215,8 @@ class ForgetfulDisk:
     # IDisk
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        if path in self._forbidden:
+            raise _error(errno.EACCES, path)
         directory, name = self._parent(path)
         node = directory.entries.get(name)
         if flags & os.O_CREAT:
