@@ -112,6 +112,23 @@ class OfflineTests(LogLab, SynchronousTestCase):
         """Each once for the scan, and the first once more for its INTENT."""
         return sorted([*names, names[0]])
 
+    def test_recover_what_was_copied(self) -> None:
+        """A message that compaction moved, and whose first place is freed, is found where it is."""
+        self.spool = self.own("b")
+        for _ in range(60):
+            name = self.accept(None, b"x" * 5000)
+            self.result(self.spool.journal([Result(name, "out/2", None)], []))
+        self.assertFalse([p for p in self.disk.paths() if "/seg/1." in p], "nothing moved")
+        self.result(self.spool.release("stopped"))
+        self.damage_checkpoints()
+        code, text = self.recover()
+        self.assertEqual(code, 0, text)
+        self.spool = self.own("a")
+        found = {d.queue_id for d in self.spool.in_doubt()}
+        self.assertTrue(found.issuperset([*self.names, self.big]), found)
+        for n, name in enumerate(self.names):
+            self.assertIn(b"%d" % n * 3000, self.read(name))
+
     def test_recover_what_was_done(self) -> None:
         """A message whose end is still in the log stays dead."""
         self.result(self.spool.journal([Result(self.names[1], "out/2", None)], []))

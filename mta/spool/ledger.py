@@ -255,6 +255,8 @@ class Replay:
     ledger: Ledger
     dead: set[str] = field(default_factory=set)
     bigs_dead: list[Big] = field(default_factory=list)
+    salvages: bool = False
+    """No checkpoint knows the message that a COPY is of, and its MSG may be freed since."""
 
     def apply(self, view: RecordView, ref: int) -> None:
         """@raise ValueError, struct.error: the payload is not what its kind promises."""
@@ -275,6 +277,8 @@ class Replay:
         elif kind == INTENT:
             ledger.intended(decode_intent(queue_id, view.payload))
         elif kind == COPY:
+            if self.salvages and queue_id not in self.dead:
+                ledger.message(queue_id, ref, view.place, decode_message(view.payload))
             ledger.copied(queue_id, ref, view.place)
         elif kind == HOLD:
             held, due = decode_hold(view.payload)

@@ -88,7 +88,7 @@ def salvage(directory: Directory) -> Recovered:
     """
     disk = directory.disk
     made = Recovered(Ledger(), 0)
-    replay = Replay(made.ledger)
+    replay = Replay(made.ledger, salvages=True)
     for epoch, number in sorted(_segment_names(directory)):
         fd = disk.open(path_of(directory, epoch, number), os.O_RDONLY)
         try:
