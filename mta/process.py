@@ -146,7 +146,8 @@ def refuse_privileged_ports(ports: Iterable[int], uid: int | None) -> None:
     if not low:
         return
     will_be = os.geteuid() if uid is None else uid
-    if will_be == 0 or (uid in {None, os.geteuid()} and _has_capability(CAP_NET_BIND_SERVICE)):
+    # Root too may be without it: in a container, or by systemd's CapabilityBoundingSet.
+    if will_be == os.geteuid() and _has_capability(CAP_NET_BIND_SERVICE):
         return
     raise StartRefused(
         f"port {', '.join(map(str, low))} cannot be bound by uid {will_be}",

@@ -431,6 +431,7 @@ class MTAService(Service):
         if self._file is None:
             notice("warning", "reload", "the embedded default configuration has no file to read")
             return
+        self.overview.readiness.look_soon()
         try:
             config = load_file(self._file, Catalogue().find)
         except ConfigErrors as errors:

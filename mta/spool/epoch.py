@@ -264,17 +264,21 @@ class OwnEpoch:
 
     def is_current(self) -> bool:
         """False: superseded, or not to be known (then nothing may be acknowledged either)."""
-        disk = self.directory.disk
         try:
-            if not self.reopens:
-                return disk.pread(self.fd, 1, 0) == b"-"
-            fd = disk.open(path_of(self.directory, self.epoch), os.O_RDONLY)
-            try:
-                return disk.pread(fd, 1, 0) == b"-"
-            finally:
-                disk.close(fd)
+            return self._mark() == b"-"
         except OSError:
             return False
+
+    def _mark(self) -> bytes:
+        """Octet 0 as it reads now. @raise OSError."""
+        disk = self.directory.disk
+        if not self.reopens:
+            return disk.pread(self.fd, 1, 0)
+        fd = disk.open(path_of(self.directory, self.epoch), os.O_RDONLY)
+        try:
+            return disk.pread(fd, 1, 0)
+        finally:
+            disk.close(fd)
 
     def beat(self) -> None:
         """@raise Fenced: the file has lost its name; what is written now would vanish with us."""
@@ -298,8 +302,15 @@ class OwnEpoch:
             self.directory.disk.close(fd)
 
     def superseded(self) -> Fenced:
-        return Fenced(
-            f"epoch {self.epoch} of {self.directory.path} is superseded",
-            "another node has published a newer one",
-            "this node stops at once",
-        )
+        """Why `is_current` said no, as far as the file tells."""
+        what = f"epoch {self.epoch} of {self.directory.path} is superseded"
+        why = "another node has published a newer one"
+        path = path_of(self.directory, self.epoch)
+        if self.fd >= 0:
+            try:
+                mark = self._mark()
+                if mark not in {b"S", b"-"}:
+                    what, why = f"{path} is damaged or empty", f"its mark reads {mark!r}"
+            except OSError as error:
+                what, why = f"{path} cannot be read", error.strerror or str(error)
+        return Fenced(what, why, "this node stops at once")

@@ -41,6 +41,8 @@ class Mta:
         self.audit = os.path.join(directory, "audit")
         self.log_prefix = "mta" if namespace == "node" else f"mta-{namespace}-"
         self.starts = 0
+        self.wrapper: tuple[str, ...] = ()
+        """What twistd is started by, such as setpriv with its options."""
 
     def configure(
         self,
@@ -123,7 +125,7 @@ admin:
         """Start twistd in the foreground; `wait` until its control socket answers."""
         self.starts += 1
         argv = [
-            os.path.join(VENV_BIN, "twistd"), "-n", "--pidfile=", "mta", "--config", self.configuration,
+            *self.wrapper, os.path.join(VENV_BIN, "twistd"), "-n", "--pidfile=", "mta", "--config", self.configuration,
         ]  # fmt: skip
         self.mta = self.ground.start(
             f"{self.log_prefix}{self.starts}",

@@ -30,6 +30,7 @@ INSIDE = "MTA_RIG_INSIDE"
 NEEDED = {
     "ip": "iproute2",
     "ss": "iproute2",
+    "setpriv": "util-linux",
     "unshare": "util-linux",
     "nsenter": "util-linux",
     "mount": "mount",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
 from tests.rig.ground import NODE, VIRTUAL, VIRTUAL6, expect, run, wait_until
 from tests.rig.node import Rig
@@ -103,6 +104,70 @@ def scenario_bad_spools(rig: Rig) -> None:
     sink = Sink(rig).start()
     rig.restart()
     sink.wait(1, 20)
+
+
+def scenario_damaged_spool(rig: Rig) -> None:
+    """An epoch file that reads empty ends its owner by name; a damaged checkpoint costs nothing; all of them damaged are refused until `mta spool recover`."""
+    store = "reserve: 32MiB\nsegment-size: 8MiB"
+    rig.online(
+        store=store, cluster="takeover-after: 2s", queue="backoff: [1s]\ndestination-retry: 1s"
+    )
+    time.sleep(1.5)  # who loses its tenure within a second of its start does not begin anew
+    # Idle, an owner reads its epoch again every 250 ms.
+    epoch = os.path.join(rig.spool, "epoch", "1")
+    begun = time.monotonic()
+    os.truncate(epoch, 0)
+    rig.wait_log(f"{epoch} is damaged or empty")
+    rig.note(f"empty epoch file: noticed after {(time.monotonic() - begun) * 1000:.0f} ms")
+    rig.wait_log("the file of epoch 1 is damaged or empty, so nobody knows who holds it")
+    rig.wait_online()
+    expect(rig.status()["epoch"] == 2, "it did not go above the damaged epoch")
+    source(rig, 1)  # the bridgehead is not there: it stays
+    _holds_one(rig)
+    # The newest checkpoint is damaged: the older one serves.
+    rig.process().kill()
+    newest = _checkpoints(rig)[-1]
+    _damage(newest)
+    rig.restart()
+    rig.wait_log(f"{os.path.basename(newest)} cannot be used")
+    _holds_one(rig)
+    # All of them: refused by name, with what to do.
+    rig.process().kill()
+    for path in _checkpoints(rig):
+        _damage(path)
+    _standby_because(rig, "mta spool recover")
+    done = rig.command("spool", "recover", rig.spool)
+    expect("1 message" in done.stdout, f"recover said {done.stdout!r}")
+    sink = Sink(rig).start()
+    rig.restart()
+    sink.wait(1, 20)
+    # What forgets is refused by the type that statfs tells.
+    rig.process().stop(30)
+    rig.configure(spool="/run/spool", store=store)
+    _standby_because(rig, "tmpfs")
+    rig.configure(store=store, spool=os.path.join(rig.directory, "spool"))
+    rig.restart()
+
+
+def _holds_one(rig: Rig) -> None:
+    queued = rig.status()["queue"]["messages"]
+    expect(queued == 1, f"{queued} messages are queued")
+
+
+def _checkpoints(rig: Rig) -> list[str]:
+    """Oldest first. Named EPOCH.NUMBER."""
+    directory = os.path.join(rig.spool, "ckpt")
+    names = [name for name in os.listdir(directory) if re.fullmatch(r"\d+\.\d+", name)]
+    names.sort(key=lambda name: tuple(map(int, name.split("."))))
+    return [os.path.join(directory, name) for name in names]
+
+
+def _damage(path: str) -> None:
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        octet = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([octet[0] ^ 0x10]))
 
 
 def _standby_because(rig: Rig, word: str) -> None:
