@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import sys
 import time
 
+from tests.rig.borrow import borrowed
 from tests.rig.ground import NODE, NODE6, PEER, PEER6, VIRTUAL, VIRTUAL6, expect, wait_until
 from tests.rig.node import NETWORK_NAME, Rig
 from tests.rig.peers import Client, Ledger, Sink, no_foreign_source, source, swaks
@@ -189,3 +192,63 @@ def scenario_the_audit_net_holds(rig: Rig) -> None:
 def _mail_sockets(rig: Rig) -> list[str]:
     lines = rig.sockets("node", "( sport = :25 or dport = :25 )")
     return [line for line in lines if not line.startswith(("TIME-WAIT", "SYN-RECV"))]
+
+
+def scenario_sockets_are_armed(rig: Rig) -> None:
+    """Each socket of mail that the running process has carries the options that were configured, and none may be bound to an address that is not here."""
+    rig.online(
+        cluster="tcp-timeout: 61s\ntcp-keepalive: 31s\ntcp-keepalive-interval: 11s\n"
+        "tcp-keepalive-count: 4"
+    )
+    mute = rig.raw_socket("peer", socket.AF_INET)
+    mute.bind((PEER, 25))
+    mute.listen(5)
+    with rig.connect("peer", VIRTUAL, 25) as client:
+        expect(client.recv(200).startswith(b"220"), "no greeting")
+        source(rig, 1)
+        wait_until(
+            lambda: rig.sockets("node", "state", "established", "dport", "= :25"),
+            10,
+            "nothing is sent to the mute bridgehead",
+        )
+        found = {"listening": 0, "accepted": 0, "connected": 0}
+        for one in borrowed(rig.process().pid):
+            with one:
+                if one.family not in {socket.AF_INET, socket.AF_INET6} or (
+                    one.type != socket.SOCK_STREAM
+                ):
+                    continue
+                kind = _kind(one)
+                found[kind] += 1
+                _armed(one, kind)
+    rig.note(f"sockets looked at: {found}")
+    expect(all(found.values()), f"not every kind was seen: {found}")
+
+
+def _kind(one: socket.socket) -> str:
+    if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "listening"
+    return "accepted" if one.getsockname()[1] == 25 else "connected"
+
+
+def _armed(one: socket.socket, kind: str) -> None:
+    where = f"{kind} {one.getsockname()[:2]}"
+    expect(one.getsockname()[0] in {VIRTUAL, VIRTUAL6}, f"{where} is not the virtual server's")
+    tcp, of = socket.IPPROTO_TCP, one.getsockopt
+    wanted = {
+        "SO_KEEPALIVE": (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        "TCP_USER_TIMEOUT": (tcp, socket.TCP_USER_TIMEOUT, 61_000),
+        "TCP_KEEPIDLE": (tcp, socket.TCP_KEEPIDLE, 31),
+        "TCP_KEEPINTVL": (tcp, socket.TCP_KEEPINTVL, 11),
+        "TCP_KEEPCNT": (tcp, socket.TCP_KEEPCNT, 4),
+        "IP_BIND_ADDRESS_NO_PORT": (socket.IPPROTO_IP, 24, int(kind == "connected")),
+        "IP_FREEBIND": (socket.IPPROTO_IP, 15, 0),
+        "IP_TRANSPARENT": (socket.IPPROTO_IP, 19, 0),
+    }
+    if one.family == socket.AF_INET6:
+        wanted["IPV6_FREEBIND"] = (socket.IPPROTO_IPV6, 78, 0)
+        wanted["IPV6_TRANSPARENT"] = (socket.IPPROTO_IPV6, 75, 0)
+    for name, (level, option, value) in wanted.items():
+        expect(of(level, option) == value, f"{where}: {name} is {of(level, option)}, not {value}")
+    linger = struct.unpack("ii", of(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    expect(linger == (1, 0), f"{where}: SO_LINGER is {linger}")
