@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from mta import process
 from mta.admin.sinks import deaf_syslog
 from mta.association.smtp_settings import SmtpListenerSettings
 from mta.config.generate import default_text
 from mta.config.load import load
 from mta.errors import StartRefused
 from mta.plugins.find import Catalogue
-from mta.process import refuse_unwritable, why_not_anew
+from mta.process import refuse_privileged_ports, refuse_unwritable, why_not_anew
 from mta.service import MTAService, _differs, _merged
 from mta.tap import Options, makeService
 from mta.telemetry import Telemetry
@@ -60,6 +61,32 @@ class UnwritablePlaces(SynchronousTestCase):
     def test_somebody_else(self) -> None:
         """What another user may write is not guessed."""
         refuse_unwritable(f"{self.place}/no/mta.log", "the log", "", uid=os.geteuid() + 1)
+
+
+class PrivilegedPorts(SynchronousTestCase):
+    def stand(self, uid: int, capable: bool) -> None:
+        self.patch(process, "_first_unprivileged_port", lambda: 1024)
+        self.patch(process, "_has_capability", lambda bit: capable)
+        self.patch(os, "geteuid", lambda: uid)
+
+    def test_without_the_capability(self) -> None:
+        """A port that could not be bound at the takeover is refused at the start with 77; of root
+        too, who may be without the capability in a container.
+        """
+        for uid in (500, 0):
+            self.stand(uid, capable=False)
+            error = self.assertRaises(StartRefused, refuse_privileged_ports, [2525, 25], None)
+            self.assertEqual(os.EX_NOPERM, error.exit_code)
+            self.assertIn(f"port 25 cannot be bound by uid {uid}", str(error))
+            refuse_privileged_ports([2525], None)
+
+    def test_with_it(self) -> None:
+        """Whoever has the capability may, unless twistd changes to another user, who has not."""
+        for uid in (500, 0):
+            self.stand(uid, capable=True)
+            refuse_privileged_ports([25], None)
+            refuse_privileged_ports([25], uid)
+            self.assertRaises(StartRefused, refuse_privileged_ports, [25], 501)
 
 
 class LogsThatNobodyHears(SynchronousTestCase):
