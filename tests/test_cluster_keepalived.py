@@ -502,6 +502,28 @@ class KeepalivedTests(IClusterResourceTests, SynchronousTestCase):
             self.here.advance(1)
             self.assertTrue(self.is_granted())
 
+    def test_would_fail(self) -> None:
+        """A standby whose role is not known could not take over, and says why; FAULT is a role."""
+        self.begin()
+        self.settle()
+        self.assertEqual(self.resource.would_fail(), "")
+        self.keepalived.say("FAULT")
+        self.keepalived.deliver()
+        self.assertEqual(self.resource.would_fail(), "")
+        self.assertIs(self.heard.of("health")[-1].level, HealthLevel.DEGRADED)
+        self.keepalived.say("BACKUP")
+        self.keepalived.deliver()
+        self.assertIs(self.heard.of("health")[-1].level, HealthLevel.OK)
+        self.keepalived.kill_all()
+        self.keepalived.deliver()
+        self.assertIn("keepalived is not heard", self.resource.would_fail())
+
+    def test_address_facts(self) -> None:
+        """The addresses are shown as the kernel has them, whatever keepalived says."""
+        self.begin()
+        self.addresses_come()
+        self.assertEqual([fact.usable for fact in self.resource.address_facts()], [True, True])
+
     def test_no_pidfile(self) -> None:
         """Without a pid file nobody knows who speaks: named, and waited for."""
         pid = self.keepalived.files.pop(self.keepalived.pidfile)

@@ -23,16 +23,19 @@ from mta.cluster.netlink import open_socket
 from mta.cluster.processes import find_family, read_small
 from mta.cluster.role import SpokenRole
 from mta.cluster.settings import ClusterSettings
-from mta.cluster.vrrp import Notifications, Record, parse_record
+from mta.cluster.vrrp import Notifications, Record, Role, parse_record
 from mta.errors import GrantLost, StartRefused
 from mta.interfaces import (
+    IAddressFacts,
     IClusterResource,
+    IReadiness,
     IResourceListener,
     IStaleAddresses,
     ISurroundings,
     ITimer,
 )
 from mta.model import (
+    AddressFact,
     AddressInstance,
     Fencing,
     Grant,
@@ -88,7 +91,7 @@ class KeepalivedSettings(ClusterSettings):
     )
 
 
-@implementer(IClusterResource, IStaleAddresses)
+@implementer(IClusterResource, IAddressFacts, IReadiness, IStaleAddresses)
 class Keepalived:
     """See IClusterResource."""
 
@@ -358,9 +361,10 @@ class Keepalived:
         """Is keepalived as it should be? To be BACKUP is."""
         if self._role.fault:
             return Health(HealthLevel.FAILED, f"{self._role.fault}{self._odd()}")
-        word = f"keepalived says {self._role.role.value} for {self._settings.instance}"
-        odd = self._odd()
-        return Health(HealthLevel.DEGRADED if odd else HealthLevel.OK, word + odd)
+        role, odd = self._role.role, self._odd()
+        is_well = role in {Role.MASTER, Role.BACKUP} and not odd
+        word = f"keepalived says {role.value} for {self._settings.instance}"
+        return Health(HealthLevel.OK if is_well else HealthLevel.DEGRADED, word + odd)
 
     def _odd(self) -> str:
         """What somebody should look at, each with its name."""
@@ -386,6 +390,15 @@ class Keepalived:
         if not self._role.is_gone:
             return ()
         return tuple(instance.address for instance in self._addresses.instances())
+
+    def address_facts(self) -> tuple[AddressFact, ...]:
+        return self._addresses.facts()
+
+    def would_fail(self) -> str:
+        """A role that is not known is a lack, and none that is: keepalived may ask this very
+        answer (vrrp_script) whether to say FAULT, and must hear when that is over.
+        """
+        return self._role.fault or self._addresses.would_fail()
 
     def explain(self) -> str:
         stale = ", ".join(map(str, self.stale_addresses()))

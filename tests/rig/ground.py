@@ -398,6 +398,8 @@ class Ground:
         for where in self._mounts:
             run(["umount", where], check=False)
         for name in self._spaces:
+            # What nobody owns any more and nobody acknowledges would hold the namespace for minutes.
+            self.inside(name, ["ss", "--kill", "--tcp", "--all"], check=False)
             run(["ip", "netns", "delete", name], check=False)
         run(["ip", "link", "delete", "br0"], check=False)
         wait_until(

@@ -20,8 +20,10 @@ from tests.rig.traffic import Traffic
 from tests.rig.vrrp import Vrrp
 
 KILLS = 9
-NODE_DEATHS = 3
+NODE_DEATHS = 2
 OUTAGE_SECONDS = 0.6
+DETECTED_SECONDS = 1.5
+"""Of a node's death, which is noticed by silence; on a busy machine."""
 BOTH_SECONDS = 5
 """Longer than takeover-after of the rig and its random delay: who would claim a leftover address has done so by then."""
 
@@ -34,12 +36,12 @@ def scenario_owner_killed(pair: Pair) -> None:
         owner = outages.begin()
         pair.kill(owner)
         outages.end(pair.other(owner))
-    outages.tell("MTA killed")
+    outages.tell("MTA killed", OUTAGE_SECONDS)
     ended(pair, traffic, judge)
 
 
 def scenario_node_dies(pair: Pair) -> None:
-    """A whole node dies at once and says nothing: the other greets within 0.6 s (median)."""
+    """A whole node dies at once and says nothing: the other greets within 1.5 s (median)."""
     vrrp, traffic, judge = under_load(pair)
     outages = Outages(pair, traffic)
     for _ in range(NODE_DEATHS):
@@ -53,12 +55,12 @@ def scenario_node_dies(pair: Pair) -> None:
         pair.join(owner)
         vrrp.start(owner)
         pair[owner].supervise()
-    outages.tell("node dead")
+    outages.tell("node dead", DETECTED_SECONDS)
     ended(pair, traffic, judge)
 
 
 def scenario_keepalived_dies(pair: Pair) -> None:
-    """The VRRP child, the parent, or all of keepalived is killed: leftover addresses own nothing."""
+    """keepalived's child, parent or all is killed, or stopped: leftover addresses own nothing."""
     vrrp, traffic, judge = under_load(pair)
     (child,) = vrrp.children("a")
     os.kill(child, signal.SIGKILL)
@@ -84,14 +86,10 @@ def scenario_keepalived_dies(pair: Pair) -> None:
     expect(pair.epoch == epoch, "the return of keepalived took the ownership away")
     vrrp.terminate("b")
     taken_over(pair, "a", "keepalived stopped in order")
-    ended(pair, traffic, judge)
-
-
-def scenario_keepalived_halted(pair: Pair) -> None:
-    """SIGSTOP of keepalived: the other node owns; when it goes on there is one owner again."""
-    vrrp, traffic, judge = under_load(pair)
+    vrrp.start("b")
+    shows(pair, "b", "keepalived says BACKUP")
     vrrp.signal_all("a", signal.SIGSTOP)
-    taken_over(pair, "b", "keepalived stopped by a signal")
+    taken_over(pair, "b", "all of keepalived stopped by a signal")
     shows(pair, "a", "keepalived is stopped")
     expect(vrrp.holders() == ["a", "b"], f"the addresses are on {vrrp.holders()}")
     traffic.wait_promised(50)
@@ -133,6 +131,19 @@ def scenario_network(pair: Pair) -> None:
     taken_over(pair, pair.other(owner), "eth0 down")
     pair.ip(owner, "link", "set", "eth0", "up")
     shows(pair, owner, "keepalived says BACKUP")
+    ended(pair, traffic, judge)
+
+
+def scenario_mta_halted(pair: Pair) -> None:
+    """An MTA that runs and does not answer loses the addresses; what it wakes to is not its own."""
+    _, traffic, judge = under_load(pair, is_probed=True)
+    stopped, begun = pair.freeze("a"), time.monotonic()
+    pair.wait_owner("b")
+    pair.note(f"MTA stopped by a signal: 220 from node b after {time.monotonic() - begun:.1f} s")
+    traffic.wait_promised(50)
+    pair.thaw(stopped)
+    shows(pair, "a", "keepalived says BACKUP")
+    expect(pair["b"].owns() and not pair["a"].owns(), "node b does not own alone")
     ended(pair, traffic, judge)
 
 
@@ -227,21 +238,22 @@ class Outages:
         around = [at for at in times if self._begun - 1 < at]
         self._promised.append(max(b - a for a, b in itertools.pairwise(around)))
 
-    def tell(self, what: str) -> None:
+    def tell(self, what: str, limit: float) -> None:
         """@raise Broken: the median is longer than an outage may be."""
         for seen, figures in (("220", self._greeted), ("silence of the load", self._promised)):
             shown = ", ".join(f"{figure * 1000:.0f}" for figure in sorted(figures))
             median = statistics.median(figures) * 1000
             self._pair.note(f"advert_int 0.1, {what} -> {seen}: median {median:.0f} ms of {shown}")
         median = statistics.median(self._greeted)
-        expect(median <= OUTAGE_SECONDS, f"the median outage was {median:.2f} s")
+        expect(median <= limit, f"the median outage was {median:.2f} s")
 
 
-def under_load(pair: Pair, *, is_tracked: bool = True) -> tuple[Vrrp, Traffic, Judge]:
+def under_load(pair: Pair, **how: bool) -> tuple[Vrrp, Traffic, Judge]:
     """keepalived and an MTA on both nodes, node a owns, and a load has run for 100 messages."""
-    vrrp = Vrrp(pair, is_tracked=is_tracked)
+    vrrp = Vrrp(pair, **how)
     traffic = Traffic(pair).catch()
     vrrp.online()
+    shows(pair, "b", "keepalived says BACKUP")
     traffic.start().wait_promised(100)
     return vrrp, traffic, Judge(pair, traffic)
 

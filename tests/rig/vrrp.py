@@ -1,7 +1,8 @@
 """Debian's keepalived on both nodes of a pair, as the files in etc/keepalived configure it.
 
 Law: those very files; replaced are only addresses, the directories (both nodes share one /run here)
-and what differs between two nodes (router_id, priority). What systemd would do by the MTA's drop-in
+and what differs between two nodes (router_id, priority); the probe, which costs time, is left out
+where it is not the matter. What systemd would do by the MTA's drop-in
 is done by its own lines, at the moments when systemd does it.
 """
 
@@ -16,7 +17,16 @@ import threading
 import time
 from typing import Any
 
-from tests.rig.ground import ROOT, UNPACKED, VIRTUAL, VIRTUAL6, Process, expect, peer_environment
+from tests.rig.ground import (
+    ROOT,
+    UNPACKED,
+    VENV_BIN,
+    VIRTUAL,
+    VIRTUAL6,
+    Process,
+    expect,
+    peer_environment,
+)
 from tests.rig.pair import Pair, Supervised
 
 SHIPPED = os.path.join(ROOT, "etc", "keepalived")
@@ -37,14 +47,15 @@ LOOK_SECONDS = 0.005
 
 class Vrrp:
     """keepalived of the pair's nodes. `online` is the usual beginning; `start` is what systemd's unit
-    does, and nothing starts it again. `is_tracked`: it watches the MTA, as the shipped files say.
+    does, and nothing starts it again. The shipped files have keepalived watch the MTA twice:
+    `is_tracked` by its end, `is_probed` by `mta probe` every 2 s.
     """
 
-    def __init__(self, pair: Pair, *, is_tracked: bool = True) -> None:
+    def __init__(self, pair: Pair, *, is_tracked: bool = True, is_probed: bool = False) -> None:
         self._pair = pair
         self._running: dict[str, Process] = {}
         self._starts = 0
-        self._is_tracked = is_tracked
+        self._is_tracked, self._is_probed = is_tracked, is_probed
         for name in pair.nodes:
             shutil.rmtree(self.directory(name), ignore_errors=True)  # of an earlier scenario
             os.makedirs(self.directory(name))
@@ -61,19 +72,30 @@ class Vrrp:
             return opened.read().replace(f"{HERE}/", f"{self.directory(name)}/")
 
     def write(self, name: str, priority: int = 0) -> None:
-        """keepalived.conf and the notify script."""
+        """keepalived.conf and its scripts."""
         there = self.directory(name)
         script = os.path.join(there, "mta-notify.sh")
         shutil.copy(os.path.join(SHIPPED, "notify.sh"), script)
         os.chown(script, 0, 0)
         os.chmod(script, 0o755)
+        # keepalived runs as root only what root alone can write, all the way up.
+        command = os.path.join(there, "mta")
+        with open(command, "w", encoding="utf-8") as file:
+            socket = self._pair[name].control
+            file.write(f'#!/bin/sh\nexec {VENV_BIN}/mta --socket {socket} "$@"\n')
+        os.chmod(command, 0o755)
         text = self.text(name, "keepalived.conf")
+        probe = "track_script {\n        mta_serves\n    }"
+        expect(probe in text, "etc/keepalived/keepalived.conf lacks the track_script")
+        if not self._is_probed:
+            text = text.replace(probe, "")
         for old, new in (
             ("router_id node-a", f"router_id node-{name}"),
             ("priority 150", f"priority {priority or PRIORITIES[name]}"),
             ("192.0.2.10/32", f"{VIRTUAL}/32"),
             ("2001:db8::10/128", f"{VIRTUAL6}/128"),
             ("/etc/keepalived/", f"{there}/"),
+            ("/opt/mta/bin/mta ", f"{command} "),
         ):
             expect(old in text, f"etc/keepalived/keepalived.conf lacks {old}")
             text = text.replace(old, new)
@@ -92,7 +114,10 @@ class Vrrp:
                     file.write(rest[3] if self._is_tracked else "0")
 
     def start(self, name: str) -> Process:
+        """As systemd does: when a former one has ended, for that takes the pid file away."""
         there = self.directory(name)
+        if name in self._running:
+            self._running[name].popen.wait(10)
         for left in ("keepalived.pid", "vrrp.pid"):
             if os.path.exists(os.path.join(there, left)):
                 os.unlink(os.path.join(there, left))
