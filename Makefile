@@ -4,6 +4,7 @@
 # make check   static checks: style, types, packaging, examples, documents
 # make rig     real processes and real peers in network namespaces (root; installs nothing)
 # make campaign  faults from a seed upon two nodes under load (FAULTS=500 SEED=1; root)
+# make simulate  histories of two nodes from seeds (SEEDS=1000), or one of them with its trace (SEED=7)
 # make fuzz    random dialogues against the machines of the wire (N=100000 SEED=1)
 # make bench   relay and queue benchmarks beside Postfix (root)
 
@@ -18,6 +19,7 @@ ONLY      ?=
 MODE      ?=
 N         ?= 100000
 SEED      ?= 1
+SEEDS     ?= 1000
 
 BIN     := .venv/bin
 RUNTIME := .venv/.runtime-installed
@@ -64,6 +66,9 @@ rig: $(RUNTIME)
 campaign: $(RUNTIME)
 	@$(BIN)/python -m tests.rig.campaign --faults '$(FAULTS)' --seed '$(SEED)' \
 	  $(if $(CLASSES),--classes '$(CLASSES)') $(if $(ONLY),--only '$(ONLY)') $(if $(MODE),--mode '$(MODE)')
+
+simulate: $(RUNTIME)
+	@$(BIN)/python -m tests.simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--count $(SEEDS))
 
 fuzz: $(RUNTIME)
 	@$(BIN)/python -m mta.testing.fuzz --count $(N) --seed $(SEED)

@@ -29,7 +29,7 @@ from mta.telemetry import (
     Transition,
 )
 from mta.testing.clock import VirtualClock
-from mta.testing.disk import InlineExecutor, StepExecutor
+from mta.testing.executors import InlineExecutor, StepExecutor
 
 WALL = 1_795_420_800.25
 QID = "00001000000017"

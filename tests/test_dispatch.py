@@ -7,7 +7,7 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from mta.errors import Fenced, TransientFailure, Unavailable
+from mta.errors import Fenced, TenureRevoked, TransientFailure, Unavailable
 from mta.model import (
     AddressSpace,
     Bridgehead,
@@ -96,6 +96,27 @@ class HotPathTests(SynchronousTestCase):
         for _ in range(5):
             bench.offer()
         self.assertEqual([s.carried for s in bench.kind.senders], [2, 2, 1])
+
+
+class EndTests(SynchronousTestCase):
+    def test_stopped_while_it_starts_agents(self):
+        """An agent finds in its first step that the tenure is over, which stops the dispatch: no
+        further agent is started, though messages wait.
+        """
+        bench = Bench(connectors=(replace(HUB, concurrency=1),))
+        opening = Deferred()
+        bench.kind.on_open = lambda sender: opening
+        for _ in range(3):
+            bench.offer()
+
+        def revoked(sender):
+            bench.dispatch.stop("superseded")
+            return fail(TenureRevoked("the tenure is over"))
+
+        bench.kind.on_open = revoked
+        opening.errback(TenureRevoked("the tenure is over"))
+        self.assertEqual(len(bench.kind.senders), 2)
+        self.assertEqual(bench.dispatch.snapshot()["active"], 0)
 
 
 class JournalTests(SynchronousTestCase):

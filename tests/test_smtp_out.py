@@ -224,6 +224,17 @@ class TransferTests(SenderTestCase):
         self.assertEqual(self.peer.lost_because, "ConnectionDone")
         self.successResultOf(sender.close())
 
+    def test_a_close_that_was_cancelled(self) -> None:
+        """Whoever waits for the end of an association may give up waiting: it ends all the same."""
+        sender = self.open()
+        closing, other = sender.close(), sender.close()
+        closing.cancel()
+        self.failureResultOf(closing, CancelledError)
+        self.move()
+        self.successResultOf(other)
+        self.assertFalse(sender.is_open)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_overlap_in_one_write(self) -> None:
         """Body n, its dot and the envelope of n+1 leave in one write; content n+1 waits for its word."""
         sender = self.prepared()

@@ -262,7 +262,8 @@ class SmtpSender(Protocol):
             self._tenure.disown(self)
         closed, self._closed = self._closed, []
         for done in closed:
-            done.callback(None)
+            if not done.called:  # one that was cancelled has ended already
+                done.callback(None)
 
     # -- IPushProducer: the transport's back-pressure
 

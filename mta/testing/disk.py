@@ -1,4 +1,4 @@
-"""A disk that forgets what was not synced, and threads that move only when a test says so.
+"""A disk that forgets what was not synced.
 
 `ForgetfulDisk` keeps, for each file, what was synced and every write since; for each directory,
 which names were synced and every change since. `power_cut` throws away what a real machine may
@@ -16,15 +16,15 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mta.interfaces import IDisk, IExecutor, ILoop
+from mta.interfaces import IDisk
 
 PAGE = 4096
 _ZERO = bytes(PAGE)
 Step = Callable[[], Callable[[], None] | None]
+Write = tuple[int, bytes | None, str]
+"""(offset, octets written, by whom), or (new size, None, by whom) for a truncation."""
 
 
 class _File:
@@ -37,8 +37,7 @@ class _File:
         self.size = 0
         self.durable: dict[int, bytes] = {}
         self.durable_size = 0
-        self.dirty: list[tuple[int, bytes | None]] = []
-        """(offset, octets written), or (new size, None) for a truncation."""
+        self.dirty: list[Write] = []
 
     def copy(self) -> _File:
         twin = _File()
@@ -86,15 +85,23 @@ class _File:
             self.durable, self.durable_size = dict(self.pages), self.size
             self.dirty = []
 
-    def lose(self, writes: list[tuple[int, bytes | None]]) -> None:
-        """Fall back to what was synced, and let `writes` have reached the platter."""
+    def lose(self, writes: list[Write], cached: list[Write] | None = None) -> None:
+        """Fall back to what was synced, and let `writes` have reached the platter. `cached` are
+        still in a page cache that lives on.
+        """
         self.pages, self.size = dict(self.durable), self.durable_size
-        for offset, octets in writes:
+        self._apply(writes)
+        self.durable, self.durable_size, self.dirty = dict(self.pages), self.size, []
+        if cached:
+            self._apply(cached)
+            self.dirty = cached
+
+    def _apply(self, writes: list[Write]) -> None:
+        for offset, octets, _ in writes:
             if octets is None:
                 self.cut(offset)
             else:
                 self.write(offset, octets)
-        self.durable, self.durable_size, self.dirty = dict(self.pages), self.size, []
 
 
 class _Directory:
@@ -103,23 +110,35 @@ class _Directory:
     def __init__(self) -> None:
         self.entries: dict[str, _File | _Directory] = {}
         self.durable: dict[str, _File | _Directory] = {}
-        self.dirty: list[tuple[str, _File | _Directory | None]] = []
+        self.dirty: list[Change] = []
 
-    def put(self, name: str, node: _File | _Directory | None) -> None:
+    def put(self, name: str, node: _File | _Directory | None, writer: str = "") -> None:
         if node is None:
             del self.entries[name]
         else:
             self.entries[name] = node
-        self.dirty.append((name, node))
+        self.dirty.append((name, node, writer))
 
-    def lose(self, changes: list[tuple[str, _File | _Directory | None]]) -> None:
-        entries = dict(self.durable)
-        for name, node in changes:
-            if node is None:
-                entries.pop(name, None)
-            else:
-                entries[name] = node
-        self.entries, self.durable, self.dirty = entries, dict(entries), []
+    def lose(self, changes: list[Change], cached: list[Change] | None = None) -> None:
+        entries = _applied(self.durable, changes)
+        self.durable, self.dirty = dict(entries), cached or []
+        self.entries = _applied(entries, self.dirty)
+
+
+Change = tuple[str, "_File | _Directory | None", str]
+"""(name, what it names now, by whom); None for a name that was removed."""
+
+
+def _applied(
+    durable: dict[str, _File | _Directory], changes: list[Change]
+) -> dict[str, _File | _Directory]:
+    entries = dict(durable)
+    for name, node, _ in changes:
+        if node is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = node
+    return entries
 
 
 class PowerCut(BaseException):
@@ -133,7 +152,8 @@ class ForgetfulDisk:
     `capacity` bounds the pages that files may hold (ENOSPC beyond). `on_step(kind, path)` is called
     *before* every call that changes something or syncs. `fail(kind, nth, error)` makes the nth
     such call from now raise. Kinds: open, write, sync, directory, link, unlink, mkdir, truncate,
-    read, any.
+    read, any. `writer` is who makes the calls now, for a disk that several machines share: the
+    power of one of them can be cut by itself.
     """
 
     def __init__(self, capacity: int = 1 << 34, filesystem: str = "ext4") -> None:
@@ -145,6 +165,7 @@ class ForgetfulDisk:
         self.capacity = capacity
         self.kind = filesystem
         self.on_step: Callable[[str, str], None] | None = None
+        self.writer = ""
         self.steps = 0
         self.counts: dict[str, int] = {}
         self.mkdir("/spool-root")
@@ -171,22 +192,27 @@ class ForgetfulDisk:
         twin._root = _copy_directory(self._root, seen)
         return twin
 
-    def power_cut(self, keep: str = "none", seed: int = 0) -> None:
+    def power_cut(self, keep: str = "none", seed: int = 0, of: str | None = None) -> None:
         """Lose what was not synced. `keep`: none, all, random (each page and each name by itself),
-        torn (everything but the tail of each file's last write, cut at any byte).
+        torn (everything but the tail of each file's last write, cut at any byte). `of`: only what
+        this writer had not synced; the others' machines go on, and descriptors stay open.
         """
         chance = random.Random(seed)
         for directory in _directories(self._root):
-            changes = directory.dirty
+            changes = [c for c in directory.dirty if of in {None, c[2]}]
+            others = [c for c in directory.dirty if of not in {None, c[2]}]
             if keep == "none":
                 changes = []
             elif keep == "random":
                 changes = [change for change in changes if chance.random() < 0.5]
-            directory.lose(changes)
+            directory.lose(changes, others)
         # Files without a name are lost anyway; a file with two names is the same object.
         for file in _files(self._root):
-            file.lose(_survivors(file.dirty, keep, chance))
-        self._open.clear()
+            writes = [w for w in file.dirty if of in {None, w[2]}]
+            others_writes = [w for w in file.dirty if of not in {None, w[2]}]
+            file.lose(_survivors(writes, keep, chance), others_writes)
+        if of is None:
+            self._open.clear()
 
     def paths(self) -> list[str]:
         """Every file's path, sorted."""
@@ -208,6 +234,11 @@ class ForgetfulDisk:
         self.overwrite(path, offset, bytes([file.read(1, offset)[0] ^ 1 << bit]))
 
     @property
+    def used(self) -> int:
+        """Octets of all files: what `capacity` bounds."""
+        return self._used()
+
+    @property
     def descriptors(self) -> int:
         """How many are open: a leak shows here."""
         return len(self._open)
@@ -225,14 +256,14 @@ class ForgetfulDisk:
             if node is None:
                 self._step("open", path)
                 node = _File()
-                directory.put(name, node)
+                directory.put(name, node, self.writer)
         if node is None:
             raise _error(errno.ENOENT, path)
         if isinstance(node, _Directory):
             raise _error(errno.EISDIR, path)
         if flags & os.O_TRUNC:
             node.cut(0)
-            node.dirty.append((0, None))
+            node.dirty.append((0, None, self.writer))
         self._next_fd += 1
         self._open[self._next_fd] = (node, path)
         return self._next_fd
@@ -254,7 +285,7 @@ class ForgetfulDisk:
         if growth > 0 and self._used() + growth > self.capacity:
             raise _error(errno.ENOSPC, path)
         file.write(offset, octets)
-        file.dirty.append((offset, octets))
+        file.dirty.append((offset, octets, self.writer))
 
     def fdatasync(self, fd: int) -> None:
         file, path = self._described(fd)
@@ -263,7 +294,7 @@ class ForgetfulDisk:
         except OSError:
             # As Linux does: the pages are clean afterwards and a second sync says "done", while
             # what reached the platter is anybody's guess; here: nothing.
-            file.dirty = []
+            file.dirty = [write for write in file.dirty if write[2] != self.writer]
             raise
         file.sync()
 
@@ -280,21 +311,21 @@ class ForgetfulDisk:
         if name in directory.entries:
             raise _error(errno.EEXIST, target)
         self._step("link", target)
-        directory.put(name, node)
+        directory.put(name, node, self.writer)
 
     def unlink(self, path: str) -> None:
         directory, name = self._parent(path)
         if not isinstance(directory.entries.get(name), _File):
             raise _error(errno.ENOENT, path)
         self._step("unlink", path)
-        directory.put(name, None)
+        directory.put(name, None, self.writer)
 
     def mkdir(self, path: str, mode: int = 0o700) -> None:
         directory, name = self._parent(path)
         if name in directory.entries:
             raise _error(errno.EEXIST, path)
         self._step("mkdir", path)
-        directory.put(name, _Directory())
+        directory.put(name, _Directory(), self.writer)
 
     def listdir(self, path: str) -> list[str]:
         return list(self._directory(path).entries)
@@ -313,7 +344,7 @@ class ForgetfulDisk:
         file, path = self._described(fd)
         self._step("truncate", path)
         file.cut(octets)
-        file.dirty.append((octets, None))
+        file.dirty.append((octets, None, self.writer))
 
     def free_octets(self, path: str) -> int:
         return max(0, self.capacity - self._used())
@@ -381,7 +412,7 @@ def _directories(directory: _Directory) -> list[_Directory]:
     """Every directory that is or was reachable, parents first."""
     found = [directory]
     nodes = [*directory.entries.values(), *directory.durable.values()]
-    nodes += [node for _, node in directory.dirty if node is not None]
+    nodes += [node for _, node, _ in directory.dirty if node is not None]
     seen: set[int] = set()
     for node in nodes:
         if isinstance(node, _Directory) and id(node) not in seen:
@@ -415,177 +446,30 @@ def _copy_directory(directory: _Directory, seen: dict[int, _File | _Directory]) 
     twin = _Directory()
     twin.entries = {name: copy(node) for name, node in directory.entries.items()}
     twin.durable = {name: copy(node) for name, node in directory.durable.items()}
-    twin.dirty = [(name, node and copy(node)) for name, node in directory.dirty]
+    twin.dirty = [(name, node and copy(node), who) for name, node, who in directory.dirty]
     return twin
 
 
-def _survivors(
-    dirty: list[tuple[int, bytes | None]], keep: str, chance: random.Random
-) -> list[tuple[int, bytes | None]]:
+def _survivors(dirty: list[Write], keep: str, chance: random.Random) -> list[Write]:
     if keep == "none" or not dirty:
         return []
     if keep == "all":
         return dirty
     if keep == "torn":
-        offset, octets = dirty[-1]
+        offset, octets, writer = dirty[-1]
         if octets is None:
             return dirty[:-1]
-        return [*dirty[:-1], (offset, octets[: chance.randrange(len(octets) + 1)])]
-    kept: list[tuple[int, bytes | None]] = []
-    for offset, octets in dirty:
+        return [*dirty[:-1], (offset, octets[: chance.randrange(len(octets) + 1)], writer)]
+    kept: list[Write] = []
+    for offset, octets, writer in dirty:
         if octets is None:
             if chance.random() < 0.5:
-                kept.append((offset, None))
+                kept.append((offset, None, writer))
             continue
         at = 0
         while at < len(octets):  # page by page, as the kernel writes back
             room = min(PAGE - (offset + at) % PAGE, len(octets) - at)
             if chance.random() < 0.5:
-                kept.append((offset + at, octets[at : at + room]))
+                kept.append((offset + at, octets[at : at + room], writer))
             at += room
     return kept
-
-
-# --- executors ----------------------------------------------------------------------------------
-
-
-@implementer(ILoop)
-class _InlineLoop:
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self._running = False
-        self._again = False
-        self._stopped = False
-
-    def wake(self) -> None:
-        if self._running:
-            self._again = True
-            return
-        if self._stopped:
-            return
-        self._running = True
-        try:
-            self._again = True
-            while self._again and not self._stopped:
-                self._again = False
-                while (deliver := self._step()) is not None:
-                    deliver()
-        finally:
-            self._running = False
-
-    def stop(self) -> None:
-        self._stopped = True
-
-
-@implementer(IExecutor)
-class InlineExecutor:
-    """Runs everything at once on the caller's stack: results are there when `submit` returns."""
-
-    def submit(self, call: Callable[..., Any], *arguments: object) -> Deferred[Any]:
-        try:
-            return succeed(call(*arguments))
-        except Exception:
-            return fail(Failure())
-
-    def loop(self, step: Step, name: str) -> ILoop:
-        return _InlineLoop(step)
-
-    def stop(self) -> None:
-        pass
-
-
-@implementer(ILoop)
-class _SteppedLoop:
-    def __init__(self, executor: StepExecutor, step: Step, name: str) -> None:
-        self._executor = executor
-        self._step = step
-        self.name = name
-        self.woken = False
-        self.stopped = False
-
-    def wake(self) -> None:
-        self.woken = True
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def once(self) -> None:
-        deliver = self._step()
-        if deliver is None:
-            self.woken = False
-        else:
-            self._executor.ready.append(deliver)
-
-
-@implementer(IExecutor)
-class StepExecutor:
-    """Nothing moves until the test says so.
-
-    `work()` does one unit of thread work (the oldest submitted call, else one step of a woken
-    loop); its result waits in `ready` until `deliver()` hands it to the reactor's side. `run()`
-    does both until nothing is left. A thread that stalls is a test that does not call `work`.
-    """
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Callable[..., Any], tuple[object, ...], Deferred[Any]]] = []
-        self.loops: list[_SteppedLoop] = []
-        self.ready: list[Callable[[], None]] = []
-        self.stopped = False
-
-    def submit(self, call: Callable[..., Any], *arguments: object) -> Deferred[Any]:
-        forgotten: list[bool] = []
-        deferred: Deferred[Any] = Deferred(lambda _: forgotten.append(True))
-        if self.stopped:
-            deferred.errback(RuntimeError("the executor has stopped"))
-        else:
-            self.calls.append((call, arguments, deferred))
-        return deferred
-
-    def loop(self, step: Step, name: str) -> ILoop:
-        loop = _SteppedLoop(self, step, name)
-        self.loops.append(loop)
-        return loop
-
-    def stop(self) -> None:
-        self.stopped = True
-        for loop in self.loops:
-            loop.stop()
-
-    def work_call(self) -> bool:
-        """Run the oldest submitted call. False: there is none."""
-        if not self.calls:
-            return False
-        call, arguments, deferred = self.calls.pop(0)
-        try:
-            result = call(*arguments)
-        except Exception:
-            result = Failure()
-
-        def deliver() -> None:
-            if not deferred.called:
-                deferred.callback(result)
-
-        self.ready.append(deliver)
-        return True
-
-    def work_loop(self) -> bool:
-        """Let the first woken loop do one step. False: none is awake."""
-        for loop in self.loops:
-            if loop.woken and not loop.stopped:
-                loop.once()
-                return True
-        return False
-
-    def work(self) -> bool:
-        return self.work_call() or self.work_loop()
-
-    def deliver(self) -> bool:
-        """Hand the oldest finished result to the reactor's side. False: there is none."""
-        if not self.ready:
-            return False
-        self.ready.pop(0)()
-        return True
-
-    def run(self) -> None:
-        while self.deliver() or self.work():
-            pass

@@ -28,7 +28,8 @@ from mta.settings import Settings
 from mta.telemetry import Telemetry
 from mta.tenant import Bridgehead
 from mta.testing.clock import VirtualClock
-from mta.testing.disk import ForgetfulDisk, StepExecutor
+from mta.testing.disk import ForgetfulDisk
+from mta.testing.executors import StepExecutor
 from mta.testing.network import MemoryNetwork, MemoryPeer
 from mta.testing.sink import Sink
 from mta.testing.surroundings import MemorySurroundings, MemoryTenure

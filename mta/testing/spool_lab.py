@@ -8,7 +8,8 @@ from typing import Any
 from mta.spool.log import LogSpool, LogSpoolSettings
 from mta.telemetry import Notice, Telemetry
 from mta.testing.clock import VirtualClock
-from mta.testing.disk import ForgetfulDisk, InlineExecutor, StepExecutor
+from mta.testing.disk import ForgetfulDisk
+from mta.testing.executors import InlineExecutor, StepExecutor
 
 DIRECTORY = "/spool-root/spool"
 

@@ -330,7 +330,7 @@ class MemorySurroundings:
     @property
     def executor(self) -> IExecutor:
         if self._executor is None:
-            from mta.testing.disk import InlineExecutor
+            from mta.testing.executors import InlineExecutor
 
             self._executor = InlineExecutor()
         return self._executor

@@ -502,7 +502,8 @@ class Dispatch:
             return
         self._is_filling = True  # an agent that fails at once must not nest another round
         try:
-            while (lane := self._schedule.next_lane()) is not None:
+            # The first that fails may have found the epoch superseded, and stopped us.
+            while self._is_running and (lane := self._schedule.next_lane()) is not None:
                 self._tasks.start(self._agent(Agent(self, lane)))
         finally:
             self._is_filling = False
