@@ -342,6 +342,7 @@ class OwnerTests(LogLab, SynchronousTestCase):
         names = [self.accept() for _ in range(5)]
         for node in "bc":
             assert [p for p in self.disk.paths() if "/epoch/slot-" in p]
+            assert any(p.endswith("/reserve") for p in self.disk.paths())
             self.disk.power_cut("none")
             self.disk.capacity -= self.disk.free_octets("/")
             assert self.disk.free_octets("/") == 0
@@ -349,8 +350,8 @@ class OwnerTests(LogLab, SynchronousTestCase):
             assert self.queued() == names
             record = read_epochs(self.spool._directory)[-1]
             assert (record.node, record.epoch) == (node, self.spool.epoch)
-            self.disk.capacity += 64 << 20  # somebody made room: what is kept for it is made anew
-            self.spool._log.upkeep.kick()
+            self.disk.capacity += 64 << 20  # somebody made room
+            self.spool.heartbeat()  # what is kept for it is made anew within a second
         self.result(self.spool.journal([Result(names[0], "out/1", None)], []))
         assert self.queued() == names[1:]
 

@@ -280,7 +280,10 @@ class LogSpool:
 
         def beaten(result: object) -> None:
             self._beating = False
-            if log is None or not isinstance(result, Failure):
+            if log is None:
+                return
+            if not isinstance(result, Failure):
+                log.upkeep.measured()
                 return
             if isinstance(result.value, Fenced):
                 log.lose(result.value)

@@ -113,6 +113,16 @@ class Upkeep:
         directory = self._owned.directory
         self.free_octets = directory.disk.free_octets(directory.path)
 
+    def measured(self) -> None:
+        """Once a second, on the owning thread: when a full disk has room again, what was kept for
+        that day is put back at once. The next owner may need it before a segment has filled.
+        """
+        settings = self._owned.settings
+        free, has_reserve = self.free_octets, bool(self.reserve_file_octets or not settings.reserve)
+        lacks_reserve = not has_reserve and free >= 2 * settings.reserve
+        if lacks_reserve or (not self._has_slot and free >= epoch.SLOT_OCTETS):
+            self.kick()
+
     # the seal and after
 
     def seal_pieces(self) -> list[bytes]:
