@@ -377,6 +377,16 @@ class TransferTests(SenderTestCase):
         self.move()
         self.successResultOf(closing)
 
+    def test_close_cancelled(self) -> None:
+        """Who waits for an end no longer (the process slept past its time) gets the end at once."""
+        sender = self.open()
+        closing, also = sender.close(), sender.close()
+        closing.cancel()
+        self.move()
+        self.failureResultOf(closing, CancelledError)
+        self.successResultOf(also)
+        self.assertFalse(self.peer.is_open)
+
     def test_withdraw(self) -> None:
         """Withdrawn behind 354 the association ends; refused ones leave it in use."""
         sender = self.prepared()
