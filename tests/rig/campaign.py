@@ -26,14 +26,19 @@ if ROOT not in sys.path:
 
 from tests.rig.doubts import Doubts  # noqa: E402
 from tests.rig.faults import Cluster, Endurance, Fault, Interface, World  # noqa: E402
+from tests.rig.faults_keepalived import Keepalived  # noqa: E402
 from tests.rig.ground import RIG, Broken, expect  # noqa: E402
 from tests.rig.judge import Judge  # noqa: E402
 from tests.rig.pair import Pair  # noqa: E402
 from tests.rig.run import INSIDE, enter, prepare  # noqa: E402
 from tests.rig.traffic import Traffic  # noqa: E402
 
-CLASSES: dict[str, Callable[[Pair], Cluster]] = {"interface": Interface, "endurance": Endurance}
-USUAL = ("interface",)
+CLASSES: dict[str, Callable[[Pair], Cluster]] = {
+    "interface": Interface,
+    "keepalived": Keepalived,
+    "endurance": Endurance,
+}
+USUAL = ("interface", "keepalived")
 """Those that are meant when none is named."""
 MODES: tuple[str, ...] = ()
 DISK_MIB = 256
@@ -309,7 +314,10 @@ class Run:
             self.closing += [f"  {text}" for text in campaign.memory()]
         except (Broken, OSError) as error:
             failed = failed or str(error)
-        pair.clear()
+        try:
+            pair.clear()
+        except Broken as broken:  # on what it left nothing more can be built
+            failed, left = f"{failed}; {broken}" if failed else str(broken), []
         if failed:
             replay = f"make campaign CLASSES={name} SEED={self._seed} ONLY={at}"
             if self._mode:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from tests.rig.ground import expect, wait_until
+from tests.rig.ground import VIRTUAL, VIRTUAL6, expect, wait_until
 from tests.rig.judge import Judge
 from tests.rig.node import in_order
 from tests.rig.pair import Pair
@@ -23,6 +23,8 @@ from tests.rig.traffic import Traffic
 
 WELL_SECONDS = 40.0
 """A node starts within a second or two; a busy machine takes its time."""
+ANSWER_SECONDS = 0.3
+"""A node that answers does so in milliseconds; one that is stopped never."""
 DEAF = "chain in { type filter hook input priority -5; iifname eth0 drop; }"
 MUTE = "chain out { type filter hook output priority -5; oifname eth0 drop; }"
 
@@ -77,10 +79,22 @@ class Cluster:
 
     # --- what every class shares
 
+    def sweep(self, name: str) -> None:
+        """No virtual address is left on a node, whoever has removed some already."""
+        for family, address in (("-4", f"{VIRTUAL}/32"), ("-6", f"{VIRTUAL6}/128")):
+            self.pair.inside(
+                name, ["ip", family, "addr", "del", address, "dev", "eth0"], check=False
+            )
+
     def owner(self) -> str:
-        """The one node that owns now; "" for none or two."""
-        owners = [name for name in self.pair.nodes if self.pair[name].owns()]
-        return owners[0] if len(owners) == 1 else ""
+        """The one node that owns now, under the newest epoch; "" for none or two."""
+        newest = self.pair.epoch
+        states = {name: self.pair[name].asked(ANSWER_SECONDS) for name in self.pair.nodes}
+        owners = [name for name, said in states.items() if said.get("state") == "online"]
+        # A former owner says so for up to 250 ms after it was superseded.
+        if len(owners) == 1 and states[owners[0]]["epoch"] == newest:
+            return owners[0]
+        return ""
 
     def wait_well(self) -> None:
         """One owner and one standby, both answering."""
@@ -167,6 +181,60 @@ class Cluster:
             yield
         finally:
             self.pair.inside(name, ["nft", "delete", "table", "inet", "oneway"])
+
+
+class Managed(Cluster):
+    """Who owns is decided by a cluster manager, and by the claim rules; the rig only waits."""
+
+    def taken_over(self, since: float, epoch: int, seconds: float = 30) -> Done:
+        """Until there is an epoch above `epoch`, one owner, and its 220."""
+        wait_until(lambda: self.pair.epoch > epoch, seconds, "nobody takes over", step=0.005)
+        wait_until(self.owner, seconds, "nobody owns after it", step=0.01)
+        return Done(greets=self.greets(self.owner() or self.pair.nodes[0], since))
+
+    def killed(self, rng: Random) -> Done:
+        time.sleep(rng.uniform(0, 0.3))
+        begun, epoch = time.monotonic(), self.pair.epoch
+        self.pair.kill(self.pair.owner)
+        return self.taken_over(begun, epoch)
+
+    def killed_full(self, rng: Random) -> Done:
+        """Somebody takes over on the full disk."""
+        with self.filled():
+            time.sleep(rng.uniform(0.2, 0.8))
+            begun, epoch = time.monotonic(), self.pair.epoch
+            self.pair.kill(self.pair.owner)
+            wait_until(
+                lambda: self.pair.epoch > epoch, 20, "nothing was published on the full disk"
+            )
+        return self.taken_over(begun, epoch)
+
+    def double(self, rng: Random) -> Done:
+        """The new owner is lost as soon as it has published."""
+        begun, epoch = time.monotonic(), self.pair.epoch
+        old = self.pair.owner
+        self.pair.kill(old)
+        wait_until(lambda: self.pair.epoch > epoch, 30, "nobody takes over", step=0.002)
+        time.sleep(rng.choice([0.0, 0.0, 0.05, 0.3]))
+        second = self.pair.epoch
+        new = self.pair.other(old)
+        if self.pair.process(new).is_running:
+            self.pair.kill(new)
+        return self.taken_over(begun, second)
+
+    def handed_over(self, rng: Random) -> Done:
+        """SIGTERM: nothing is doubled."""
+        mta = self.pair[self.pair.owner]
+        begun, epoch = time.monotonic(), self.pair.epoch
+        mta.hold()
+        status = mta.process().stop(20)
+        expect(in_order(status), f"SIGTERM ended the owner with status {status}")
+        done = self.taken_over(begun, epoch)
+        verdict = self.world.judge.check()
+        doubles = verdict.outbound_doubles + verdict.inbound_doubles
+        expect(not doubles, f"an orderly hand-over doubled {doubles} messages")
+        mta.supervise()
+        return done
 
 
 class Interface(Cluster):

@@ -95,6 +95,20 @@ def peer_environment() -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
 
 
+def elsewhere() -> list[str]:
+    """The processes in other network namespaces than ours."""
+    ours, found = os.readlink("/proc/self/ns/net"), []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{name}/ns/net") != ours:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    words = file.read().decode("utf-8", "replace").replace("\0", " ")
+                found.append(f"{name} {words[:120]}")
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
 class Process:
     """One started program, its log, and its end."""
 
@@ -402,13 +416,18 @@ class Ground:
             self.inside(name, ["ss", "--kill", "--tcp", "--all"], check=False)
             run(["ip", "netns", "delete", name], check=False)
         run(["ip", "link", "delete", "br0"], check=False)
-        wait_until(
-            lambda: (
-                not run(["ip", "-br", "link", "show", "type", "veth"], check=False).stdout.strip()
-            ),
-            10,
-            "the namespaces' links did not go away",
-        )
+        try:
+            wait_until(
+                lambda: (
+                    not run(
+                        ["ip", "-br", "link", "show", "type", "veth"], check=False
+                    ).stdout.strip()
+                ),
+                10,
+                "the namespaces' links did not go away",
+            )
+        except Broken as broken:
+            raise Broken(f"{broken}; still there: {', '.join(elsewhere()) or 'nobody'}") from None
 
 
 NFT_RULES = f"""
