@@ -181,6 +181,21 @@ class PlumbTests(Ground, SynchronousTestCase):
         self.kernel.link(2)
         self.settle()
 
+    def test_taken_away_while_they_come(self) -> None:
+        """Somebody removes one address while the other is waited for: it is added again."""
+        grant = self.granted()
+        self.kernel.link(2, carrier=False)
+        plumbed = self.resource.plumb(grant, 1, "")
+        self.settle()
+        self.kernel.remove("192.0.2.10")
+        self.kernel.link(2)
+        self.settle()
+        self.assertNoResult(plumbed)
+        self.after(1)
+        self.settle()
+        self.assertEqual(self.here_now(), ["192.0.2.10", "2001:db8::10"])
+        self.successResultOf(plumbed)
+
     def test_plumb_refused(self) -> None:
         """What the kernel said is what the operator reads."""
         grant = self.granted()
@@ -709,6 +724,17 @@ class ClusterTests(Ground, SynchronousTestCase):
         self.assertEqual(len(self.heard.of("lost")), 1)
         for member in MEMBERS[:2]:
             self.assertIn(member.replace("tcp:", "http://"), self.heard.of("lost")[0])
+
+    def test_an_endpoint_of_another_cluster(self) -> None:
+        """It would name an owner of its own: no answer of it counts, and it is named."""
+        self.begin()
+        grant = self.granted()
+        self.etcd.down.add(MEMBERS[0])
+        PaperEtcd(self.etcd.surroundings, MEMBERS[1:], cluster="999")  # in place of the others
+        self.after(5)
+        self.assertIn("is of another etcd cluster", self.resource.explain())
+        self.assertEqual(len(self.heard.of("lost")), 1)
+        self.resource.release(grant, "test")
 
 
 class SettingsTests(SynchronousTestCase):

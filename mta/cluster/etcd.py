@@ -52,6 +52,8 @@ ATTEMPT = 0.2
 """Of the TTL: one request to one endpoint. Between 0.3 and 0.8 there is room for two that hang."""
 POLL = 0.3
 """Of the TTL: how often a standby asks who holds the key, should its watch be deaf."""
+PLUMB_AGAIN_SECONDS = 0.5
+"""Addresses that were added are usable within milliseconds."""
 STALE_SECONDS = 1.0
 """Between two removals of addresses that somebody adds again and again."""
 
@@ -110,7 +112,8 @@ class EtcdResource:
         self._trouble = ""
         self._stale_timer: ITimer | None = None
         self._stale_next = 0.0
-        self._plumbed: list[tuple[Callable[[], str], Deferred[None]]] = []
+        self._plumbed: list[Deferred[bool]] = []
+        """Who waits for the addresses to be usable: False when it took too long."""
         self._is_stopped = False
 
     # --- life -----------------------------------------------------------------------------------
@@ -399,11 +402,22 @@ class EtcdResource:
 
     async def _plumb(self, epoch_file: str) -> None:
         await self._guard.plumb(epoch_file)
-        if self._addresses.why_not():
-            usable: Deferred[None] = Deferred(lambda _d: self._plumbed.remove(entry))
-            entry = (self._addresses.why_not, usable)
-            self._plumbed.append(entry)
-            await usable
+        while self._addresses.why_not():
+            # Added, and not there yet; or taken away by somebody else while the others came.
+            if not await self._become_usable():
+                await self._guard.plumb(epoch_file)
+
+    def _become_usable(self) -> Deferred[bool]:
+        def ended(was_usable: Any) -> Any:
+            timer.cancel()
+            if waiter in self._plumbed:
+                self._plumbed.remove(waiter)
+            return was_usable
+
+        waiter: Deferred[bool] = Deferred()
+        self._plumbed.append(waiter)
+        timer = self._clock.call_later(PLUMB_AGAIN_SECONDS, waiter.callback, False)
+        return waiter.addBoth(ended)
 
     def unplumb(self) -> Deferred[None]:
         """See IPlumber."""
@@ -412,10 +426,9 @@ class EtcdResource:
     def _changed(self, instances: tuple[AddressInstance, ...]) -> None:
         if self._listener is not None:
             self._listener.addressesChanged(instances)
-        for entry in tuple(self._plumbed):
-            if not entry[0]():
-                self._plumbed.remove(entry)
-                entry[1].callback(None)
+        if self._plumbed and not self._addresses.why_not():
+            for waiter in tuple(self._plumbed):
+                waiter.callback(True)
         if not self._settings.plumb:
             self._wake()
         self._remove_stale()

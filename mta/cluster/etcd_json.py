@@ -201,6 +201,15 @@ def _answer(octets: bytes) -> dict[str, Any]:
     return fields
 
 
+def cluster_of(octets: bytes) -> str:
+    """The id of the cluster that gave this answer; "" when it says none."""
+    try:
+        fields = json.loads(octets)
+        return str(fields.get("result", fields)["header"]["cluster_id"])
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        return ""
+
+
 def _header(fields: dict[str, Any]) -> int:
     """The revision in the header that every answer bears."""
     header = fields.get("header")

@@ -20,7 +20,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from mta.cluster.etcd_json import NoSuchLease, refusal
+from mta.cluster.etcd_json import NoSuchLease, cluster_of, refusal
 from mta.errors import MTAError, RemoteProtocolError, TransientFailure
 from mta.interfaces import IClock, IDoors, ITimer
 
@@ -55,6 +55,8 @@ class Gateway:
         self._faults: dict[str, str] = {}
         """By endpoint: why it did not answer when it was last asked."""
         reactor: Any = _Timing(clock)
+        self._cluster = ""
+        """The id of the cluster whose members these are, from the first answer on."""
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = 4
         self._pool.cachedConnectionTimeout = IDLE_SECONDS
@@ -71,12 +73,17 @@ class Gateway:
         """@raise TransientFailure: no endpoint gave an answer that could be used; each is named.
         An answer that refuses (NoSuchLease) is an answer: nobody else is asked.
         """
+        strangers = 0
         for endpoint in tuple(self._endpoints):
             sent = self._clock.monotonic()
             try:
                 status, octets = await self._post(endpoint, path, body)
                 if status != 200:
                     raise refusal(status, octets)
+                cluster = cluster_of(octets)
+                if self._cluster and cluster and cluster != self._cluster:
+                    strangers += 1
+                    raise self._stranger(endpoint, cluster)
                 value = parse(octets)
             except NoSuchLease:
                 raise
@@ -85,8 +92,19 @@ class Gateway:
                 continue
             self._faults.pop(endpoint, None)
             self._prefer(endpoint)
+            self._cluster = cluster
             return Answer(value, sent)
+        if strangers == len(self._endpoints):
+            self._cluster = ""  # they were set up anew, all of them
         raise TransientFailure("etcd does not answer", self.trouble, "is it running?")
+
+    def _stranger(self, endpoint: str, cluster: str) -> RemoteProtocolError:
+        """Two clusters are two authorities, and each would name an owner."""
+        return RemoteProtocolError(
+            f"{endpoint} is of another etcd cluster",
+            f"its cluster id is {cluster}, that of the others {self._cluster}",
+            "endpoints are members of one cluster",
+        )
 
     @property
     def trouble(self) -> str:

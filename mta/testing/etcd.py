@@ -45,6 +45,7 @@ class PaperEtcd:
 
     surroundings: MemorySurroundings
     endpoints: tuple[str, ...] = ("tcp:10.9.0.3:2379",)
+    cluster: str = "14841639068965178418"
     down: set[str] = field(default_factory=set)
     deaf: set[str] = field(default_factory=set)
     crooked: dict[str, tuple[int, bytes]] = field(default_factory=dict)
@@ -108,7 +109,7 @@ class PaperEtcd:
         self.leases[lease] = (ttl, ends)
 
     def header(self) -> dict[str, str]:
-        return {"cluster_id": "14841639068965178418", "revision": str(self.revision)}
+        return {"cluster_id": self.cluster, "revision": str(self.revision)}
 
     # --- the gateway
 

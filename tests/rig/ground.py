@@ -180,7 +180,7 @@ class Ground:
         self.notes: list[str] = []
         self.processes: list[Process] = []
         self._mounts: list[str] = []
-        self._spaces: list[str] = []
+        self.spaces: list[str] = []
         self._sockets: list[weakref.ref[socket.socket]] = []
         self.wire: Wire | None = None
         self._has_counters = False
@@ -201,7 +201,7 @@ class Ground:
         for name in (*self.nodes, "peer"):
             v4, v6 = OWN[name]
             run(["ip", "netns", "add", name])
-            self._spaces.append(name)
+            self.spaces.append(name)
             run(
                 [
                     "ip",
@@ -411,7 +411,7 @@ class Ground:
             self.wire.close()
         for where in self._mounts:
             run(["umount", where], check=False)
-        for name in self._spaces:
+        for name in self.spaces:
             # What nobody owns any more and nobody acknowledges would hold the namespace for minutes.
             self.inside(name, ["ss", "--kill", "--tcp", "--all"], check=False)
             run(["ip", "netns", "delete", name], check=False)
