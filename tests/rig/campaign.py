@@ -26,6 +26,7 @@ if ROOT not in sys.path:
 
 from tests.rig.doubts import Doubts  # noqa: E402
 from tests.rig.faults import Cluster, Endurance, Fault, Interface, World  # noqa: E402
+from tests.rig.faults_etcd import Leased  # noqa: E402
 from tests.rig.faults_keepalived import Keepalived  # noqa: E402
 from tests.rig.ground import RIG, Broken, expect  # noqa: E402
 from tests.rig.judge import Judge  # noqa: E402
@@ -36,11 +37,11 @@ from tests.rig.traffic import Traffic  # noqa: E402
 CLASSES: dict[str, Callable[[Pair], Cluster]] = {
     "interface": Interface,
     "keepalived": Keepalived,
+    "etcd": Leased,
     "endurance": Endurance,
 }
-USUAL = ("interface", "keepalived")
+USUAL = ("interface", "keepalived", "etcd")
 """Those that are meant when none is named."""
-MODES: tuple[str, ...] = ()
 DISK_MIB = 256
 RATE = 100.0
 """Messages a second: the sums of an hour fit into memory, and every fault meets mail in flight."""
@@ -204,7 +205,7 @@ class Campaign:
     def sums(self) -> str:
         sums = self._traffic.look()
         return (
-            f"{len(sums.promised)} promised, lost {len(sums.pending)}, wrong source "
+            f"{len(sums.promised)} promised, {len(sums.pending)} on the way, wrong source "
             f"{len(self._pair.wrong_packets())}, {len(sums.outbound_doubles())} sent twice, "
             f"{len(sums.inbound_doubles())} taken twice, {len(self._doubts.unnamed(sums))} of them "
             f"not named, {self._pair.epoch - self._epoch_at_first} takeovers"
@@ -271,9 +272,8 @@ def _p(sorted_seconds: Sequence[float], percent: int) -> float:
 class Run:
     """One class after the other; a pair that failed is kept, and a new one goes on."""
 
-    def __init__(self, seed: int, mode: str, keep: bool, out: TextIO) -> None:
+    def __init__(self, seed: int, keep: bool, out: TextIO) -> None:
         self._seed = seed
-        self._mode = mode
         self._keep = keep
         self._out = out
         self.results: list[Result] = []
@@ -320,8 +320,6 @@ class Run:
             failed, left = f"{failed}; {broken}" if failed else str(broken), []
         if failed:
             replay = f"make campaign CLASSES={name} SEED={self._seed} ONLY={at}"
-            if self._mode:
-                replay += f" MODE={self._mode}"
             self.failures.append(f"{name} fault {at}: {failed}; logs: {directory}; again: {replay}")
             self.say(f"FAIL {self.failures[-1]}")
             return left if campaign.results else []
@@ -350,7 +348,6 @@ def main() -> int:
     parser.add_argument("--classes", default=" ".join(USUAL), help=f"of {', '.join(CLASSES)}")
     parser.add_argument("--only", type=numbered, default=(), help="NUMBER or FIRST-LAST alone")
     parser.add_argument("--keep", action="store_true", help="keep the files below .rig/run")
-    parser.add_argument("--mode", default="", choices=["", *MODES], help="what is different")
     given = parser.parse_args()
     names = given.classes.split()
     unknown = [name for name in names if name not in CLASSES]
@@ -360,7 +357,7 @@ def main() -> int:
         return enter()
     prepare()
     begun = time.monotonic()
-    run = Run(given.seed, given.mode, given.keep, sys.stdout)
+    run = Run(given.seed, given.keep, sys.stdout)
     run.say(f"campaign: seed {given.seed}, {given.faults} faults, classes {' '.join(names)}")
     for name, share in shares(given.faults, names).items():
         run.run(name, given.only or range(1, share + 1))
