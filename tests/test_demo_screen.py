@@ -41,6 +41,14 @@ def takeover(**besides: Any) -> dict[str, Any]:
 
 
 class ScreenTests(SynchronousTestCase):
+    def test_a_stopped_owner_owns_no_more(self) -> None:
+        """What a stopped node last said of itself is older than the newest epoch."""
+        node = now()["nodes"]["a"]
+        nodes = {"a": node, "b": {**node, "epoch": 8}}
+        words = screen.owner_words(now(epoch=8, nodes=nodes))
+        self.assertEqual("node b owns, epoch 8", words)
+        self.assertEqual("nobody owns, epoch 9", screen.owner_words(now(epoch=9, nodes=nodes)))
+
     def picture(self, *, colour: bool = True) -> tuple[Terminal, screen.Picture]:
         out = Terminal()
         return out, screen.Picture(out, colour=colour)

@@ -216,8 +216,13 @@ def takeover_words(event: dict[str, Any]) -> str:
 
 
 def owner_words(event: dict[str, Any]) -> str:
-    owners = [name for name, node in sorted(event["nodes"].items()) if node["state"] == "online"]
-    who = f"node {' and node '.join(owners)} owns" if owners else "nobody owns"
+    """A stopped node still shows what it believed: who has the newest epoch owns."""
+    owners = [
+        name
+        for name, node in sorted(event["nodes"].items())
+        if node["state"] == "online" and node["epoch"] == event["epoch"]
+    ]
+    who = f"node {owners[0]} owns" if owners else "nobody owns"
     return f"{who}, epoch {event['epoch']}"
 
 
