@@ -98,6 +98,7 @@ class SpawnedWatchdog:
         return self._reports
 
     def read(self) -> bytes:
+        self._process.poll()  # the one that we started has left: it is not kept as a zombie
         return os.read(self._reports, LONGEST_REPORT)
 
     def write(self, octets: bytes) -> None:
@@ -121,7 +122,7 @@ class SpawnedWatchdog:
         os.close(self._commands)
         os.close(self._reports)
         self._memory.close()
-        self._process.poll()  # the one that we started has left long ago
+        self._process.poll()
 
 
 @implementer(IReadDescriptor)

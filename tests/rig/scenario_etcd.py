@@ -85,6 +85,7 @@ def scenario_owner_stopped(pair: Pair) -> None:
 def scenario_watchdog_killed(pair: Pair) -> None:
     """Without its watchdog the owner gives up at once; the watchdog outlives a kill of the MTA's group."""
     etcd, traffic, judge = under_load(pair)
+    expect(not zombies(pair.process("a").pid), "the MTA keeps a zombie of its watchdog's start")
     epoch, begun = pair.epoch, time.monotonic()
     os.kill(etcd.watchdog("a"), signal.SIGKILL)
     bare(pair, "a", AT_ONCE)
@@ -241,6 +242,12 @@ def has_ended(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] in {"Z", "X"}
     except OSError:
         return True
+
+
+def zombies(pid: int) -> list[int]:
+    """Children of that process that have ended and were not reaped."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split() if has_ended(int(child))]
 
 
 def owner_of(pair: Pair) -> str:
