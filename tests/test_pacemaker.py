@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,6 +20,7 @@ from mta.testing.cluster_suite import IClusterResourceTests
 from mta.testing.kernel import PaperNetlink
 from mta.testing.surroundings import MemorySurroundings
 
+SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "etc", "ocf")
 BY_AGENT = {INSTANCE: "mta", FENCING: "external"}
 UNFENCED = {INSTANCE: "mta", FENCING: "stonith-enabled is false"}
 
@@ -82,7 +85,7 @@ class FencedTests(UnderPacemaker, SynchronousTestCase):
         self.assertIs(Fencing.EXTERNAL, self.resource.fencing)
         self.begin()
         self.assertEqual([], self.here.notices("warning"))
-        self.assertIn("Pacemaker's mta, fencing: external", self.resource.explain())
+        self.assertIn("fencing: external; Pacemaker's mta", self.resource.explain())
 
     def test_supervised(self) -> None:
         """A process that lost its tenure ends, for Pacemaker to see it and to decide."""
@@ -155,3 +158,76 @@ class UnfencedTests(UnderPacemaker, SynchronousTestCase):
         grant = self.owned()  # type: ignore[no-untyped-call]
         former = tuple(replace(i, cstamp=i.cstamp - 1) for i in grant.instances)
         self.assertTrue(judge(grant.instances, (after(former),), "a", 0.0, 10.0).may)
+
+
+class ShippedTests(SynchronousTestCase):
+    """The agent and the cluster that are shipped agree with each other and with this program."""
+
+    def setUp(self) -> None:
+        with open(os.path.join(SHIPPED, "mta"), encoding="ascii") as file:
+            self.agent = file.read()
+        metadata = self.agent[self.agent.index("<resource-agent") : self.agent.index("\nEND\n")]
+        self.metadata = ET.fromstring(metadata)
+        self.cluster = ET.parse(os.path.join(SHIPPED, "cluster.xml")).getroot()
+        found = self.cluster.find("resources/group/primitive[@type='mta']")
+        assert found is not None
+        self.mta = found
+        self.given = {
+            pair.get("name"): pair.get("value", "")
+            for pair in found.iterfind("instance_attributes/nvpair")
+        }
+
+    def seconds(self, operation: str) -> int:
+        (op,) = self.mta.iterfind(f"operations/op[@name='{operation}']")
+        return int(op.get("timeout", "").removesuffix("s"))
+
+    def constant(self, name: str) -> int:
+        (value,) = re.findall(rf"^{name}=(\d+)$", self.agent, re.MULTILINE)
+        return int(value)
+
+    def test_the_order_of_the_group(self) -> None:
+        """The MTA starts after its spool and its addresses are there, and stops before they go."""
+        group = self.cluster.findall("resources/group/primitive")
+        self.assertEqual(
+            ["Filesystem", "IPaddr2", "IPaddr2", "mta"],
+            [primitive.get("type") for primitive in group],
+        )
+
+    def test_parameters(self) -> None:
+        """What the cluster gives the agent is what the agent knows, by the same names."""
+        known = {parameter.get("name") for parameter in self.metadata.iter("parameter")}
+        self.assertLessEqual(set(self.given), known)
+        for name in known:
+            self.assertIn(f': "${{OCF_RESKEY_{name}=', self.agent)
+
+    def test_operations(self) -> None:
+        """Each operation has the time that the agent asks for, each depth of monitor its own."""
+        asked = {}
+        for action in self.metadata.iter("action"):
+            asked[action.get("name"), action.get("depth", "0")] = action.get("timeout")
+        given = {}
+        for op in self.mta.iterfind("operations/op"):
+            level = op.find("instance_attributes/nvpair[@name='OCF_CHECK_LEVEL']")
+            depth = "0" if level is None else level.get("value")
+            given[op.get("name"), depth] = op.get("timeout")
+        self.assertEqual({"start", "stop", "monitor"}, {name for name, _ in given})
+        self.assertEqual({"0", "10", "20"}, {depth for _, depth in given})
+        self.assertEqual({key: asked[key] for key in given}, given)
+
+    def test_a_stop_may_drain(self) -> None:
+        """The default drain ends before the agent kills, and the kill before Pacemaker gives up."""
+        drain = int(self.given["drain_timeout"])
+        self.assertGreater(drain, PacemakerSettings().drain)
+        needed = drain + self.constant("KILL_SECONDS") + self.constant("RESERVE_SECONDS")
+        self.assertLess(needed, self.seconds("stop"))
+
+    def test_it_fences(self) -> None:
+        """The cluster fences, and no node is asked to switch itself off."""
+        (stonith,) = self.cluster.iterfind(".//nvpair[@name='stonith-enabled']")
+        self.assertEqual("true", stonith.get("value"))
+        for device in self.cluster.iterfind("resources/primitive[@class='stonith']"):
+            (hosts,) = device.iterfind("instance_attributes/nvpair[@name='pcmk_host_list']")
+            (place,) = self.cluster.iterfind(f"constraints/rsc_location[@rsc='{device.get('id')}']")
+            self.assertEqual(
+                (hosts.get("value"), "-INFINITY"), (place.get("node"), place.get("score"))
+            )

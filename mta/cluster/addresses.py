@@ -153,7 +153,7 @@ class VirtualAddresses:
         """One line for `mta status`."""
         why = self.why_not()
         if why:
-            return f"waiting for {why}"
+            return f"waiting for {why}" if self.is_known else why
         return f"{', '.join(str(i.address) for i in self.instances())} on this node"
 
     def facts(self) -> tuple[AddressFact, ...]:

@@ -118,4 +118,5 @@ class PacemakerResource:
         if not self._instance:
             return "not started by Pacemaker's agent"
         fenced = f"none, for {self._why_unfenced}" if self._why_unfenced else self.fencing.value
-        return f"Pacemaker's {self._instance}, fencing: {fenced}; {self._addresses.explain()}"
+        # First what matters: crm_mon shows 128 characters of a refusal's reason.
+        return f"fencing: {fenced}; Pacemaker's {self._instance}; {self._addresses.explain()}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from tests.rig.pacemaker import Cluster
 from tests.rig.pair import Pair
 from tests.rig.traffic import Sums, Tail
 
@@ -20,7 +21,7 @@ NEVER = (b"Traceback (most recent call last)", b"Unhandled error", b" mta/twiste
 class Doubts:
     """Reads the logs of both nodes as they grow; `look` before asking."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair | Cluster) -> None:
         self._pair = pair
         self._tails: dict[str, Tail] = {}
         self.named: Counter[tuple[str, str]] = Counter()
@@ -29,10 +30,8 @@ class Doubts:
         """Lines that no log may hold."""
 
     def look(self) -> None:
-        for process in list(self._pair.processes):
-            if not process.name.startswith("mta-"):
-                continue
-            tail = self._tails.setdefault(process.log_path, Tail(process.log_path))
+        for path in self._pair.logs():
+            tail = self._tails.setdefault(path, Tail(path))
             for line in tail.lines():
                 if b"in doubt" in line:
                     found = _DOUBT.search(line)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tests.rig.doubts import Doubts
 from tests.rig.ground import VIRTUAL, expect, wait_until
 from tests.rig.node import NETWORK_NAME, no_wrong_source
+from tests.rig.pacemaker import Cluster
 from tests.rig.pair import Pair
 from tests.rig.traffic import Traffic
 
@@ -36,7 +37,9 @@ class Verdict(NamedTuple):
 class Judge:
     """`begin` before a fault, `check` after it."""
 
-    def __init__(self, pair: Pair, traffic: Traffic, doubts: Doubts | None = None) -> None:
+    def __init__(
+        self, pair: Pair | Cluster, traffic: Traffic, doubts: Doubts | None = None
+    ) -> None:
         self._pair = pair
         self._traffic = traffic
         self._doubts = doubts or Doubts(pair)

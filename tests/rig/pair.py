@@ -188,6 +188,10 @@ class Pair(Ground):
     def thaw(self, process: Process) -> None:
         process.send_signal(signal.SIGCONT)
 
+    def logs(self) -> list[str]:
+        """The paths of what the MTAs wrote, one for each process."""
+        return [p.log_path for p in list(self.processes) if p.name.startswith("mta-")]
+
     # --- the address
 
     def give(self, name: str, v6: bool = True) -> None:

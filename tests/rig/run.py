@@ -1,7 +1,9 @@
 """Runs the rig's scenarios: `make rig`, or `make rig SCENARIOS="crash disk"` for some of them.
 
-A scenario is a function `scenario_NAME(rig: Rig)`, or `(pair: Pair)` for two nodes, in a file
-`scenario_*.py`; its docstring is what it promises, its parameter's type the ground it gets. One line each: `PASS name (seconds)`, or `FAIL name: reason` with the ends of the logs.
+A scenario is a function `scenario_NAME(rig: Rig)`, or `(pair: Pair)` for two nodes, or `(cluster:
+Cluster)` for two under Pacemaker, in a file `scenario_*.py`; its docstring is what it promises, its
+parameter's type the ground it gets. One line each: `PASS name (seconds)`, or `FAIL name: reason` with
+the ends of the logs.
 Needs root for namespaces; re-executes itself inside namespaces of its own.
 """
 
@@ -24,6 +26,7 @@ if ROOT not in sys.path:
 
 from tests.rig.ground import PEERS, RIG, Broken  # noqa: E402
 from tests.rig.node import Rig  # noqa: E402
+from tests.rig.pacemaker import Cluster  # noqa: E402
 from tests.rig.pair import Pair  # noqa: E402
 
 INSIDE = "MTA_RIG_INSIDE"
@@ -37,6 +40,13 @@ NEEDED = {
     "nft": "nftables",
     "swaks": "swaks",
     "mkfs.ext4": "e2fsprogs",
+    "corosync": "corosync",
+    "pacemakerd": "pacemaker",
+    "crm_resource": "pacemaker-cli-utils",
+    "ocf-tester": "resource-agents",
+    "xmllint": "libxml2-utils",
+    "modprobe": "kmod",
+    "fuser": "psmisc",
     "dpkg": "dpkg",
     "apt-get": "apt",
 }
@@ -57,6 +67,9 @@ def enter() -> int:
     lacking = missing()
     if lacking:
         line = f"apt-get install --no-install-recommends {' '.join(lacking)}"
+        services = sorted({"corosync", "pacemaker"} & set(lacking))
+        if services:
+            line += f" (and, unless this machine is in a cluster, systemctl disable --now {' '.join(services)})"
         print(f"FAIL rig: programs are missing; run: {line}", flush=True)
         return 69
     fetch = subprocess.run(["sh", os.path.join(ROOT, "tests/rig/peers.sh"), PEERS], check=False)
@@ -101,13 +114,13 @@ def scenarios(words: list[str]) -> Iterator[tuple[str, Scenario]]:
                     yield full, found
 
 
-def ground_of(scenario: Scenario) -> type[Rig] | type[Pair]:
+def ground_of(scenario: Scenario) -> type[Rig] | type[Pair] | type[Cluster]:
     """The type of its one parameter."""
     hints = get_type_hints(scenario)
     hints.pop("return", None)
     (found,) = hints.values()
-    assert found in (Rig, Pair), f"{scenario}: no such ground"
-    return cast("type[Rig] | type[Pair]", found)
+    assert found in (Rig, Pair, Cluster), f"{scenario}: no such ground"
+    return cast("type[Rig] | type[Pair] | type[Cluster]", found)
 
 
 def play(name: str, scenario: Scenario, keep: bool) -> bool:
