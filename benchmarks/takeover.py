@@ -71,7 +71,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if rig_run.INSIDE not in os.environ:
         return rig_run.enter()
-    rig_run.settle_in()
+    rig_run.prepare()
     pair = Pair(os.path.join(RIG, "run", "takeover-bench"))
     try:
         pair.build()

@@ -92,13 +92,6 @@ def prepare() -> None:
 Scenario = Callable[[Any], None]
 
 
-def settle_in() -> None:
-    """Inside the namespaces: what `ip netns` needs, and loopback."""
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
-    os.makedirs("/run/netns")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-
-
 def scenarios(words: list[str]) -> Iterator[tuple[str, Scenario]]:
     """All of them in the order of files and of lines, or those whose name holds one of `words`."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -170,7 +163,7 @@ def main() -> int:
         return 0
     if INSIDE not in os.environ:
         return enter()
-    settle_in()
+    prepare()
     begun = time.monotonic()
     results = [
         play(name, scenario, arguments.keep) for name, scenario in scenarios(arguments.words)
