@@ -14,7 +14,16 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import Corrupt, Fenced, Full, StartRefused, Unavailable
-from mta.model import Fencing, Guarantees, QueueFilter, Result, Sharing, fresh_state
+from mta.model import (
+    Doubt,
+    Fencing,
+    Guarantees,
+    Intent,
+    QueueFilter,
+    Result,
+    Sharing,
+    fresh_state,
+)
 from mta.spool import checkpoint, segment
 from mta.spool.directory import Directory
 from mta.spool.epoch import OwnEpoch, _take_slot, read_epochs, slots
@@ -497,6 +506,26 @@ class OwnerTests(LogLab, SynchronousTestCase):
         self.spool = self.own("b")
         assert self.result(self.spool.load(kept))[1] == state
         assert self.read(kept) == b"Received: by us\r\n" + b"K" * 3000
+
+    def test_compaction_of_a_doubt(self) -> None:
+        """A message whose reply was lost is copied forward too: it stays in doubt as it was, with
+        slot, peer and transaction, and no second entry of nowhere comes with the copy.
+        """
+        self.spool = self.own("a")
+        kept = self.accept(None, b"K" * 3000)
+        intent = Intent(kept, "out/9", (0,), "hub:25", "<1@x>")
+        self.result(self.spool.journal([], [intent]))
+        state = deferred_state(envelope(), NOW + 300)
+        self.result(self.spool.journal([Result(kept, "out/9", state, (), unknown=True)], []))
+        for _ in range(60):
+            name = self.accept(None, b"x" * 5000)
+            self.result(self.spool.journal([Result(name, "out/1", None)], []))
+        assert not any(p.endswith("/seg/1.1") for p in self.disk.paths())
+        for node in ("b", "a"):
+            self.spool = self.own(node)
+            (doubt,) = (d for d in self.spool.in_doubt() if d.side == "outbound")
+            assert doubt == Doubt("outbound", kept, "out/9", "hub:25", (0,), 1, transaction="<1@x>")
+            assert self.result(self.spool.load(kept))[1] == state
 
     def test_big_file_goes_with_its_message(self) -> None:
         """A settled big message leaves no file."""

@@ -18,6 +18,7 @@ from mta.spool.index import LIVE, TAKEN
 from mta.spool.records import (
     COPY,
     DEFER,
+    HAS_STATE,
     HELD,
     Place,
     Record,
@@ -133,12 +134,15 @@ def _read(
 
 
 def _state_again(owned: OwnedLog, slot: int, name: str, view: RecordView | None) -> Record:
-    """The same state, with the due time and hold of now: both may have changed by HOLD."""
+    """The same state, with the due time and hold of now: both may have changed by HOLD. What a
+    transfer brought stands in the ledger since; said again without its slot it would be a doubt
+    about nobody knows what.
+    """
     assert view is not None, "a damaged one was set aside"
     index = owned.ledger.index
     change = decode_change(view.payload)
     held = bool(index.flags[slot] & INDEX_HELD)
-    flags = (change.flags & ~HELD) | held * HELD
+    flags = HAS_STATE | held * HELD
     payload = encode_change(change._replace(flags=flags, due=index.due[slot], slot=""))
     return (DEFER, name.encode(), payload, (), 0)
 
