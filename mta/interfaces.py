@@ -48,6 +48,7 @@ from mta.model import (
     QueueFilter,
     Recipient,
     Recovery,
+    Remembered,
     Reply,
     Result,
     Route,
@@ -492,6 +493,11 @@ class IStaging(Interface):
         all that was written. @raise Unavailable, Full, Fenced, Unknown.
         """
 
+    def remember(client: str, transaction: str, expires: float) -> None:
+        """Before `commit`: its batch also says that the client named the transaction so, until wall
+        time `expires`, for `ISpool.recall`. The last one of the same association is forgotten.
+        """
+
     def abort() -> None:
         """Forget it. Harmless after commit."""
 
@@ -570,12 +576,14 @@ class ISpool(Interface):
     def give_back(queue_id: str, due: float | None) -> None:
         """Not attempted after all; due again at `due` or as before."""
 
-    # remember (RFC 1845)
-    def remember(
-        client: str, transaction: str, queue_id: str, expires: float
-    ) -> Deferred[None]: ...
+    # named transactions (RFC 1845); IStaging.remember adds one
+    def recall(client: str, transaction: str) -> Remembered | None:
+        """One that became ours under this or an older epoch, until it expires. What is answered is
+        durable; whoever tells its client so re-reads the epoch first.
+        """
 
-    def recall(client: str, transaction: str) -> str | None: ...
+    def forget_last(association: str) -> None:
+        """Its client knows what became of its last transaction there. Harmless when unknown."""
 
     # operators
     def scan(chosen: QueueFilter, after: str, limit: int) -> Deferred[list[QueueEntry]]:
@@ -738,6 +746,34 @@ class IEnds(Interface):
     ends: FourTuple | None = Attribute(
         "Both ends as the kernel has them (getsockname, getpeername); None: no IP addresses."
     )
+
+
+class ICheckpoints(Interface):
+    """Add-on of ISender: the far end can tell a transaction that it completed from a new one, by a
+    name that we give it (RFC 1845).
+    """
+
+    can_checkpoint: bool = Attribute("It can, and we are to make use of it.")
+    transaction: str = Attribute(
+        'What names the transaction that was prepared last. "": none, for what the far end has '
+        "under that name is something else."
+    )
+
+    def prepare_named(
+        queue_id: str,
+        envelope: Envelope,
+        recipients: tuple[int, ...],
+        size_octets: int,
+        *,
+        transaction: str,
+        is_resend: bool,
+    ) -> Deferred[tuple[Outcome, ...]]:
+        """As ISender.prepare. With `is_resend` the transaction was let go before, to this far end,
+        for these recipients: if it is complete there `commit` ends it and sends no content.
+        """
+
+    def cut() -> None:
+        """End without QUIT: that would say that every result on this association is durable."""
 
 
 class IAssociationKind(Interface):

@@ -626,6 +626,21 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
+class Remembered:
+    """A transaction that its client gave a name to (RFC 1845), and that became ours as `queue_id`.
+
+    `client` is the name in its EHLO, in lower case; `octets` is the content as it came, in wire
+    form without the final dot; `expires` is wall time.
+    """
+
+    client: str
+    transaction: str
+    queue_id: str
+    octets: int
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
 class FourTuple:
     """The two ends of an open association; IP addresses as text."""
 

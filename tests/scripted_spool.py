@@ -23,6 +23,7 @@ from mta.model import (
     QueueEntry,
     QueueFilter,
     Recovery,
+    Remembered,
     Result,
     SpoolStats,
     queue_id,
@@ -41,6 +42,7 @@ class ScriptedStaging:
         self.envelope: Envelope | None = None
         self.state: MessageState | None = None
         self.prepend = b""
+        self.remembered: tuple[str, str, float] | None = None
 
     def write(self, chunk: bytes) -> Deferred[None] | None:
         self.content += chunk
@@ -56,6 +58,9 @@ class ScriptedStaging:
             self.durable()
         return self.committed
 
+    def remember(self, client: str, transaction: str, expires: float) -> None:
+        self.remembered = (client, transaction, expires)
+
     def abort(self) -> None:
         self.is_aborted = True
 
@@ -63,6 +68,10 @@ class ScriptedStaging:
         """The commit fires: from now on it is queued."""
         assert self.committed is not None and self.envelope is not None and self.state is not None
         self.spool.queued[self.queue_id] = (self.envelope, self.state)
+        if self.remembered is not None:
+            client, name, expires = self.remembered
+            known = Remembered(client, name, self.queue_id, self.size_octets, expires)
+            self.spool.remembered[client, name] = known
         self.committed.callback(None)
 
     def broken(self, error: Exception) -> None:
@@ -95,6 +104,8 @@ class ScriptedSpool:
         self.check_error: Exception | None = None
         self.load_error: Exception | None = None
         self.declared: list[int] = []
+        self.remembered: dict[tuple[str, str], Remembered] = {}
+        self.forgotten: list[str] = []
 
     def inspect(self) -> Deferred[tuple[EpochRecord, ...]]:
         return succeed(())
@@ -168,13 +179,11 @@ class ScriptedSpool:
     def give_back(self, queue_id: str, due: float | None) -> None:
         self.given_back.append(queue_id)
 
-    def remember(
-        self, client: str, transaction: str, queue_id: str, expires: float
-    ) -> Deferred[None]:
-        return succeed(None)
+    def recall(self, client: str, transaction: str) -> Remembered | None:
+        return self.remembered.get((client, transaction))
 
-    def recall(self, client: str, transaction: str) -> str | None:
-        return None
+    def forget_last(self, association: str) -> None:
+        self.forgotten.append(association)
 
     def scan(self, chosen: QueueFilter, after: str, limit: int) -> Deferred[list[QueueEntry]]:
         return succeed([])

@@ -115,11 +115,13 @@ class Script(LogLab):
         promises = self.promises
         message = envelope()
         try:
-            staging = self.spool.stage("smtp/in/1")
+            # Each on an association of its own: the next on the same would let it be forgotten.
+            staging = self.spool.stage(f"smtp/in/{len(promises.accepted)}")
         except (Full, Unavailable):
             return ""
         except Fenced as error:
             raise Ended from error
+        staging.remember("client", transaction_of(staging.queue_id), NOW + 1e6)
         for at in range(0, len(body), 2000):
             self.value(staging.write(body[at : at + 2000]))
         try:
@@ -180,6 +182,10 @@ class Script(LogLab):
                 self.promises.held.add(name)
 
 
+def transaction_of(queue_id: str) -> str:
+    return f"<{queue_id}@client>"
+
+
 def verify(disk: ForgetfulDisk, promises: Promises, clock: VirtualClock) -> Script:
     """Take over what is left and hold it against what was promised."""
     taker = Script(disk, clock)
@@ -195,8 +201,18 @@ def verify(disk: ForgetfulDisk, promises: Promises, clock: VirtualClock) -> Scri
             assert name in entries, f"{name} was accepted and is lost"
         if name in entries:
             assert contents[name] == content, f"{name} has another content"
+        known = taker.spool.recall("client", transaction_of(name))
+        assert known is not None, f"the transaction of {name} would be taken twice"
+        assert known.queue_id == name
+    for name in entries.keys() - promises.accepted.keys():
+        # Durable and not answered: told from a new one as well, or its client brings it twice.
+        if len(name) == 14:
+            known = taker.spool.recall("client", transaction_of(name))
+            assert known is not None, f"{name} came without its transaction"
     for name in promises.refused:
         assert name not in entries, f"{name} was refused and has returned"
+        known = taker.spool.recall("client", transaction_of(name))
+        assert known is None, f"{name} was refused and would be answered as known"
     for name, due in promises.deferred.items():
         if name in entries and name not in promises.moving and name not in promises.leaving:
             assert entries[name].state.due == due, f"{name} is due at {entries[name].state.due}"

@@ -23,6 +23,7 @@ from mta.model import (
     Recipient,
     RecipientState,
     RecipientStatus,
+    Remembered,
     Requires,
 )
 from mta.spool import records
@@ -127,8 +128,11 @@ class CodecTests(SynchronousTestCase):
         """DONE, HOLD, TRANSACTION, ASSOCIATION and CONTINUES keep what they say."""
         assert records.decode_done(records.encode_done(3, "out/1")) == (3, "out/1")
         assert records.decode_hold(records.encode_hold(True, 7.5)) == (True, 7.5)
-        made = records.encode_transaction("client", "T-1", 9.0)
-        assert records.decode_transaction(made) == ("client", "T-1", 9.0)
+        known = Remembered("client", "<t@x>", "00010000000001", 1 << 40, 9.0)
+        made = records.encode_transaction(known, "smtp/in/1")
+        assert records.decode_transaction("00010000000001", made) == (known, "smtp/in/1")
+        with self.assertRaises((ValueError, struct.error)):
+            records.decode_transaction("00010000000001", made[:-1])
         ends = FourTuple("192.0.2.1", 25, "2001:db8::1", 65535)
         opened = records.encode_association("smtp/in/1", ends, True)
         assert records.decode_association(opened) == ("smtp/in/1", ends, True)

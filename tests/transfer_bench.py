@@ -211,11 +211,11 @@ class PlainSpool:
         if due is not None and name in self.dues:
             self.dues[name] = due
 
-    def remember(self, client, transaction, name, expires):
-        return succeed(None)
-
     def recall(self, client, transaction):
         return None
+
+    def forget_last(self, association):
+        pass
 
     def scan(self, chosen, after, limit):
         return succeed([])

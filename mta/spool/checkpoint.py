@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-from mta.model import Doubt, FourTuple, Intent
+from mta.model import Doubt, FourTuple, Intent, Remembered
 from mta.spool.directory import Directory, read_whole
 from mta.spool.index import COLUMNS, Index
 from mta.spool.ledger import Ledger, OpenAssociation, Position
@@ -89,8 +89,8 @@ def encode(ledger: Ledger, epoch: int, number: int, wall: float, sweep: list[str
             for slot, a in ledger.associations.items()
         ],
         "transactions": [
-            [client, transaction, queue_id, expires]
-            for (client, transaction), (queue_id, expires) in ledger.transactions.items()
+            [t.client, t.transaction, t.queue_id, t.octets, t.expires, association]
+            for t, association in ledger.transactions
         ],
         "sweep": sweep,
         "byteorder": sys.byteorder,
@@ -154,8 +154,8 @@ def decode(octets: bytes | bytearray) -> Checkpoint:
         ledger.doubts.add(Doubt(side, queue_id, name, peer, tuple(recipients), *rest))
     for name, *ends, inbound, last, ordinal in facts["associations"]:
         ledger.associations[name] = OpenAssociation(FourTuple(*ends), inbound, last, ordinal)
-    for client, transaction, queue_id, expires in facts["transactions"]:
-        ledger.remembered(client, transaction, queue_id, expires)
+    for *fields, association in facts["transactions"]:
+        ledger.transactions.add(Remembered(*fields), association)
     return Checkpoint(facts["epoch"], facts["number"], ledger, list(facts["sweep"]))
 
 

@@ -40,6 +40,7 @@ from mta.spool.records import (
     decode_transaction,
 )
 from mta.spool.segment import Segment
+from mta.spool.transactions import Transactions
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Ledger:
         """Association slot -> its unresolved INTENT, of the running epoch."""
         self.doubts = DoubtList()
         self.associations: dict[str, OpenAssociation] = {}
-        self.transactions: dict[tuple[str, str], tuple[str, float]] = {}
+        self.transactions = Transactions()
         self.position = Position()
         self.wall = 0.0
         """The newest wall time seen in a batch."""
@@ -206,14 +207,6 @@ class Ledger:
         else:
             self.associations[slot] = OpenAssociation(ends, inbound)
 
-    def remembered(self, client: str, transaction: str, queue_id: str, expires: float) -> None:
-        self.transactions[client, transaction] = (queue_id, expires)
-
-    def forget_expired(self, now: float) -> None:
-        """Remembered transactions whose time is over."""
-        for key in [k for k, (_, expires) in self.transactions.items() if expires <= now]:
-            del self.transactions[key]
-
     def _resolve(self, slot_name: str, queue_id: str) -> Intent | None:
         """The INTENT of that slot is answered."""
         if not slot_name:
@@ -246,6 +239,7 @@ class Ledger:
         self.doubts.trim(epoch)
         self.intents.clear()
         self.associations.clear()
+        self.transactions.conclude()
 
 
 @dataclass(slots=True)
@@ -286,5 +280,4 @@ class Replay:
         elif kind == ASSOCIATION:
             ledger.associated(*decode_association(view.payload))
         elif kind == TRANSACTION:
-            client, transaction, expires = decode_transaction(view.payload)
-            ledger.remembered(client, transaction, queue_id, expires)
+            ledger.transactions.add(*decode_transaction(queue_id, view.payload))

@@ -42,6 +42,7 @@ from mta.model import (
     QueueEntry,
     QueueFilter,
     Recovery,
+    Remembered,
     Result,
     Sharing,
     SpoolStats,
@@ -406,15 +407,12 @@ class LogSpool:
         if self._log is not None:
             self._log.give_back(queue_id, due)
 
-    def remember(
-        self, client: str, transaction: str, queue_id: str, expires: float
-    ) -> Deferred[None]:
-        if self._log is None:
-            return fail(Fenced("the spool is not owned", "no epoch is sealed"))
-        return self._log.remember(client, transaction, queue_id, expires)
-
-    def recall(self, client: str, transaction: str) -> str | None:
+    def recall(self, client: str, transaction: str) -> Remembered | None:
         return None if self._log is None else self._log.recall(client, transaction)
+
+    def forget_last(self, association: str) -> None:
+        if self._log is not None:
+            self._log.ledger.transactions.forget_last(association)
 
     def scan(self, chosen: QueueFilter, after: str, limit: int) -> Deferred[list[QueueEntry]]:
         if self._log is None:

@@ -28,6 +28,7 @@ from mta.model import (
     QueueEntry,
     QueueFilter,
     Recovery,
+    Remembered,
     Report,
     Result,
     SpoolStats,
@@ -41,6 +42,7 @@ from mta.spool.index import HELD, NOWHERE, TAKEN, Index
 from mta.spool.ledger import OpenAssociation
 from mta.spool.scan import candidates, matches
 from mta.spool.settings import MemorySpoolSettings
+from mta.spool.transactions import Transactions
 
 __all__ = ["MemorySpool", "MemorySpoolSettings", "MemoryStore"]
 
@@ -70,7 +72,7 @@ class MemoryStore:
     intents: dict[str, Intent] = field(default_factory=dict)
     doubts: DoubtList = field(default_factory=DoubtList)
     associations: dict[str, OpenAssociation] = field(default_factory=dict)
-    transactions: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
+    transactions: Transactions = field(default_factory=Transactions)
     sealed: int = 0
     octets: int = 0
 
@@ -137,6 +139,7 @@ class MemorySpool:
             self._unread(slot, predecessor)
         store.doubts.trim(predecessor)
         store.intents, store.associations = {}, {}
+        store.transactions.conclude()
         self._index = Index()
         for name, message in store.messages.items():
             self._enter(name, message, taken=False)
@@ -368,22 +371,17 @@ class MemorySpool:
         message = self.store.messages[name]
         message.state = replace(message.state, due=due, held=held)
 
-    # remember
+    # named transactions
 
-    def remember(
-        self, client: str, transaction: str, queue_id: str, expires: float
-    ) -> Deferred[None]:
-        refusal = self.refusal()
-        if refusal is not None:
-            return fail(refusal)
-        self.store.transactions[client, transaction] = (queue_id, expires)
-        return succeed(None)
-
-    def recall(self, client: str, transaction: str) -> str | None:
-        found = self.store.transactions.get((client, transaction))
-        if not self._is_sealed or found is None or found[1] <= self._clock.wall():
+    def recall(self, client: str, transaction: str) -> Remembered | None:
+        found = self.store.transactions.find(client, transaction)
+        if not self._is_sealed or found is None or found.expires <= self._clock.wall():
             return None
-        return found[0]
+        return found
+
+    def forget_last(self, association: str) -> None:
+        if self._is_sealed:
+            self.store.transactions.forget_last(association)
 
     # operators
 
@@ -460,6 +458,7 @@ class MemoryStaging:
         self._epoch = epoch
         self._chunks: list[bytes] = []
         self._full: Full | None = None
+        self._remembered: Remembered | None = None
 
     def write(self, chunk: bytes) -> Deferred[None] | None:
         self.size_octets += len(chunk)
@@ -485,7 +484,13 @@ class MemoryStaging:
         octets = sum(map(len, pieces))
         message = _Message(envelope, state, pieces, octets)
         self._spool.enter(self.queue_id, message, self._association, intent)
+        if self._remembered is not None:
+            self._spool.store.transactions.add(self._remembered, self._association)
         return succeed(None)
+
+    def remember(self, client: str, transaction: str, expires: float) -> None:
+        octets = self.size_octets
+        self._remembered = Remembered(client, transaction, self.queue_id, octets, expires)
 
     def abort(self) -> None:
         self._chunks = []

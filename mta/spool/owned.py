@@ -23,6 +23,7 @@ from mta.model import (
     Intent,
     MessageState,
     QueueAct,
+    Remembered,
     Result,
     queue_id,
 )
@@ -38,11 +39,9 @@ from mta.spool.reading import Found, Wanted, read_message
 from mta.spool.records import (
     ASSOCIATION,
     INTENT,
-    TRANSACTION,
     Big,
     encode_association,
     encode_intent,
-    encode_transaction,
 )
 from mta.spool.segment import Reader, Segment
 from mta.spool.settings import LogSpoolSettings
@@ -277,24 +276,9 @@ class OwnedLog:
         """IAssociations. No record: for who replays, it is open still, which says the same."""
         self.ledger.left(slot, self.own.epoch)
 
-    def remember(self, client: str, transaction: str, name: str, expires: float) -> Deferred[None]:
-        entry = self.entry()
-        payload = encode_transaction(client, transaction, expires)
-        entry.add(
-            (TRANSACTION, name.encode(), payload, (), 0),
-            self.ledger.remembered,
-            client,
-            transaction,
-            name,
-            expires,
-        )
-        return self.write(entry)
-
-    def recall(self, client: str, transaction: str) -> str | None:
-        found = self.ledger.transactions.get((client, transaction))
-        if found is None or found[1] <= self.clock.wall():
-            return None
-        return found[0]
+    def recall(self, client: str, transaction: str) -> Remembered | None:
+        found = self.ledger.transactions.find(client, transaction)
+        return None if found is None or found.expires <= self.clock.wall() else found
 
     def in_doubt(self) -> tuple[Doubt, ...]:
         return tuple(self.ledger.doubts)

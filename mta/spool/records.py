@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32
 
-from mta.model import FourTuple, Intent
+from mta.model import FourTuple, Intent, Remembered
 
 ALIGNMENT = 4096
 
@@ -204,7 +204,7 @@ _STATE = struct.Struct("<BdHH")
 _DONE = struct.Struct("<BH")
 _HOLD = struct.Struct("<Bd")
 _INTENT = struct.Struct("<HHHI")
-_TRANSACTION = struct.Struct("<HHd")
+_TRANSACTION = struct.Struct("<HHHQd")
 _ASSOCIATION = struct.Struct("<BHHIHI")
 _CONTINUES = struct.Struct("<QQQQ")
 
@@ -378,19 +378,27 @@ def decode_intent(queue_id: str, payload: bytes) -> Intent:
     return Intent(queue_id, texts[0], recipients, texts[1], texts[2])
 
 
-def encode_transaction(client: str, transaction: str, expires: float) -> bytes:
-    who, what = client.encode("utf-8", "backslashreplace"), transaction.encode()
-    return _TRANSACTION.pack(len(who), len(what), expires) + who + what
+def encode_transaction(remembered: Remembered, association: str) -> bytes:
+    """The queue id is the record's."""
+    texts = [
+        text.encode("utf-8", "backslashreplace")
+        for text in (remembered.client, remembered.transaction, association)
+    ]
+    head = _TRANSACTION.pack(*map(len, texts), remembered.octets, remembered.expires)
+    return b"".join((head, *texts))
 
 
-def decode_transaction(payload: bytes) -> tuple[str, str, float]:
-    who, what, expires = _TRANSACTION.unpack_from(payload)
-    at = _TRANSACTION.size
-    return (
-        payload[at : at + who].decode("utf-8", "replace"),
-        payload[at + who : at + who + what].decode("utf-8", "replace"),
-        expires,
-    )
+def decode_transaction(queue_id: str, payload: bytes) -> tuple[Remembered, str]:
+    """With its association. @raise ValueError, struct.error: damaged."""
+    *lengths, octets, expires = _TRANSACTION.unpack_from(payload)
+    at, texts = _TRANSACTION.size, []
+    for length in lengths:
+        texts.append(payload[at : at + length].decode("utf-8", "replace"))
+        at += length
+    if at > len(payload):
+        raise ValueError("a transaction ends early")
+    client, transaction, association = texts
+    return Remembered(client, transaction, queue_id, octets, expires), association
 
 
 def encode_association(slot: str, ends: FourTuple | None, inbound: bool) -> bytes:

@@ -20,7 +20,7 @@ from zope.interface import implementer
 
 from mta.errors import Full, SpoolError, Unavailable
 from mta.interfaces import IStaging
-from mta.model import Envelope, Intent, MessageState
+from mta.model import Envelope, Intent, MessageState, Remembered
 from mta.spool.committer import Unit
 from mta.spool.content import PIECE
 from mta.spool.directory import as_spool_error
@@ -28,12 +28,14 @@ from mta.spool.envelopes import encode_envelope, encode_state, first_pending_dom
 from mta.spool.records import (
     INTENT,
     MSG,
+    TRANSACTION,
     Big,
     Message,
     Place,
     Record,
     encode_intent,
     encode_message,
+    encode_transaction,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class LogStaging:
         "_owned",
         "_part",
         "_pieces",
+        "_remembered",
         "_state",
         "queue_id",
         "size_octets",
@@ -74,6 +77,7 @@ class LogStaging:
         self._part: Part | None = None
         self._error: SpoolError | None = None
         self._finished = False
+        self._remembered: Remembered | None = None
 
     def write(self, chunk: bytes) -> Deferred[None] | None:
         if self._error is not None or self._finished:
@@ -106,6 +110,10 @@ class LogStaging:
         record = self._record(prepend, pieces, octets, None)
         return self._submit([record], done)
 
+    def remember(self, client: str, transaction: str, expires: float) -> None:
+        octets = self.size_octets
+        self._remembered = Remembered(client, transaction, self.queue_id, octets, expires)
+
     def abort(self) -> None:
         if not self._finished:
             self._finished = True
@@ -135,14 +143,21 @@ class LogStaging:
         return (MSG, self.queue_id.encode(), encode_message(self._message), pieces, in_log)
 
     def _submit(self, records: list[Record], done: Deferred[None]) -> Deferred[None]:
-        intent = self._intent
-        if intent is not None:
-            records.append((INTENT, self.queue_id.encode(), encode_intent(intent), (), 0))
+        self._add_riders(records)
         try:
             self._owned.committer.submit(Unit(records, self._applied, done, True))
         except SpoolError as error:
             return fail(error)
         return done
+
+    def _add_riders(self, records: list[Record]) -> None:
+        """What else the batch says of this message."""
+        name, intent, remembered = self.queue_id.encode(), self._intent, self._remembered
+        if intent is not None:
+            records.append((INTENT, name, encode_intent(intent), (), 0))
+        if remembered is not None:
+            payload = encode_transaction(remembered, self._association)
+            records.append((TRANSACTION, name, payload, (), 0))
 
     def _applied(self, ref: int, places: list[Place]) -> None:
         """On the reactor, durable and the epoch re-read: from here on it is queued, and taken."""
@@ -153,6 +168,8 @@ class LogStaging:
         )
         if self._intent is not None:
             owned.ledger.intended(self._intent)
+        if self._remembered is not None:
+            owned.ledger.transactions.add(self._remembered, self._association)
         self._chunks = []
 
     # what streamed to a file
@@ -210,9 +227,7 @@ class LogStaging:
             body = part.read_whole(octets)
             pieces = (prepend, body) if prepend else (body,)
             records = [self._record(prepend, pieces, octets + len(prepend), None)]
-            if self._intent is not None:
-                name = self.queue_id.encode()
-                records.append((INTENT, name, encode_intent(self._intent), (), 0))
+            self._add_riders(records)
             return records
 
         def discard(result: T) -> T:

@@ -215,7 +215,7 @@ class Upkeep:
     async def checkpoint(self) -> None:
         """Write the next one; the two newest stay. @raise OSError: it does not exist."""
         owned = self._owned
-        owned.ledger.forget_expired(owned.clock.wall())
+        owned.ledger.transactions.forget_expired(owned.clock.wall())
         was_due, written = self._checkpoint_due, self.written
         self._checkpoint_due = self._is_long = False
         self.written = self._records = 0

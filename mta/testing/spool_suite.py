@@ -41,6 +41,7 @@ from mta.model import (
     Recipient,
     RecipientState,
     RecipientStatus,
+    Remembered,
     Report,
     Result,
     VirtualAddress,
@@ -668,18 +669,72 @@ class ISpoolTests:
         self.spool = self.own("b")
         assert [d.recipients for d in self.spool.in_doubt()] == [(0,)]
 
-    # remember
+    # named transactions
 
-    def test_remembered_transaction(self) -> None:
-        """A transaction is recalled by client and name until it expires, also after a takeover."""
-        name = self.accept()
-        self.result(self.spool.remember("client", "T-1", name, NOW + 100))
-        assert self.spool.recall("client", "T-1") == name
-        assert self.spool.recall("other", "T-1") is None
-        self.spool = self.own("b")
-        assert self.spool.recall("client", "T-1") == name
+    def named(self, name: str, association: str = "smtp/in/1", expires: float = NOW + 100) -> str:
+        """A message whose transaction has a name; its queue id."""
+        staging = self.spool.stage(association)
+        staging.write(b"Subject: x\r\n\r\n")
+        staging.remember("client", name, expires)
+        message = envelope()
+        self.result(staging.commit(message, fresh_state(message), b"Received: by us\r\n", None))
+        return str(staging.queue_id)
+
+    def test_named_transaction_is_recalled(self) -> None:
+        """A transaction is recalled by client and name until it expires, with its queue id and the
+        octets that the client sent, also after takeovers and when the message has left long since.
+        """
+        queued = self.named("<1@x>")
+        assert self.spool.recall("client", "<1@x>") == Remembered(
+            "client", "<1@x>", queued, 14, NOW + 100
+        )
+        assert self.spool.recall("other", "<1@x>") is None
+        assert self.spool.recall("client", "<2@x>") is None
+        self.result(self.spool.journal([Result(queued, "", None)], []))
+        for node in ("b", "a"):
+            self.spool = self.own(node)
+            found = self.spool.recall("client", "<1@x>")
+            assert (found.queue_id, found.octets) == (queued, 14)
         self.clock.advance(100)
-        assert self.spool.recall("client", "T-1") is None
+        assert self.spool.recall("client", "<1@x>") is None
+
+    def test_named_transaction_needs_its_commit(self) -> None:
+        """A message that was given up is not recalled, nor is one that was not committed."""
+        staging = self.spool.stage("smtp/in/1")
+        staging.remember("client", "<1@x>", NOW + 100)
+        assert self.spool.recall("client", "<1@x>") is None
+        staging.abort()
+        self.spool = self.own("b")
+        assert self.spool.recall("client", "<1@x>") is None
+
+    def test_next_transaction_ends_the_last(self) -> None:
+        """The next one on the same association shows that its client has recorded the last: that
+        is forgotten, and no other.
+        """
+        self.named("<1@x>", "smtp/in/1")
+        self.named("<2@x>", "smtp/in/2")
+        self.named("<3@x>", "smtp/in/1")
+        for _ in range(2):
+            known = [n for n in "123" if self.spool.recall("client", f"<{n}@x>") is not None]
+            assert known == ["2", "3"]
+            self.spool = self.own("b")
+
+    def test_association_of_another_epoch(self) -> None:
+        """After a takeover an association of the same name is another one: nothing is forgotten."""
+        self.named("<1@x>", "smtp/in/1")
+        self.spool = self.own("b")
+        self.named("<2@x>", "smtp/in/1")
+        assert self.spool.recall("client", "<1@x>") is not None
+        assert self.spool.recall("client", "<2@x>") is not None
+
+    def test_forget_last(self) -> None:
+        """Told that the client knows, the last of that association goes; the others stay."""
+        self.named("<1@x>", "smtp/in/1")
+        self.named("<2@x>", "smtp/in/2")
+        self.spool.forget_last("smtp/in/1")
+        self.spool.forget_last("smtp/in/9")
+        assert self.spool.recall("client", "<1@x>") is None
+        assert self.spool.recall("client", "<2@x>") is not None
 
     # operators
 
