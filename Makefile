@@ -16,6 +16,7 @@ BENCH     ?=
 FAULTS    ?= 500
 CLASSES   ?=
 ONLY      ?=
+MODE      ?=
 N         ?= 100000
 SEED      ?= 1
 SEEDS     ?= 1000
@@ -64,7 +65,7 @@ rig: $(RUNTIME)
 
 campaign: $(RUNTIME)
 	@$(BIN)/python -m tests.rig.campaign --faults '$(FAULTS)' --seed '$(SEED)' \
-	  $(if $(CLASSES),--classes '$(CLASSES)') $(if $(ONLY),--only '$(ONLY)')
+	  $(if $(CLASSES),--classes '$(CLASSES)') $(if $(ONLY),--only '$(ONLY)') $(if $(MODE),--mode '$(MODE)')
 
 simulate: $(RUNTIME)
 	@$(BIN)/python -m tests.simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--count $(SEEDS))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any
@@ -177,6 +178,21 @@ Boolean = Annotated[bool, BeforeValidator(parse_bool)]
 Port = Annotated[int, BeforeValidator(parse_port)]
 Network = Annotated[Any, BeforeValidator(parse_network)]
 """IPv4Network or IPv6Network."""
+
+
+def is_within(host: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    """Whether an IP address, given as text, lies in one of them. An IPv4 address in IPv6 clothes
+    counts as itself; what is no address lies nowhere.
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    if address.version == 6:
+        address = address.ipv4_mapped or address
+    return any(address.version == n.version and address in n for n in networks)
+
+
 VirtualAddressSetting = Annotated[Any, BeforeValidator(parse_virtual_address)]
 """model.VirtualAddress."""
 BridgeheadSetting = Annotated[Any, BeforeValidator(parse_bridgehead)]

@@ -49,6 +49,7 @@ from mta.model import (
 from mta.transfer.dispatch import Dispatch
 from mta.transfer.doubts import DoubtLog
 from mta.transfer.intake import Intake
+from mta.transfer.repeats import Repeats
 from mta.transfer.trust import TrustedClock
 
 Network = IPv4Network | IPv6Network
@@ -90,6 +91,7 @@ class Bridgehead:
         self._dispatch: Dispatch | None = None
         self._former: set[Dispatch] = set()
         self._doubt_log = DoubtLog(surroundings.telemetry)
+        self._repeats = Repeats()
         self._clock = TrustedClock(surroundings.clock, self._trusted, self._doubted)
         self.recovery: Callable[[], Recovery | None] = lambda: None
         """What the ownership driver found at the takeover; set by whoever built both."""
@@ -191,6 +193,7 @@ class Bridgehead:
             config.intake,
             config.postmaster,
             config.virtual_server,
+            self._repeats,
         )
         intake.admit = {
             block.name: _admitted(block, config.virtual_server) for block in config.listeners

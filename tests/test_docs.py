@@ -234,9 +234,23 @@ class ConfigurationTests(SynchronousTestCase):
         loaded = [load(text, "failover.md", find).cluster.name for text in shown]
         self.assertEqual(["interface", "keepalived", "etcd", "pacemaker"], loaded)
 
+    def test_parts_load_too(self) -> None:
+        """What is shown of one block alone loads in the place of that block."""
+        fences = _FENCE.findall(read(os.path.join("docs", "failover.md")))
+        (whole, *_) = [body for kind, body in fences if kind == "yaml"]
+        parts = [body for kind, body in fences if kind == "yaml-part"]
+        self.assertEqual(2, len(parts))
+        for part in parts:
+            (key,) = re.findall(r"^([a-z-]+):", part, re.MULTILINE)
+            without = re.sub(rf"^{key}:.*\n(?:[ #].*\n)*", "", whole, flags=re.MULTILINE)
+            load(without + part, "failover.md", Catalogue().find)
+            with self.assertRaises(ConfigErrors):
+                load(without + part.replace("checkpoint", "chekpoint"), "x", Catalogue().find)
+
     def test_a_mistake_in_one_is_noticed(self) -> None:
         """A key that was renamed since is named with its line."""
-        text = _FENCE.findall(read(os.path.join("docs", "failover.md")))[0][1]
+        fences = _FENCE.findall(read(os.path.join("docs", "failover.md")))
+        text = next(body for kind, body in fences if kind == "yaml")
         with self.assertRaises(ConfigErrors) as caught:
             load(text.replace("takeover-after", "takeover-afer"), "failover.md", Catalogue().find)
         self.assertIn("failover.md:7", str(caught.exception))

@@ -10,8 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mta.testing import fuzz
 from mta.testing.dialogues import Corpus
 from mta.testing.fuzz import GAMES, hold, main, run
-from mta.wire.smtp import content
-from mta.wire.smtp.client import Initiator
+from mta.wire.smtp import client, content
 from mta.wire.smtp.server import Responder
 
 HERE = Path(os.path.dirname(os.path.abspath(__file__)))
@@ -46,13 +45,13 @@ class FuzzTests(SynchronousTestCase):
 
     def test_what_is_broken_is_found(self) -> None:
         """A machine that breaks a promise does not get through: pieces, ends, outcomes, memory."""
-        left_over = Initiator._left_over
+        left_over = client.left_over
         for place, name, broken in (
             (content, "_unfinished", lambda data: 0),
             (content.ContentReader, "_mend", lambda reader, piece, is_first: piece),
             (content.Stuffer, "take", lambda stuffer, piece: piece),
             (Responder, "_needs_more", lambda machine: True),
-            (Initiator, "_left_over", lambda *about: left_over(*about)[:-1]),
+            (client, "left_over", lambda *about: left_over(*about)[:-1]),
         ):
             patch = self.patch(place, name, broken)
             self.assertTrue(run(self.corpus, 20260701, 0, 1000), name)

@@ -24,6 +24,7 @@ from mta.association.deadline import Deadline
 from mta.association.smtp_settings import (
     ListenerLimits,
     ListenerTimeouts,
+    LmtpListenerSettings,
     SmtpListenerSettings,
 )
 from mta.association.transport import abort_now, send_now
@@ -39,6 +40,7 @@ from mta.interfaces import (
     ITenure,
 )
 from mta.model import PeerInfo, Reply
+from mta.settings import is_within
 from mta.telemetry import Rejected as RejectedEvent
 from mta.telemetry import Telemetry
 from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected, Reset
@@ -48,6 +50,7 @@ from mta.wire.smtp.states import Role, State
 
 __all__ = [
     "BUFFER_OCTETS",
+    "LmtpListenerSettings",
     "SmtpListener",
     "SmtpListenerSettings",
     "SmtpResponder",
@@ -453,7 +456,7 @@ class SmtpListener:
     """A `listeners:` block: opens its port on every address and counts who is connected."""
 
     def __init__(
-        self, settings: SmtpListenerSettings, surroundings: ISurroundings, lmtp: bool = False
+        self, settings: LmtpListenerSettings, surroundings: ISurroundings, lmtp: bool = False
     ) -> None:
         self.kind = "lmtp" if lmtp else "smtp"
         self.settings = settings
@@ -462,6 +465,7 @@ class SmtpListener:
         self._surroundings = surroundings
         self._limits = settings.of_machine()
         self._banner = settings.banner.encode()
+        self._checkpoint_from = getattr(settings, "checkpoint_from", ())
         self._open: set[SmtpResponder] = set()
         self._clients: dict[str, int] = {}
         self._drained: list[Deferred[None]] = []
@@ -510,7 +514,13 @@ class SmtpListener:
             self._surroundings.telemetry.notice("warning", "association", f"{self.name}: {error}")
             return TurnedAway(_NOT_NOW, clock)
         responder = SmtpResponder(
-            Responder(tenure.network_name.encode(), self._role, self._limits, self._banner),
+            Responder(
+                tenure.network_name.encode(),
+                self._role,
+                self._limits,
+                self._banner,
+                checkpoint=is_within(peer.host, self._checkpoint_from),
+            ),
             reception,
             peer,
             self.settings.timeouts,

@@ -20,11 +20,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.association.deadline import Deadline
-from mta.association.smtp_settings import LmtpConnectorSettings, SmtpConnectorSettings
+from mta.association.smtp_settings import (
+    LmtpConnectorSettings,
+    SmtpConnectorSettings,
+    WireConnectorSettings,
+)
 from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, PermanentFailure, TransientFailure
 from mta.interfaces import (
     IAssociationKind,
+    ICheckpoints,
     IClock,
     IContent,
     IEnds,
@@ -90,7 +95,7 @@ class Flusher:
             sender.flush()
 
 
-@implementer(ISender, IEnds, IPushProducer, IRevocable)
+@implementer(ISender, IEnds, ICheckpoints, IPushProducer, IRevocable)
 class SmtpSender(Protocol):
     """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
 
@@ -104,6 +109,7 @@ class SmtpSender(Protocol):
         tenure: ITenure,
         clock: IClock,
         flusher: Flusher,
+        checkpoint: bool = False,
     ) -> None:
         self.slot = slot
         self.association_kind = kind
@@ -112,6 +118,7 @@ class SmtpSender(Protocol):
         self.ends: FourTuple | None = None
         self._machine = machine
         self._flusher = flusher
+        self._checkpoint = checkpoint
         self._deadline = Deadline(clock, self._expired)
         self._waited: Wait | None = None
         self._is_lost = False
@@ -166,6 +173,20 @@ class SmtpSender(Protocol):
     def prepare(
         self, queue_id: str, envelope: Envelope, recipients: tuple[int, ...], size_octets: int
     ) -> Deferred[Outcomes]:
+        return self.prepare_named(
+            queue_id, envelope, recipients, size_octets, transaction="", is_resend=False
+        )
+
+    def prepare_named(
+        self,
+        queue_id: str,
+        envelope: Envelope,
+        recipients: tuple[int, ...],
+        size_octets: int,
+        *,
+        transaction: str,
+        is_resend: bool,
+    ) -> Deferred[Outcomes]:
         done = self._prepared = Deferred(self._prepare_cancelled)
         self._asked = recipients
         self._is_opaque = envelope.content_form is ContentForm.OPAQUE
@@ -177,6 +198,8 @@ class SmtpSender(Protocol):
             size_octets,
             envelope.body_type is not BodyType.SEVEN_BIT
             or bool(envelope.requires & Requires.EIGHT_BIT),
+            transid=transaction.encode(),
+            is_resend=is_resend,
         )
         self.flush()
         if events:
@@ -189,6 +212,10 @@ class SmtpSender(Protocol):
             return succeed(tuple(Outcome(i, OutcomeKind.DEFERRED, gone) for i in self._left))
         done = self._committed = Deferred(lambda _: self._abort("cancelled"))
         machine = self._machine
+        if machine.is_content_known:
+            machine.finish()
+            self.flush()
+            return done
         resident = content.resident
         self._streams_opaque = self._is_opaque
         if resident is None:
@@ -227,6 +254,19 @@ class SmtpSender(Protocol):
             self.flush()
             self._handle(events)
         return done
+
+    # -- ICheckpoints
+
+    @property
+    def can_checkpoint(self) -> bool:
+        return self._checkpoint and self._machine.checkpoints
+
+    @property
+    def transaction(self) -> str:
+        return self._machine.transid.decode()
+
+    def cut(self) -> None:
+        self._abort("cut off")
 
     def revoke(self) -> None:
         """IRevocable: only where the door has not adopted the transport itself."""
@@ -456,8 +496,9 @@ class SmtpInitiator:
     may_receive = False
     role = Role.SMTP
 
-    def __init__(self, settings: SmtpConnectorSettings, surroundings: ISurroundings) -> None:
+    def __init__(self, settings: WireConnectorSettings, surroundings: ISurroundings) -> None:
         self._settings = settings
+        self._checkpoint = getattr(settings, "checkpoint", False)
         self._clock = surroundings.clock
         self._doors = surroundings.doors
         self._flusher = Flusher(surroundings.clock)
@@ -484,6 +525,7 @@ class SmtpInitiator:
             tenure=tenure,
             clock=self._clock,
             flusher=self._flusher,
+            checkpoint=self._checkpoint,
         )
 
     async def _open(self, tenure: ITenure, hop: NextHop, sender: SmtpSender) -> ISender:

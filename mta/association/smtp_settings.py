@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mta.settings import Count, Duration, Network, Port, Settings, Size
+from mta.settings import Boolean, Count, Duration, Network, Port, Settings, Size
 from mta.wire.smtp.client_states import Timeouts
 from mta.wire.smtp.server import Limits
 
@@ -65,8 +65,8 @@ class ListenerTimeouts(Settings):
     )
 
 
-class SmtpListenerSettings(Settings):
-    """A `listeners:` block of kind smtp or lmtp."""
+class LmtpListenerSettings(Settings):
+    """A `listeners:` block of kind lmtp, and what one of kind smtp has in common with it."""
 
     name: str = Field(default="", description="For logs and metrics; by default kind:port.")
     port: Port = Field(default=25, description="On every address of the virtual server.")
@@ -103,6 +103,17 @@ class SmtpListenerSettings(Settings):
             line_octets=limits.line,
             normalise_newlines=self.bare_newline == "normalise",
         )
+
+
+class SmtpListenerSettings(LmtpListenerSettings):
+    """A `listeners:` block of kind smtp."""
+
+    checkpoint_from: tuple[Network, ...] = Field(
+        default=(),
+        description="Bridgeheads that are offered CHECKPOINT (RFC 1845): they may name their"
+        " transactions, and what they send again after a crash is taken once. Nobody else is: what"
+        " a client names is remembered for it.",
+    )
 
 
 # --- connectors -------------------------------------------------------------------------------
@@ -146,15 +157,25 @@ class ConnectorTimeouts(Settings):
         )
 
 
-class SmtpConnectorSettings(Settings):
-    """What an `smtp` connector has besides the keys that all connectors have."""
+class WireConnectorSettings(Settings):
+    """What `smtp` and `lmtp` connectors have in common."""
 
     timeouts: ConnectorTimeouts = Field(
         default_factory=ConnectorTimeouts, description="How long the peer may take."
     )
 
 
-class LmtpConnectorSettings(SmtpConnectorSettings):
+class SmtpConnectorSettings(WireConnectorSettings):
+    """What an `smtp` connector has besides the keys that all connectors have."""
+
+    checkpoint: Boolean = Field(
+        default=False,
+        description="The bridgeheads are our own kind: name each transaction (RFC 1845) where"
+        " CHECKPOINT is offered, so that a resend after a crash brings nothing twice.",
+    )
+
+
+class LmtpConnectorSettings(WireConnectorSettings):
     """What an `lmtp` connector has besides the keys that all connectors have."""
 
     path: str | None = Field(

@@ -128,7 +128,7 @@ lmtp_listener = BuiltIn(
     "lmtp",
     IListenerKind,
     "mta.association.smtp_in:SmtpListener",
-    "mta.association.smtp_in:SmtpListenerSettings",
+    "mta.association.smtp_in:LmtpListenerSettings",
     lmtp=True,
 )
 smtp_connector = BuiltInConnector(

@@ -7,10 +7,11 @@ where the most specific address space says `accept: anyone`. The postmaster is a
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 
 from mta.interfaces import IRouting
 from mta.model import Address, PeerInfo, Reply, Unroutable, VirtualServer
+from mta.settings import is_within
 
 Network = IPv4Network | IPv6Network
 
@@ -25,15 +26,7 @@ def refusal(code: int, enhanced: str, recipient: Address, text: bytes) -> Reply:
 
 def is_admitted(peer: PeerInfo, networks: tuple[Network, ...]) -> bool:
     """Local users are; others when their address lies in one of the listener's `relay-from`."""
-    if peer.uid is not None:
-        return True
-    try:
-        address = ip_address(peer.host)
-    except ValueError:
-        return False
-    if address.version == 6:
-        address = address.ipv4_mapped or address
-    return any(address.version == n.version and address in n for n in networks)
+    return peer.uid is not None or is_within(peer.host, networks)
 
 
 class RelayRule:

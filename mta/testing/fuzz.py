@@ -46,6 +46,8 @@ _REFUSALS = (
     Reply(550, "5.1.1", (b"No",)),
     Reply(554, "5.7.1", (b"No\x2e",)),
 )
+_KNOWN = Reply(355, "", (b"of the whole",))
+"""The answer to a named transaction that is complete; the offset is put in."""
 _CLOSING = Reply(421, "4.3.2", (b"Bye",))
 
 
@@ -56,13 +58,25 @@ class _Told:
     output: bytes = b""
     happened: list[str] = field(default_factory=list)
     messages: Lines = field(default_factory=list)
+    repeated: Lines = field(default_factory=list)
+    """Names of transactions that came again."""
 
 
 class _Host:
     """Drives a responder; the n-th question has the n-th answer of `answers`."""
 
-    def __init__(self, role: Role, limits: Limits, answers: Sequence[Reply | None]) -> None:
-        self.machine = Responder(b"mx.example.org", role, limits)
+    def __init__(
+        self,
+        role: Role,
+        limits: Limits,
+        answers: Sequence[Reply | None],
+        *,
+        checkpoint: bool = False,
+    ) -> None:
+        checkpoint &= role is Role.SMTP
+        self.machine = Responder(b"mx.example.org", role, limits, checkpoint=checkpoint)
+        self._known = b""
+        """The name of the present transaction, if it is complete already."""
         self.told = _Told()
         self._answers = answers
         self._asked = 0
@@ -102,6 +116,15 @@ class _Host:
     def _answer(self, event: events.Event, reply: Reply | None) -> None:
         machine = self.machine
         happened = type(event).__name__
+        if isinstance(event, events.Mail):
+            self._known = b""
+        if reply is _KNOWN:
+            name = event.parameters.get(b"TRANSID") if isinstance(event, events.Mail) else None
+            reply = None
+            if name and isinstance(event, events.Mail):
+                self._known = name
+                size = event.parameters.get(b"SIZE") or b"0"
+                reply = Reply(355, "", (size + b" is the transaction offset",))
         if isinstance(event, events.Data):
             self._content.clear()
         elif isinstance(event, events.End):
@@ -111,7 +134,11 @@ class _Host:
                 happened = f"End {content!r}"
                 if event.size_octets != len(content):
                     raise Broken(f"{len(content)} octets are told as {event.size_octets}")
-                if reply is None:
+                if self._known and content:
+                    reply = _REFUSALS[3]
+                if reply is None and self._known:
+                    self.told.repeated.append(self._known)
+                elif reply is None:
                     self.told.messages.append(content)
             else:
                 happened = "End with a fault"
@@ -154,11 +181,14 @@ def against_responder(rng: Random, corpus: Corpus) -> None:
         normalise_newlines=rng.random() < 0.5,
     )
     answers = [
-        rng.choice(_REFUSALS) if rng.random() < 0.15 else None for _ in range(rng.randint(1, 12))
+        rng.choice((*_REFUSALS, _KNOWN)) if rng.random() < 0.2 else None
+        for _ in range(rng.randint(1, 12))
     ]
+    named = rng.random() < 0.5
     if rng.random() < 0.1:
         answers.append(_CLOSING)
-    at_once, in_pieces = _Host(role, limits, answers), _Host(role, limits, answers)
+    at_once = _Host(role, limits, answers, checkpoint=named)
+    in_pieces = _Host(role, limits, answers, checkpoint=named)
     for host in (at_once, in_pieces):
         host.machine.greet()
         host.pump()
@@ -254,7 +284,8 @@ class _Agent:
             else:
                 tag = self._ready.pop(0)
                 content = self.contents[int(tag) % len(self.contents)]
-                self._sending = tag, pieces_of(rng, content)
+                known = machine.is_content_known
+                self._sending = tag, [] if known else pieces_of(rng, content)
         may_prepare = machine.is_idle or machine.pipelines
         if (
             self.ended is None
@@ -279,7 +310,18 @@ class _Agent:
         content = self.contents[int(tag)]
         size, eight = len(content), not content.isascii()
         to = list(enumerate(_RECIPIENTS[:many]))
-        self._note(self.machine.prepare(tag, _SENDER, to, size, eight))
+        named = self.machine.checkpoints and self._rng.random() < 0.7
+        self._note(
+            self.machine.prepare(
+                tag,
+                _SENDER,
+                to,
+                size,
+                eight,
+                transid=b"<%b@x>" % tag.encode() if named else b"",
+                is_resend=named and self._rng.random() < 0.7,
+            )
+        )
 
     def _send_on(self) -> None:
         assert self._sending is not None
@@ -385,9 +427,11 @@ def between_both(rng: Random, corpus: Corpus) -> None:
     role = rng.choice((Role.SMTP, Role.SMTP, Role.LMTP))
     contents = [_content(rng, corpus) for _ in range(rng.randint(1, 4))]
     answers = [
-        rng.choice(_REFUSALS) if rng.random() < 0.1 else None for _ in range(rng.randint(1, 9))
+        rng.choice((*_REFUSALS, _KNOWN, _KNOWN)) if rng.random() < 0.15 else None
+        for _ in range(rng.randint(1, 9))
     ]
-    host = _Host(role, Limits(line_octets=0, errors=1000), answers)
+    limits = Limits(line_octets=0, errors=1000)
+    host = _Host(role, limits, answers, checkpoint=rng.random() < 0.5)
     agent = _Agent(rng, role, contents)
     host.machine.greet(rng.choice(_REFUSALS) if rng.random() < 0.05 else None)
     breaks_at = rng.randrange(4000) if rng.random() < 0.4 else -1
@@ -421,6 +465,7 @@ def between_both(rng: Random, corpus: Corpus) -> None:
     for tag, outcomes in agent.outcomes.items():
         kinds = {outcome.kind for outcome in outcomes.values()}
         is_there = arrived[int(tag)] in host.told.messages
+        is_there |= b"<%b@x>" % tag.encode() in host.told.repeated
         if OutcomeKind.DELIVERED in kinds and not is_there:
             raise Broken(f"{tag} is told delivered and did not arrive")
 

@@ -131,7 +131,8 @@ class LabNode:
         """All that lies between a grant and ONLINE, without a cluster to grant it."""
         lab, spool = self.lab, self.spool
         epochs = lab.wait(spool.inspect())
-        grant = Grant(0, NETWORK_NAME, lab.config.virtual_server.addresses, Fencing.EXTERNAL)
+        server = lab.config.virtual_server
+        grant = Grant(0, server.network_name, server.addresses, Fencing.EXTERNAL)
         claim = Claim(self.name, f"boot-{self.name}", 0.0, "lab", lab.config.digest, grant)
         lab.wait(spool.publish(claim, max((e.epoch for e in epochs), default=0)))
         found = lab.wait(spool.recover())
@@ -173,6 +174,9 @@ class Lab:
     "memory" or "log" (on a disk that forgets what was not synced; needed for a second node).
     `policies` are objects that stand in the configuration under names of the lab's own; `capacity`
     is the disk's, in octets.
+
+    Another lab may stand `beside` it in the same network and time, each with nodes and a disk of
+    its own: its `more` gives it a virtual server, and `hub` is where its own sink listens.
     """
 
     def __init__(
@@ -183,21 +187,28 @@ class Lab:
         more: str = "",
         policies: Sequence[Any] = (),
         capacity: int = 1 << 34,
+        beside: Lab | None = None,
+        hub: str = HUB,
     ) -> None:
-        self.clock = VirtualClock()
-        self.network = MemoryNetwork(self.clock)
-        self.disk = ForgetfulDisk(capacity)
+        self.clock: VirtualClock = VirtualClock() if beside is None else beside.clock
+        self.network: MemoryNetwork = (
+            MemoryNetwork(self.clock) if beside is None else beside.network
+        )
+        self._neighbours: list[Lab] = [] if beside is None else beside._neighbours
+        self._neighbours.append(self)
+        self.disk: ForgetfulDisk = ForgetfulDisk(capacity)
         self._catalogue = Catalogue()
         self._given = {f"lab-{i}": _Given(f"lab-{i}", p) for i, p in enumerate(policies)}
         chosen = "".join(f"  - {{policy: {name}}}\n" for name in self._given)
         blocks = _blocks(CONFIGURATION + SPOOLS[spool]) | _blocks(more)
         if chosen:
             blocks["policies"] = f"policies:\n{chosen}"
-        self.config = load("".join(blocks.values()), "lab.yaml", self._find)
+        self.config: Config = load("".join(blocks.values()), "lab.yaml", self._find)
         self.hub = Sink()
-        self.network.serve(HUB, 25, self.hub.build)
-        self.nodes = {name: LabNode(self, name) for name in nodes}
-        self.owner = self.nodes[nodes[0]]
+        self.network.serve(hub, 25, self.hub.build)
+        self.nodes: dict[str, LabNode] = {}
+        self.nodes |= {name: LabNode(self, name) for name in nodes}
+        self.owner: LabNode = self.nodes[nodes[0]]
         self.owner.take_over()
         self.settle()
 
@@ -212,7 +223,7 @@ class Lab:
         """Let network, disk and threads do all that they can do now."""
         for _ in range(100_000):
             moved = False
-            for node in self.nodes.values():
+            for node in [n for lab in self._neighbours for n in lab.nodes.values()]:
                 while not node.is_frozen and (node.executor.deliver() or node.executor.work()):
                     moved = True
             now = self.clock.reactor.seconds()

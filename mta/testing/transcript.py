@@ -7,11 +7,14 @@ said now; only keep that if you know why it differs.
 A transcript begins with comments and `key: value` settings up to an empty line:
     side: responder (we answer) or initiator (we ask)      role: smtp or lmtp
     limit: recipients=2                                     the responder's Limits
-    hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on"
+    offer: checkpoint                                       what not every client is offered
+    hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on";
+                                                            `-` where there is no enhanced code
 Then lines, each with who speaks:
     C: EHLO x     the client, with CRLF; `C.` without CRLF
     S: 220 x      the server, likewise
-    A: prepare 1 <a@x> <b@y> <c@y>      what our own side is told to do (initiator only)
+    A: prepare 1 <a@x> <b@y> <c@y>      what our own side is told to do (initiator only);
+       options: size=100 8bit transid=1@x (a new named transaction) resend=1@x (the same again)
     E: ...        the events of the machine
 Lines of the far end that follow one another arrive in one piece.
 Escapes: \\r \\n \\0 \\t \\\\ \\xNN; `x\\*1000` is 1000 times `x`. Any other backslash is one.
@@ -172,14 +175,20 @@ class _Responding:
         self._hooks: dict[tuple[str, bytes], Reply] = {}
         for hook in transcript.settings.get("hook", []):
             self._learn(hook)
-        self._machine = Responder(b"mx.example.org", transcript.role, Limits(**limits))
+        self._machine = Responder(
+            b"mx.example.org",
+            transcript.role,
+            Limits(**limits),
+            checkpoint="checkpoint" in transcript.settings.get("offer", []),
+        )
         self._content = b""
 
     def _learn(self, hook: str) -> None:
         verb, *words = hook.split()
         about = words.pop(0)[1:-1].encode() if words[0].startswith("<") else b""
         code, enhanced, *text = words
-        self._hooks[verb, about] = Reply(int(code), enhanced, (" ".join(text).encode(),))
+        lines = (" ".join(text).encode(),)
+        self._hooks[verb, about] = Reply(int(code), "" if enhanced == "-" else enhanced, lines)
 
     def begin(self) -> list[str]:
         self._machine.greet(self._hooks.get(("connect", b"")))
@@ -263,6 +272,8 @@ class _Initiating:
                 tag, sender, *recipients = re.findall(r"<[^>]*>|[^ ]+", rest)
                 options = [r for r in recipients if not r.startswith("<")]
                 sizes = [int(o[5:]) for o in options if o.startswith("size=")]
+                named = [o for o in options if o.startswith(("transid=", "resend="))]
+                name = named[0].partition("=")[2].encode() if named else b""
                 to = [r for r in recipients if r.startswith("<")]
                 return self._outcome(
                     machine.prepare(
@@ -271,6 +282,8 @@ class _Initiating:
                         [(i, _address(r, False)) for i, r in enumerate(to)],
                         sizes[0] if sizes else 100,
                         "8bit" in options,
+                        transid=b"<%b>" % name if name else b"",
+                        is_resend=bool(named) and named[0].startswith("resend="),
                     )
                 )
             case "content" | "opaque":

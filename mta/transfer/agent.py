@@ -26,10 +26,11 @@ from mta.errors import (
     TransientFailure,
 )
 from mta.interfaces import IClock, IContent, IEnds, ISender, ISpool, ITenure
-from mta.model import Intent, Outcome, Result, Route
-from mta.telemetry import Telemetry
+from mta.model import Outcome, Result, Route
+from mta.telemetry import Counter, Telemetry
 from mta.transfer.hops import Hop, HopFinder, HopHealth
 from mta.transfer.ledger import Ledger, Via
+from mta.transfer.naming import Naming
 from mta.transfer.outcomes import completed, in_doubt, local_problem
 from mta.transfer.schedule import Lane
 from mta.transfer.work import Job
@@ -54,6 +55,7 @@ class Floor(Protocol):
     finder: HopFinder
     health: HopHealth
     messages_per_association: int
+    named: Counter
 
     @property
     def is_closing(self) -> bool:
@@ -194,14 +196,16 @@ class Agent:
             ends = IEnds(sender).ends if IEnds.providedBy(sender) else None
             if ends is not None:
                 floor.spool.open_association(sender.slot, ends, False)
+            tenure = floor.tenure
+            naming = Naming(sender, hop.peer, tenure.epoch, tenure.network_name, floor.named)
             try:
-                job, fresh_attempt = await self._serve(job, sender, hop)
+                job, fresh_attempt = await self._serve(job, sender, hop, naming)
             finally:
                 self.sender = None
                 # A reset at the tenure's end may never reach the peer: it stays in the journal.
                 if ends is not None and floor.tenure.is_live:
                     floor.spool.close_association(sender.slot)
-                if sender.is_open:  # cut off in the midst of it
+                if sender.is_open and not naming.end():  # cut off in the midst of it
                     _close_quietly(sender)
             if job is None and not floor.must_yield():
                 job, fresh_attempt = floor.take(lane), True
@@ -253,7 +257,9 @@ class Agent:
 
     # --- carrying ---
 
-    async def _serve(self, job: Job | None, sender: ISender, hop: Hop) -> tuple[Job | None, bool]:
+    async def _serve(
+        self, job: Job | None, sender: ISender, hop: Hop, naming: Naming
+    ) -> tuple[Job | None, bool]:
         """Carry jobs until there are none or the association ends.
 
         Answers a job that was not attempted (or None), and whether its attempt begins anew; if
@@ -262,7 +268,7 @@ class Agent:
         floor = self._floor
         spool, clock = floor.spool, floor.clock
         via = floor.via(hop, sender, self._opening_seconds)
-        slot, peer = sender.slot, hop.peer
+        slot = sender.slot
         results: list[Result] = []
         preparing: Deferred[tuple[Outcome, ...]] | None = None
         content: IContent | None = None
@@ -282,9 +288,7 @@ class Agent:
                         began_at = clock.monotonic()
                         opened = spool.content(message.queue_id)
                         content = await opened if isinstance(opened, Deferred) else opened
-                        preparing = sender.prepare(
-                            message.queue_id, message.envelope, recipients, content.size_octets
-                        )
+                        preparing = naming.prepare(job, content.size_octets)
                     settled = await preparing
                     preparing = None
                 except (CancelledError, Fenced, TenureRevoked):
@@ -322,7 +326,7 @@ class Agent:
                         left = tuple(i for i in recipients if i not in done)
                     handed, results = results, []
                     try:
-                        await spool.journal(handed, (Intent(message.queue_id, slot, left, peer),))
+                        await spool.journal(handed, (naming.intent(message.queue_id, left),))
                     except (Fenced, CancelledError):
                         raise
                     except SpoolError as problem:
@@ -348,7 +352,7 @@ class Agent:
                             ready = self._resident(following)
                             if ready is not None:
                                 next_content, next_began = ready, clock.monotonic()
-                                preparing = self._prepare(sender, following, ready)
+                                preparing = self._prepare(naming, following, ready)
                     try:
                         brought = await committing
                     except (CancelledError, Fenced, TenureRevoked):
@@ -436,13 +440,10 @@ class Agent:
         return None
 
     @staticmethod
-    def _prepare(sender: ISender, job: Job, content: IContent) -> Deferred[tuple[Outcome, ...]]:
+    def _prepare(naming: Naming, job: Job, content: IContent) -> Deferred[tuple[Outcome, ...]]:
         """Ahead of its turn: what it raises is heard in its turn."""
-        message = job.message
         try:
-            return sender.prepare(
-                message.queue_id, message.envelope, job.recipients, content.size_octets
-            )
+            return naming.prepare(job, content.size_octets)
         except Exception:
             return fail()
 

@@ -15,6 +15,7 @@ from mta.policy.chain import Chain
 from mta.policy.relay import RelayRule
 from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Rejected, Telemetry
+from mta.transfer.repeats import Repeats
 from mta.transfer.settings import IntakeSettings
 from mta.transfer.trace import DateCache
 
@@ -38,7 +39,9 @@ class Desk:
         settings: IntakeSettings,
         postmaster: Address,
         server: VirtualServer,
+        repeats: Repeats,
     ) -> None:
+        self.repeats = repeats
         self.spool: ISpool = ISpool(spool)
         self.room: IRoom | None = IRoom(spool, None)
         self.associations: IAssociations | None = IAssociations(spool, None)
@@ -57,6 +60,10 @@ class Desk:
         )
         self.accepted_octets = telemetry.counter(
             "mta_octets_accepted_total", "Content of the messages that became ours, octets."
+        )
+        self.repeated = telemetry.counter(
+            "mta_transactions_repeated_total",
+            "Named transactions that came again and were not taken twice (RFC 1845).",
         )
         self.rejected = telemetry.counter(
             "mta_rejects_total", "Commands and messages that were refused."

@@ -88,6 +88,9 @@ class Dispatch:
         self.clock = IClock(clock)
         self.telemetry = telemetry
         self.messages_per_association = settings.messages_per_association
+        self.named = telemetry.counter(
+            "mta_transactions_named_total", "Transactions sent under a new name (RFC 1845)."
+        )
         self._routing = IRouting(routing)
         self._connectors = dict(connectors)
         self._settings = settings

@@ -17,6 +17,7 @@ from mta.policy.transaction import Association
 from mta.telemetry import Telemetry
 from mta.transfer.desk import Desk, Offer
 from mta.transfer.reception import Reception
+from mta.transfer.repeats import Repeats
 from mta.transfer.settings import IntakeSettings
 
 __all__ = ["Intake", "IntakeSettings"]
@@ -27,7 +28,8 @@ class Intake:
     """One for a tenure or for a process; `stop` when it will not be used again.
 
     `admit` maps a listener's name to its `relay-from` networks; a listener that is not in it
-    admits nobody. `offer` is told of each message that became ours, after its reply.
+    admits nobody. `offer` is told of each message that became ours, after its reply. Intakes that
+    follow one another in one process share `repeats`.
     """
 
     def __init__(  # noqa: PLR0917 - one argument a collaborator
@@ -41,6 +43,7 @@ class Intake:
         settings: IntakeSettings,
         postmaster: Address,
         server: VirtualServer,
+        repeats: Repeats | None = None,
     ) -> None:
         self.admit: Mapping[str, tuple[Network, ...]] = {}
         self._desk = Desk(
@@ -53,6 +56,7 @@ class Intake:
             settings,
             postmaster,
             server,
+            repeats or Repeats(),
         )
 
     def reception(self, tenure: ITenure, peer: PeerInfo) -> Reception:

@@ -2,7 +2,7 @@
 
 Law: a step that nobody objects to costs no Deferred; only `end` has one. The relay rule comes
 before every policy. Every refusal is said in the log with the peer, the stage and the reply.
-RFC 5321 3.3, 4.4, 4.5.3.1, 6.3; RFC 6409 8.
+RFC 5321 3.3, 4.4, 4.5.3.1, 6.3; RFC 6409 8; RFC 1845 (named transactions).
 """
 
 from __future__ import annotations
@@ -10,9 +10,17 @@ from __future__ import annotations
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mta.errors import Full, LocalProtocolError, SpoolError, TenureRevoked, Unavailable
+from mta.errors import (
+    Full,
+    LocalProtocolError,
+    MTAError,
+    SpoolError,
+    TenureRevoked,
+    Unavailable,
+)
 from mta.interfaces import IReception, IStaging, ITenure
 from mta.model import (
     Address,
@@ -23,6 +31,7 @@ from mta.model import (
     MessageState,
     Notify,
     Recipient,
+    Remembered,
     Reply,
     fresh_state,
 )
@@ -41,6 +50,12 @@ from mta.transfer.header_block import (
 from mta.transfer.trace import received_field, received_from
 
 LOOP: Final = Reply(554, "5.4.6", (b"Too many hops, this message is in a loop",))
+OVERTAKEN: Final = Reply(
+    451, "4.5.0", (b"Another connection has brought this transaction since, try again later",)
+)
+COMPLETE: Final = Reply(
+    554, "5.5.1", (b"That transaction is complete, nothing but the final dot may follow",)
+)
 BARE_SENDER: Final = Reply(553, "5.1.7", (b"Sender address needs a domain",))
 _BODY_TYPES: Final = {b.value.encode(): b for b in BodyType}
 _NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
@@ -66,6 +81,7 @@ class Reception:
         "_is_unread",
         "_ordinal",
         "_received_from",
+        "_repeat",
         "_scan",
         "_staging",
         "_stream",
@@ -92,6 +108,8 @@ class Reception:
         """Nothing has shown yet that the client read the reply to its last message."""
         self._has_eight_bits = False
         self._is_closed = False
+        self._repeat: Remembered | None = None
+        """The transaction that came again, and became ours before."""
 
     # --- the association ---
 
@@ -141,6 +159,9 @@ class Reception:
             try:
                 if self._tenure.is_live:
                     desk.spool.close_association(name)
+                    if not stage:
+                        # It has recorded what became of its last transaction before it says QUIT.
+                        desk.spool.forget_last(name)
                 elif desk.associations is not None:
                     # What the tenure's end closed stays open in the journal: its reset may never
                     # have reached the peer (the address or the link was gone), and its last reply
@@ -155,6 +176,38 @@ class Reception:
     # --- the envelope ---
 
     def mail(self, sender: Address, parameters: dict[bytes, bytes | None]) -> Answer:
+        if parameters and b"TRANSID" in parameters:
+            return self._mail_named(sender, parameters)
+        return self._mail(sender, parameters)
+
+    def _mail_named(self, sender: Address, parameters: dict[bytes, bytes | None]) -> Answer:
+        """Completed before: 355, and nothing of it is asked again (RFC 1845 section 4)."""
+        desk, key = self._desk, self._key(parameters)
+        known = desk.spool.recall(*key)
+        if known is None:
+            waiting = desk.repeats.claim(key, self)
+            if waiting is None:
+                return self._mail(sender, parameters)
+            self._waiting = waiting
+            return waiting.addCallback(self._mail_again, sender, parameters)
+        # What is told is durable; the epoch is re-read once more before it is.
+        self._tenure.check()
+        self._transaction = Transaction(self._association, sender, parameters)
+        self._repeat = known
+        return Reply(355, "", (b"%d is the transaction offset" % known.octets,))
+
+    def _mail_again(
+        self, _: None, sender: Address, parameters: dict[bytes, bytes | None]
+    ) -> Reply | None | Deferred[Reply | None]:
+        self._waiting = None
+        return self._mail_named(sender, parameters)
+
+    def _key(self, parameters: dict[bytes, bytes | None]) -> tuple[str, str]:
+        name = parameters[b"TRANSID"] or b""
+        client = self._association.helo.lower().decode("ascii", "backslashreplace")
+        return client, name.decode("ascii", "backslashreplace")
+
+    def _mail(self, sender: Address, parameters: dict[bytes, bytes | None]) -> Answer:
         desk = self._desk
         transaction = self._transaction = Transaction(self._association, sender, parameters)
         if sender.text and not sender.domain and sender.kind is AddressKind.SMTP:
@@ -209,9 +262,13 @@ class Reception:
 
     def reset(self) -> None:
         transaction, self._transaction = self._transaction, None
+        repeat, self._repeat = self._repeat, None
         self._drop_content()
-        if transaction is not None:
-            self._desk.chain.tell("abort", transaction)
+        if transaction is None or repeat is not None:
+            return
+        if transaction.parameters and b"TRANSID" in transaction.parameters:
+            self._desk.repeats.give_up(self._key(transaction.parameters), self)
+        self._desk.chain.tell("abort", transaction)
 
     def _drop_content(self) -> None:
         """A commit under way goes on: it is out of reach."""
@@ -227,6 +284,8 @@ class Reception:
 
     def data(self) -> Answer:
         desk, transaction = self._desk, self._present()
+        if self._repeat is not None:
+            return None
         peer = self._association.peer
         try:
             staging = desk.spool.stage(peer.association)
@@ -242,6 +301,9 @@ class Reception:
         return None if answer is None else self._answer(answer, "DATA")
 
     def chunk(self, chunk: bytes) -> Deferred[None] | None:
+        if self._repeat is not None:
+            self._present().size_octets += len(chunk)
+            return None
         staging, scan, stream, transaction = self._content()
         if stream is not None and stream.refusal is not None:
             return None  # refused already; the peer is heard to the end all the same
@@ -274,6 +336,8 @@ class Reception:
             )
         if not self._tenure.is_live:
             return fail(TenureRevoked("end of data", "the tenure ended while it was received"))
+        if self._repeat is not None:
+            return self._end_again(self._repeat, fault)
         _, scan, stream, transaction = self._content()
         was_complete = scan.complete
         scan.finish()
@@ -286,6 +350,21 @@ class Reception:
         if waiting is None:
             return self._judge(stream.refusal)
         return waiting.addCallback(self._streamed, stream)
+
+    def _end_again(self, known: Remembered, fault: Reply | None) -> Deferred[Reply]:
+        """The dot of a transaction that was completed before."""
+        desk, transaction = self._desk, self._present()
+        if fault is not None or transaction.size_octets:
+            return succeed(self._refused_message(fault or COMPLETE))
+        try:
+            self._tenure.check()
+        except MTAError:
+            return fail()
+        self._transaction = self._repeat = None
+        desk.repeated.inc()
+        text = f"taken before as {known.queue_id}: {known.transaction} of {known.client}"
+        desk.telemetry.notice("info", "intake", text, known.queue_id)
+        return succeed(queued(known.queue_id))
 
     def _streamed(self, _: None, stream: Stream) -> Deferred[Reply]:
         if self._stream is not stream:
@@ -322,7 +401,7 @@ class Reception:
         staging, scan, _, transaction = self._content()
         if transaction.discarded:
             return succeed(self._discarded(transaction))
-        wall = self._desk.clock.wall()
+        desk, wall = self._desk, self._desk.clock.wall()
         body_type, envelope_id, ret_full = BodyType.SEVEN_BIT, b"", None
         parameters = transaction.parameters
         if parameters:
@@ -352,12 +431,24 @@ class Reception:
         if transaction.held:
             state = MessageState(state.recipients, due=state.due, held=True)
         prepend = self._prepend(transaction, scan.block, lowered, wall)
+        key = self._key(parameters) if parameters and b"TRANSID" in parameters else None
+        if key is not None:
+            if not desk.repeats.may_commit(key, self):
+                return succeed(self._refused_message(OVERTAKEN))
+            staging.remember(*key, wall + desk.settings.transaction_lifetime)
         # From here on the message is out of reach of reset() and closed().
         self._transaction = self._staging = self._scan = self._stream = None
         self._is_unacknowledged = True
         self._is_unread = self._is_journalled
-        acceptance = Acceptance(self._desk, self._tenure, transaction, envelope, state)
-        return acceptance.commit(staging, prepend)
+        acceptance = Acceptance(desk, self._tenure, transaction, envelope, state)
+        answered = acceptance.commit(staging, prepend)
+        if key is not None:
+            answered.addBoth(self._settled, key)
+        return answered
+
+    def _settled(self, result: Reply | Failure, key: tuple[str, str]) -> Reply | Failure:
+        self._desk.repeats.settled(key)
+        return result
 
     def acknowledged(self) -> None:
         self._is_unacknowledged = False

@@ -104,6 +104,11 @@ class IntakeSettings(Settings):
         description="Say in our Received field who sent us the message. false hides the names and"
         " addresses of the clients in relay-from; all others are always named.",
     )
+    transaction_lifetime: Duration = Field(
+        default=864_000.0,
+        description="How long a transaction that a bridgehead in checkpoint-from gave a name to is"
+        " told from a new one. Must be longer than a message may wait there: `queue.lifetime`.",
+    )
     policy_timeout: Duration = Field(
         default=60.0,
         gt=0.0,

@@ -24,6 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
+from tests.rig.behind import LAST_HOP, Behind, connector  # noqa: E402
 from tests.rig.doubts import Doubts  # noqa: E402
 from tests.rig.faults import Cluster, Endurance, Fault, Interface, World  # noqa: E402
 from tests.rig.faults_etcd import Leased  # noqa: E402
@@ -40,6 +41,10 @@ CLASSES: dict[str, Callable[[Pair], Cluster]] = {
     "etcd": Leased,
     "endurance": Endurance,
 }
+MODES = ("checkpoint",)
+"""`checkpoint`: another bridgehead of our own kind takes the pair's mail, and each transaction has a
+name (RFC 1845). It is killed as well, and nothing may be sent twice any more.
+"""
 USUAL = ("interface", "keepalived", "etcd")
 """Those that are meant when none is named."""
 DISK_MIB = 256
@@ -121,14 +126,20 @@ class Campaign:
     """Faults upon one pair of one class."""
 
     def __init__(
-        self, pair: Pair, cluster: Cluster, seed: int, say: Callable[[str], object]
+        self,
+        pair: Pair,
+        cluster: Cluster,
+        seed: int,
+        say: Callable[[str], object],
+        mode: str = "",
     ) -> None:
         self._pair = pair
         self._cluster = cluster
         self._seed = seed
         self._say = say
         self._doubts = Doubts(pair)
-        self._traffic = Traffic(pair, rate=RATE)
+        self._behind = Behind(pair) if mode == "checkpoint" else None
+        self._traffic = Traffic(pair, rate=RATE, behind=LAST_HOP if self._behind else None)
         self._census = Census()
         self._epoch_at_first = 0
         self.results: list[Result] = []
@@ -138,7 +149,11 @@ class Campaign:
         pair = self._pair
         disk = pair.small_disk("disk", DISK_MIB)
         self._traffic.catch()
-        self._cluster.online(spool=os.path.join(disk, "spool"))
+        more = {}
+        if self._behind is not None:
+            self._behind.online()
+            more["connectors"] = connector(checkpoint=True)
+        self._cluster.online(spool=os.path.join(disk, "spool"), **more)
         self._traffic.start().wait_promised(50)
         judge = Judge(pair, self._traffic, self._doubts)
         self._cluster.world = World(pair, self._traffic, judge, disk)
@@ -161,10 +176,16 @@ class Campaign:
         detail, greets, failed = "", None, ""
         try:
             detail, greets = fault.do(rng)
+            if self._behind is not None and rng.random() < 0.5:
+                self._behind.kill()
+                detail = f"{detail}, and behind it" if detail else "and behind it"
             self._cluster.mend()
             self._cluster.wait_well()
             verdict = judge.check()
             takeovers, outbound, inbound, _ = verdict
+            if self._behind is not None:
+                self._behind.check_order()
+                expect(outbound == 0, f"{outbound} messages were sent twice, in spite of names")
         except Broken as broken:
             failed = str(broken)
         except Exception as error:
@@ -201,6 +222,8 @@ class Campaign:
             mta.hold()
             breaches = mta.breaches()
             expect(not breaches, f"a socket was opened past the doors: {breaches[:400]}")
+        if self._behind is not None:
+            self._behind.end()
 
     def sums(self) -> str:
         sums = self._traffic.look()
@@ -209,6 +232,7 @@ class Campaign:
             f"{len(self._pair.wrong_packets())}, {len(sums.outbound_doubles())} sent twice, "
             f"{len(sums.inbound_doubles())} taken twice, {len(self._doubts.unnamed(sums))} of them "
             f"not named, {self._pair.epoch - self._epoch_at_first} takeovers"
+            + (f", {self._behind.repeats()} known again" if self._behind is not None else "")
         )
 
     def memory(self) -> list[str]:
@@ -272,8 +296,9 @@ def _p(sorted_seconds: Sequence[float], percent: int) -> float:
 class Run:
     """One class after the other; a pair that failed is kept, and a new one goes on."""
 
-    def __init__(self, seed: int, keep: bool, out: TextIO) -> None:
+    def __init__(self, seed: int, keep: bool, out: TextIO, mode: str = "") -> None:
         self._seed = seed
+        self._mode = mode
         self._keep = keep
         self._out = out
         self.results: list[Result] = []
@@ -293,7 +318,7 @@ class Run:
         """Do these on one pair, up to the first that fails; answers what is left."""
         directory = os.path.join(RIG, "run", f"campaign-{name}-{numbers[0]}")
         pair = Pair(directory)
-        campaign = Campaign(pair, CLASSES[name](pair), self._seed, self.say)
+        campaign = Campaign(pair, CLASSES[name](pair), self._seed, self.say, self._mode)
         failed, at, left = "", numbers[0], numbers
         try:
             pair.build()
@@ -319,7 +344,8 @@ class Run:
         except Broken as broken:  # on what it left nothing more can be built
             failed, left = f"{failed}; {broken}" if failed else str(broken), []
         if failed:
-            replay = f"make campaign CLASSES={name} SEED={self._seed} ONLY={at}"
+            mode = f" MODE={self._mode}" if self._mode else ""
+            replay = f"make campaign CLASSES={name} SEED={self._seed} ONLY={at}{mode}"
             self.failures.append(f"{name} fault {at}: {failed}; logs: {directory}; again: {replay}")
             self.say(f"FAIL {self.failures[-1]}")
             return left if campaign.results else []
@@ -347,6 +373,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--classes", default=" ".join(USUAL), help=f"of {', '.join(CLASSES)}")
     parser.add_argument("--only", type=numbered, default=(), help="NUMBER or FIRST-LAST alone")
+    parser.add_argument("--mode", default="", choices=("", *MODES), help="what is different")
     parser.add_argument("--keep", action="store_true", help="keep the files below .rig/run")
     given = parser.parse_args()
     names = given.classes.split()
@@ -357,8 +384,9 @@ def main() -> int:
         return enter()
     prepare()
     begun = time.monotonic()
-    run = Run(given.seed, given.keep, sys.stdout)
-    run.say(f"campaign: seed {given.seed}, {given.faults} faults, classes {' '.join(names)}")
+    run = Run(given.seed, given.keep, sys.stdout, given.mode)
+    mode = f", mode {given.mode}" if given.mode else ""
+    run.say(f"campaign: seed {given.seed}, {given.faults} faults, classes {' '.join(names)}{mode}")
     for name, share in shares(given.faults, names).items():
         run.run(name, given.only or range(1, share + 1))
     run.say("")

@@ -47,6 +47,7 @@ class Mta:
     def configure(
         self,
         *,
+        name: str = NETWORK_NAME,
         addresses: str = f'[{VIRTUAL}, "{VIRTUAL6}"]',
         connectors: str = "",
         listener: str = "",
@@ -74,7 +75,7 @@ class Mta:
 
         text = f"""\
 virtual-server:
-  network-name: {NETWORK_NAME}
+  network-name: {name}
   addresses: {addresses}
 postmaster: postmaster@example.org
 node: {{name: {self.name}, state-directory: {self.home}/state}}

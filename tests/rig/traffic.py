@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tests.rig.ground import PEER, ROOT, VIRTUAL, Broken, Ground, Process, wait_until
+from tests.rig.node import NETWORK_NAME
 
 
 class Catch(NamedTuple):
@@ -23,6 +24,8 @@ class Catch(NamedTuple):
     queue_id: str
     source: str
     helo: str
+    via: str = ""
+    """The queue id of a bridgehead behind ours, which may send one message twice by itself."""
 
 
 class Loss(NamedTuple):
@@ -56,7 +59,9 @@ class Sums:
     def fold(self, event: dict[str, Any]) -> None:
         at, what = float(event["t"]), event["what"]
         if what == "caught":
-            catch = Catch(at, event["queue_id"], event["source"], event["helo"])
+            catch = Catch(
+                at, event["queue_id"], event["source"], event["helo"], event.get("via", "")
+            )
             catches = self.caught.setdefault(event["id"], [])
             catches.append(catch)
             if len(catches) > 1:
@@ -86,7 +91,8 @@ class Sums:
         """Queue ids that arrived more than once: we sent one message twice. As often as it did."""
         found = []
         for catches in self.doubled.values():
-            for queue_id, times in Counter(catch.queue_id for catch in catches).items():
+            ways = {(c.queue_id, c.via or str(n)) for n, c in enumerate(catches)}
+            for queue_id, times in Counter(queue_id for queue_id, _ in sorted(ways)).items():
                 found += [queue_id] * (times - 1)
         return found
 
@@ -119,9 +125,20 @@ class Traffic:
     """`rate` messages a second in `sessions` associations to the virtual address; 0 is as many as go."""
 
     def __init__(
-        self, ground: Ground, *, sessions: int = 8, rate: float = 0, size: int = 2000
+        self,
+        ground: Ground,
+        *,
+        sessions: int = 8,
+        rate: float = 0,
+        size: int = 2000,
+        behind: tuple[str, str] | None = None,
     ) -> None:
+        """`behind`: address and name of another bridgehead, which sends to the catcher in our
+        stead; then that listens on port 2525.
+        """
         self._ground = ground
+        self.last_hop = behind or (VIRTUAL, NETWORK_NAME)
+        self._port = 25 if behind is None else 2525
         self.sessions, self._rate, self._size = sessions, rate, size
         self.sums = Sums()
         self._tails: list[Tail] = []
@@ -132,9 +149,11 @@ class Traffic:
 
     def catch(self) -> Traffic:
         """Start the catcher alone."""
-        self.catcher = self._start("catcher", "mta.testing.catcher", f"{PEER}:25")
+        by = ["--by", NETWORK_NAME] if self._port != 25 else []
+        at = f"{PEER}:{self._port}"
+        self.catcher = self._start("catcher", "mta.testing.catcher", at, *by)
         wait_until(
-            lambda: any(":25 " in line for line in self._ground.sockets("peer", "state", "listening")),
+            lambda: any(f"{at} " in line for line in self._ground.sockets("peer", "state", "listening")),
             10, "the catcher does not listen",
         )  # fmt: skip
         return self

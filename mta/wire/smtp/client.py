@@ -9,7 +9,7 @@ dot and MAIL, RCPT, DATA of n+1 then leave together, one round trip a message (R
 DATA end a group, and what follows a dot begins a new one).
 
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
-RFC 1870, RFC 6152, RFC 1047 (why UNKNOWN exists).
+RFC 1870, RFC 6152, RFC 1047 (why UNKNOWN exists), RFC 1845 (named transactions, which end it).
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ from collections.abc import Sequence
 
 from mta.errors import LocalProtocolError, RemoteProtocolError
 from mta.model import Address, Outcome, OutcomeKind, Reply
+from mta.wire.smtp.client_outcomes import (
+    gone,
+    left_over,
+    outcome_kind,
+    recipient_outcome,
+    unprepared,
+)
 from mta.wire.smtp.client_states import (
     CLASSES,
     TABLE,
@@ -76,8 +83,22 @@ class Initiator:
         """The last two octets of content: the dot needs a CRLF before it."""
         self._pipelines = False
         self._size_limit = 0
+        self.transid = b""
+        """What names the transaction that was prepared last; b"" when it could not be a resend of
+        what the peer has under that name, and was begun anew without one.
+        """
 
     # -- facts
+
+    @property
+    def checkpoints(self) -> bool:
+        """The peer tells named transactions apart (RFC 1845)."""
+        return b"CHECKPOINT" in self.extensions and self.role is Role.SMTP
+
+    @property
+    def is_content_known(self) -> bool:
+        """The peer has the content of what is prepared: `finish` is next, without `content`."""
+        return self._preparing is not None and self._preparing.is_known
 
     @property
     def pipelines(self) -> bool:
@@ -122,27 +143,34 @@ class Initiator:
         recipients: Sequence[tuple[int, Address]],
         size_octets: int,
         eight_bit: bool,
+        *,
+        transid: bytes = b"",
+        is_resend: bool = False,
     ) -> list[Event]:
         """Begin a transaction: MAIL, RCPT, DATA. Answers Prepared at once when nothing is left to
         ask; otherwise it comes from `receive`.
 
-        May be called while the last message waits for its reply only if `pipelines`.
+        May be called while the last message waits for its reply only if `pipelines`. `transid`, in
+        its brackets, names it to a peer that `checkpoints`; with `is_resend` the peer may have
+        completed the very same already, and is asked so: then `is_content_known` when Prepared.
         """
         if self._preparing is not None:
             raise LocalProtocolError("a transaction is being prepared already")
         indexes = [index for index, _ in recipients]
         if self.state is not State.OPEN:
-            return [NotSent(tag, _gone("the association has ended"))]
+            return [NotSent(tag, gone("the association has ended"))]
         refusal = self._impossible(sender, recipients, size_octets, eight_bit)
         if refusal is not None:
             failed = tuple(Outcome(i, OutcomeKind.FAILED, refusal) for i in indexes)
             return [Prepared(tag, failed)]
-        commands = [self._mail(sender, size_octets, eight_bit)]
+        commands = [self._mail(sender, size_octets, eight_bit, transid)]
         commands += [b"RCPT TO:<%b>\r\n" % address.text for _, address in recipients]
         commands.append(b"DATA\r\n")
         if sum(command.count(b"\n") for command in commands) != len(commands):
             raise LocalProtocolError("an address holds a line end")
-        self._preparing = Transaction(tag, indexes, commands)
+        self._preparing = Transaction(tag, indexes, commands, size_octets)
+        self._preparing.is_resend = is_resend
+        self.transid = transid
         self._said = 0
         self._say_more()
         return []
@@ -166,10 +194,11 @@ class Initiator:
             return Reply(553, "5.6.7", (text,))
         return None
 
-    def _mail(self, sender: Address, size_octets: int, eight_bit: bool) -> bytes:
+    def _mail(self, sender: Address, size_octets: int, eight_bit: bool, transid: bytes) -> bytes:
         size = b" SIZE=%d" % size_octets if b"SIZE" in self.extensions else b""
         body = b" BODY=8BITMIME" if eight_bit else b""
-        return b"MAIL FROM:<%b>%b%b\r\n" % (sender.text, size, body)
+        name = _TRANSID + transid if transid else b""
+        return b"MAIL FROM:<%b>%b%b%b\r\n" % (sender.text, size, body, name)
 
     def content(self, piece: bytes, *, opaque: bool = False) -> None:
         """A piece of the content: SMTP wire form, or `opaque` octets to be brought into it."""
@@ -186,10 +215,12 @@ class Initiator:
             self._output.append(piece)
             self._tail = piece[-2:] if len(piece) > 1 else self._tail[-1:] + piece
 
-    def _begin_content(self) -> Transaction:
+    def _begin_content(self, is_empty: bool = False) -> Transaction:
         transaction = self._preparing
         if transaction is None or transaction.phase is not Phase.PREPARED:
             raise LocalProtocolError("content without 354")
+        if transaction.is_known and not is_empty:
+            raise LocalProtocolError("content that the peer has already")
         self._preparing = None
         self._sending = transaction
         transaction.phase = Phase.SENDING
@@ -201,7 +232,7 @@ class Initiator:
         """The final dot. From here on silence means UNKNOWN."""
         transaction = self._sending
         if transaction is None:
-            transaction = self._begin_content()  # an empty content
+            transaction = self._begin_content(is_empty=True)
         if transaction.phase is not Phase.SENDING:
             raise LocalProtocolError("a second final dot")
         if self._stuffer is not None:
@@ -344,8 +375,11 @@ class Initiator:
         transaction = self._preparing
         assert transaction is not None  # whoever forgets a transaction forgets what it is owed
         if (klass is Class.INTERMEDIATE) and wait is not Wait.DATA:
-            raise RemoteProtocolError("the peer answers an envelope command with 3yz", reply.text)
-        if wait is Wait.MAIL:
+            if wait is not Wait.MAIL or not transaction.is_resend or reply.code != _OFFSET:
+                text = "the peer answers an envelope command with 3yz"
+                raise RemoteProtocolError(text, reply.text)
+            self._resume(transaction, reply)
+        elif wait is Wait.MAIL:
             if klass is not Class.POSITIVE:
                 transaction.mail_reply = reply
                 self._drop_unsaid(transaction)
@@ -354,7 +388,7 @@ class Initiator:
                 if klass is Class.POSITIVE:
                     transaction.accepted.append(index)
                 else:
-                    transaction.outcomes.append(self._recipient_outcome(index, reply, transaction))
+                    transaction.outcomes.append(recipient_outcome(index, reply, transaction))
             elif klass is Class.POSITIVE:
                 # A lone dot could now make an empty message for this recipient.
                 raise RemoteProtocolError("the peer takes a recipient without a sender", reply.text)
@@ -368,7 +402,7 @@ class Initiator:
             return
         else:
             if transaction.accepted and transaction.mail_reply is None:
-                kind = _outcome_kind(reply)
+                kind = outcome_kind(reply)
                 transaction.outcomes += [Outcome(i, kind, reply) for i in transaction.accepted]
             self._needs_reset = transaction.mail_reply is None
             events += self._settle_preparing()
@@ -381,18 +415,28 @@ class Initiator:
             self._needs_reset = transaction.mail_reply is None
             events += self._settle_preparing()
 
+    def _resume(self, transaction: Transaction, reply: Reply) -> None:
+        """355: the peer knows this transaction, and says how many octets of its content it has."""
+        if transaction.is_withdrawn:
+            return
+        offset = reply.lines[0].partition(b" ")[0]
+        if offset.isdigit() and int(offset[:20]) == transaction.size_octets:
+            transaction.is_known = True
+            transaction.accepted = list(transaction.recipients)
+            del transaction.commands[1:-1]
+            return
+        # It has something else under that name, or a part. What it did not complete it has not
+        # sent on, so a transaction without a name brings nothing twice, and never too little.
+        mail = transaction.commands[0]
+        transaction.commands[0] = mail[: mail.rindex(_TRANSID)] + b"\r\n"
+        transaction.is_resend = False
+        self.transid = b""
+        self._said = 0
+        self._needs_reset = True
+
     def _drop_unsaid(self, transaction: Transaction) -> None:
         """Commands that have become pointless are not said (without pipelining)."""
         del transaction.commands[self._said :]
-
-    def _recipient_outcome(self, index: int, reply: Reply, transaction: Transaction) -> Outcome:
-        """RFC 5321 4.5.3.1.10: 452, and 552 from old servers, may mean that the list is too long:
-        then the rest goes into the next transaction. A first recipient cannot be too many.
-        """
-        is_too_many = reply.code in (452, 552) and reply.enhanced in ("", "4.5.3", "5.5.3")
-        if is_too_many:
-            return Outcome(index, OutcomeKind.DEFERRED, reply, bool(transaction.accepted))
-        return Outcome(index, _outcome_kind(reply), reply)
 
     def _data_accepted(self, transaction: Transaction, events: list[Event]) -> None:
         if transaction.mail_reply is None and transaction.accepted:
@@ -418,7 +462,7 @@ class Initiator:
             return [Withdrawn(transaction.tag)]
         reply = transaction.mail_reply
         if reply is not None:
-            kind = _outcome_kind(reply)
+            kind = outcome_kind(reply)
             transaction.outcomes = [Outcome(i, kind, reply) for i in transaction.recipients]
         return [Prepared(transaction.tag, tuple(transaction.outcomes))]
 
@@ -427,7 +471,7 @@ class Initiator:
         assert transaction is not None
         if klass is Class.INTERMEDIATE:
             raise RemoteProtocolError("the peer answers the final dot with 3yz", reply.text)
-        kind = _outcome_kind(reply)
+        kind = outcome_kind(reply)
         if self.role is Role.LMTP:
             recipient = transaction.accepted[transaction.replied]
             transaction.outcomes.append(Outcome(recipient, kind, reply))
@@ -449,7 +493,7 @@ class Initiator:
         if transaction is None or klass not in (Class.TRANSIENT, Class.PERMANENT):
             raise RemoteProtocolError("the peer said something unasked", reply.text)
         self._sending = None
-        kind = _outcome_kind(reply)
+        kind = outcome_kind(reply)
         outcomes = tuple(Outcome(i, kind, reply) for i in transaction.accepted)
         events.append(Committed(transaction.tag, outcomes))
         events += self._end(f"refused within the content: {reply.text}")
@@ -477,39 +521,11 @@ class Initiator:
         events: list[Event] = []
         transaction, self._sending = self._sending, None
         if transaction is not None:
-            events.append(Committed(transaction.tag, self._left_over(transaction, reason)))
+            events.append(Committed(transaction.tag, left_over(transaction, reason)))
         transaction, self._preparing = self._preparing, None
         if transaction is not None:
-            events.append(self._unprepared(transaction, reply or _gone(reason)))
+            events.append(unprepared(transaction, reply or gone(reason)))
         return events + self._end(reason)
-
-    def _left_over(self, transaction: Transaction, reason: str) -> tuple[Outcome, ...]:
-        answered = transaction.outcomes[len(transaction.outcomes) - transaction.replied :]
-        left = transaction.accepted[transaction.replied :]
-        if transaction.phase is Phase.SENDING:
-            kind, reply = OutcomeKind.DEFERRED, _gone(f"{reason}; the message was not sent")
-        else:
-            kind, reply = OutcomeKind.UNKNOWN, _gone(f"{reason}; the final dot was sent")
-        return (*answered, *[Outcome(i, kind, reply) for i in left])
-
-    def _unprepared(self, transaction: Transaction, reply: Reply) -> Event:
-        if transaction.is_withdrawn:
-            return Withdrawn(transaction.tag)
-        if transaction.phase is Phase.PREPARED:
-            # `Prepared` was said, the content was not begun: nothing is said twice.
-            return NotSent(transaction.tag, reply)
-        if transaction.mail_reply is not None and transaction.mail_reply.is_permanent:
-            said = transaction.mail_reply
-            failed = [Outcome(i, OutcomeKind.FAILED, said) for i in transaction.recipients]
-            return Prepared(transaction.tag, tuple(failed))
-        refused = [o for o in transaction.outcomes if o.kind is OutcomeKind.FAILED]
-        if not refused:
-            return NotSent(transaction.tag, reply)
-        # What was refused for good is known; only the others may be tried elsewhere.
-        known = {outcome.recipient for outcome in refused}
-        rest = [i for i in transaction.recipients if i not in known]
-        deferred = [Outcome(i, OutcomeKind.DEFERRED, reply) for i in rest]
-        return Prepared(transaction.tag, (*refused, *deferred))
 
     def _end(self, reason: str, polite: bool = False) -> list[Event]:
         self.state = State.ENDED
@@ -536,7 +552,7 @@ class Initiator:
             self._needs_reset = False
             self._output.append(b"RSET\r\n")
             self._owed.append((Wait.RSET, 0))
-        if self._pipelines:
+        if self._pipelines and not transaction.is_resend:
             if self._said:
                 return
             self._output.extend(commands)
@@ -548,6 +564,7 @@ class Initiator:
             owed.append((Wait.DATA, 0))
             transaction.is_data_said = True
             return
+        # One command at a time: the peer does not pipeline, or its reply to MAIL decides.
         if self._owed or self._said >= len(commands):
             return
         command = commands[self._said]
@@ -555,22 +572,13 @@ class Initiator:
         self._output.append(command)
         if self._said == 1:
             self._owed.append((Wait.MAIL, 0))
-        elif self._said == len(transaction.recipients) + 2:
+        elif self._said == len(commands):
             transaction.is_data_said = True
             self._owed.append((Wait.DATA, 0))
         else:
             self._owed.append((Wait.RCPT, transaction.recipients[self._said - 2]))
 
 
+_TRANSID = b" TRANSID="
+_OFFSET = 355
 _ENVELOPE = frozenset((Wait.MAIL, Wait.RCPT, Wait.DATA))
-
-
-def _outcome_kind(reply: Reply) -> OutcomeKind:
-    if reply.code < 300:
-        return OutcomeKind.DELIVERED
-    return OutcomeKind.DEFERRED if reply.code < 500 else OutcomeKind.FAILED
-
-
-def _gone(reason: str) -> Reply:
-    """Our own words for an end that the peer did not put into a reply (RFC 3463 X.4.2)."""
-    return Reply(451, "4.4.2", (reason.encode(),))

@@ -166,19 +166,26 @@ class Transaction:
         "accepted",
         "commands",
         "is_data_said",
+        "is_known",
+        "is_resend",
         "is_withdrawn",
         "mail_reply",
         "outcomes",
         "phase",
         "recipients",
         "replied",
+        "size_octets",
         "tag",
     )
 
-    def __init__(self, tag: str, recipients: Sequence[int], commands: list[bytes]) -> None:
+    def __init__(
+        self, tag: str, recipients: Sequence[int], commands: list[bytes], size_octets: int
+    ) -> None:
         self.tag = tag
         self.recipients = recipients
         self.commands = commands
+        """The first is MAIL, the last DATA."""
+        self.size_octets = size_octets
         self.phase = Phase.PREPARING
         self.mail_reply: Reply | None = None
         self.accepted: list[int] = []
@@ -187,6 +194,10 @@ class Transaction:
         """Replies to the dot so far (LMTP: one each)."""
         self.is_data_said = False
         self.is_withdrawn = False
+        self.is_resend = False
+        """The peer may have it already: MAIL is said alone, and asks (RFC 1845)."""
+        self.is_known = False
+        """It has: nothing but the final dot may follow the 354."""
 
 
 # --- events -----------------------------------------------------------------------------------

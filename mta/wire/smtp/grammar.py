@@ -4,7 +4,8 @@ Law: what this module lets through holds no octet below 32 and none above 126, s
 it can break a line, a log or a later command. Refusals are `Refused` with the reply to give.
 
 RFC 5321 4.1.2 (grammar), 4.1.3 (address literals), 4.5.3.1 (limits), 4.1.1.11 (parameters),
-RFC 1870 (SIZE), RFC 6152 (BODY), RFC 3461 section 4 (xtext), RFC 6531 (SMTPUTF8: not yet offered).
+RFC 1870 (SIZE), RFC 6152 (BODY), RFC 1845 section 2 (TRANSID), RFC 3461 section 4 (xtext), RFC 6531
+(SMTPUTF8: not yet offered).
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ _SOURCE_ROUTE = re.compile(rb"@[^@:<>\s]+(?:,@[^@:<>\s]+)*:")
 _KEYWORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _VALUE = re.compile(rb"[!-<>-~]+")
 _HELO_NAME = re.compile(rb"[A-Za-z0-9_.:\[\]+*/=~#%$&'?^`{|}!@-]+")
+# An atom holds no blank, no control and none of MIME's tspecials (RFC 2045 5.1); dots divide atoms.
+_TRANSID_TOKEN = rb"[!#-'*+\-0-9A-Z^-~]+(?:\.[!#-'*+\-0-9A-Z^-~]+)*"
+_TRANSID = re.compile(rb"<" + _TRANSID_TOKEN + rb"@" + _TRANSID_TOKEN + rb">")
 _XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 
 
@@ -201,7 +205,20 @@ def check_body(value: bytes | None) -> bytes | None:
     return upper
 
 
+TRANSID_LIMIT = 80
+"""Octets of a transaction's name with its brackets (RFC 1845 section 2)."""
+
+
+def check_transid(value: bytes | None) -> bytes | None:
+    """RFC 1845: `<token@token>`. Case counts."""
+    if value is None or len(value) > TRANSID_LIMIT or not _TRANSID.fullmatch(value):
+        raise Refused(501, "5.5.4", b"TRANSID takes <name@domain>, of at most 80 characters")
+    return value
+
+
 MAIL_PARAMETERS: Checks = {b"SIZE": check_size, b"BODY": check_body}
+CHECKPOINT_PARAMETERS: Checks = {**MAIL_PARAMETERS, b"TRANSID": check_transid}
+"""MAIL's where CHECKPOINT is offered."""
 RCPT_PARAMETERS: Checks = {}
 
 

@@ -9,7 +9,7 @@ event that wants an answer (the first group below) by `answer` before the next; 
 `take_output()`. Commands that arrived together are thus answered in one write (RFC 2920).
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
-RFC 2034 (ENHANCEDSTATUSCODES).
+RFC 2034 (ENHANCEDSTATUSCODES), RFC 1845 (CHECKPOINT, of which only whole transactions are kept).
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from mta.errors import LocalProtocolError
 from mta.model import Reply
 from mta.wire.smtp.content import ContentReader, Fault
 from mta.wire.smtp.events import Chunk, Data, End, Event, Helo, Mail, Quit, Rcpt, Rejected, Reset
-from mta.wire.smtp.grammar import Refused, parse_helo, parse_mail, parse_rcpt
+from mta.wire.smtp.grammar import (
+    CHECKPOINT_PARAMETERS,
+    MAIL_PARAMETERS,
+    Refused,
+    parse_helo,
+    parse_mail,
+    parse_rcpt,
+)
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.states import TABLE, Role, State, Verb, out_of_place
 from mta.wire.text import neutralise
@@ -44,12 +51,15 @@ class Limits:
     normalise_newlines: bool = False
 
 
-_VERBS = {verb.value.encode(): verb for verb in Verb if verb is not Verb.END}
+_VERBS = {verb.value.encode(): verb for verb in Verb if verb not in {Verb.END, Verb.REPEAT}}
 _OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
 """A web page can make a browser send these to port 25, with SMTP commands behind them."""
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t"
 
 _OK = b"250 2.0.0 Ok\r\n"
+_KNOWN = 355
+"""RFC 1845's reply to MAIL: what follows is the offset at which the content is to go on."""
+_IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN))
 _USUAL = {
     Verb.MAIL: b"250 2.1.0 Ok\r\n",
     Verb.RCPT: b"250 2.1.5 Ok\r\n",
@@ -81,9 +91,17 @@ class Responder:
     """One association's protocol, from the greeting to the end."""
 
     def __init__(
-        self, name: bytes, role: Role = Role.SMTP, limits: Limits | None = None, banner: bytes = b""
+        self,
+        name: bytes,
+        role: Role = Role.SMTP,
+        limits: Limits | None = None,
+        banner: bytes = b"",
+        *,
+        checkpoint: bool = False,
     ) -> None:
-        """`name` is the virtual server's network name; `banner` what follows it in the greeting."""
+        """`name` is the virtual server's network name; `banner` what follows it in the greeting;
+        with `checkpoint` (not LMTP's) this client may name its transactions.
+        """
         self.role = role
         self.state = State.GREETING
         self.helo = b""
@@ -103,8 +121,16 @@ class Responder:
         size = b"SIZE %d" % self._limits.size_octets if self._limits.size_octets else b"SIZE"
         self._hello = b"".join(
             b"250%b%b\r\n" % (b" " if word == b"ENHANCEDSTATUSCODES" else b"-", word)
-            for word in (name, b"PIPELINING", size, b"8BITMIME", b"ENHANCEDSTATUSCODES")
+            for word in (
+                name,
+                b"PIPELINING",
+                size,
+                b"8BITMIME",
+                *((b"CHECKPOINT",) if checkpoint else ()),
+                b"ENHANCEDSTATUSCODES",
+            )
         )
+        self._mail_parameters = CHECKPOINT_PARAMETERS if checkpoint else MAIL_PARAMETERS
         self._awaiting: Verb | None = None
         self._after = State.START
         self._queued: list[Event] = []
@@ -177,7 +203,8 @@ class Responder:
         """Answer the event handed out last. None: the usual positive reply.
 
         In the LMTP role the answer to End stands for every accepted recipient. An End that had a
-        fault is answered by that fault if `reply` does not refuse it.
+        fault is answered by that fault if `reply` does not refuse it. 355 to Mail: this named
+        transaction is complete, and its content takes nothing but the final dot.
         """
         verb = self._awaiting
         if verb is None:
@@ -192,6 +219,8 @@ class Responder:
             self._accepted(verb)
             self._output.append(self._hello_reply() if verb not in _USUAL else _USUAL[verb])
         elif reply.is_positive:
+            if verb is Verb.MAIL and reply.code == _KNOWN:
+                self._after = TABLE[State.IDLE, Verb.REPEAT].after
             self._accepted(verb)
             self._output.append(render(reply))
         else:
@@ -418,7 +447,7 @@ class Responder:
         if verb is not Verb.LHLO:
             self.protocol = "SMTP" if verb is Verb.HELO else "ESMTP"
         hello = Helo(name, self.protocol)
-        if self.state is State.MAIL or self.state is State.RECIPIENTS:
+        if self.state in _IN_TRANSACTION:
             self.state = State.IDLE
             self._forget()
             # The transaction is void even if the new name is refused (RFC 5321 4.1.4).
@@ -426,7 +455,7 @@ class Responder:
         return hello
 
     def _do_mail(self, verb: Verb, argument: bytes) -> Event | None:
-        sender, parameters = parse_mail(argument)
+        sender, parameters = parse_mail(argument, self._mail_parameters)
         size = parameters.get(b"SIZE")
         if size is not None and 0 < self._limits.size_octets < int(size):
             text = b"The message is bigger than %d octets" % self._limits.size_octets
@@ -451,7 +480,7 @@ class Responder:
 
     def _do_rset(self, verb: Verb, argument: bytes) -> Event | None:
         self._no_argument(argument)
-        in_transaction = self.state is State.MAIL or self.state is State.RECIPIENTS
+        in_transaction = self.state in _IN_TRANSACTION
         self.state = TABLE[self.state, verb].after
         self._forget()
         self._count_and_say(verb, _OK)

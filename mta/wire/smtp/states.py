@@ -4,7 +4,7 @@ Law: a transition that is not in `TABLE` does not happen; the peer is told why i
 `OUT_OF_PLACE`. NOOP, RSET, QUIT and a new EHLO are never out of place after the greeting.
 
 RFC 5321 4.1.4 (order of commands), 4.2.4 (503), RFC 2920 3.1 (DATA behind refused recipients),
-RFC 2033 4.2 (the same in LMTP).
+RFC 2033 4.2 (the same in LMTP), RFC 1845 (a named transaction that was completed before).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Role(enum.Enum):
 
 class State(enum.Enum):
     """Where an association stands. GREETING -> START -> IDLE -> MAIL -> RECIPIENTS -> CONTENT ->
-    IDLE; CLOSED from everywhere, and nothing from CLOSED.
+    IDLE; with a named transaction that was completed before, IDLE -> KNOWN -> CONTENT. CLOSED from
+    everywhere, and nothing from CLOSED.
     """
 
     GREETING = "greeting"
@@ -37,6 +38,8 @@ class State(enum.Enum):
     """A sender, no recipient accepted yet."""
     RECIPIENTS = "recipients"
     """At least one recipient accepted."""
+    KNOWN = "known"
+    """MAIL was answered 355: the whole transaction is ours already, but for the final dot."""
     CONTENT = "content"
     """Behind 354."""
     CLOSED = "closed"
@@ -55,6 +58,8 @@ class Verb(enum.Enum):
     RCPT = "RCPT"
     DATA = "DATA"
     END = "END-OF-MESSAGE"
+    REPEAT = "MAIL-AGAIN"
+    """MAIL of a named transaction that was completed before: its answer, 355, says so."""
     RSET = "RSET"
     NOOP = "NOOP"
     VRFY = "VRFY"
@@ -85,7 +90,12 @@ TABLE: dict[tuple[State, Verb], Row] = {
     (State.RECIPIENTS, Verb.HELO): Row(State.IDLE, "hello"),
     (State.RECIPIENTS, Verb.EHLO): Row(State.IDLE, "hello"),
     (State.RECIPIENTS, Verb.LHLO): Row(State.IDLE, "hello"),
+    (State.KNOWN, Verb.HELO): Row(State.IDLE, "hello"),
+    (State.KNOWN, Verb.EHLO): Row(State.IDLE, "hello"),
+    (State.KNOWN, Verb.LHLO): Row(State.IDLE, "hello"),
     (State.IDLE, Verb.MAIL): Row(State.MAIL, "mail"),
+    (State.IDLE, Verb.REPEAT): Row(State.KNOWN, "mail"),
+    (State.KNOWN, Verb.DATA): Row(State.CONTENT, "data"),
     (State.MAIL, Verb.RCPT): Row(State.RECIPIENTS, "rcpt"),
     (State.RECIPIENTS, Verb.RCPT): Row(State.RECIPIENTS, "rcpt"),
     (State.RECIPIENTS, Verb.DATA): Row(State.CONTENT, "data"),
@@ -94,26 +104,32 @@ TABLE: dict[tuple[State, Verb], Row] = {
     (State.IDLE, Verb.RSET): Row(State.IDLE, "rset"),
     (State.MAIL, Verb.RSET): Row(State.IDLE, "rset"),
     (State.RECIPIENTS, Verb.RSET): Row(State.IDLE, "rset"),
+    (State.KNOWN, Verb.RSET): Row(State.IDLE, "rset"),
     (State.START, Verb.NOOP): Row(State.START, "noop"),
     (State.IDLE, Verb.NOOP): Row(State.IDLE, "noop"),
     (State.MAIL, Verb.NOOP): Row(State.MAIL, "noop"),
     (State.RECIPIENTS, Verb.NOOP): Row(State.RECIPIENTS, "noop"),
+    (State.KNOWN, Verb.NOOP): Row(State.KNOWN, "noop"),
     (State.START, Verb.VRFY): Row(State.START, "vrfy"),
     (State.IDLE, Verb.VRFY): Row(State.IDLE, "vrfy"),
     (State.MAIL, Verb.VRFY): Row(State.MAIL, "vrfy"),
     (State.RECIPIENTS, Verb.VRFY): Row(State.RECIPIENTS, "vrfy"),
+    (State.KNOWN, Verb.VRFY): Row(State.KNOWN, "vrfy"),
     (State.START, Verb.EXPN): Row(State.START, "expn"),
     (State.IDLE, Verb.EXPN): Row(State.IDLE, "expn"),
     (State.MAIL, Verb.EXPN): Row(State.MAIL, "expn"),
     (State.RECIPIENTS, Verb.EXPN): Row(State.RECIPIENTS, "expn"),
+    (State.KNOWN, Verb.EXPN): Row(State.KNOWN, "expn"),
     (State.START, Verb.HELP): Row(State.START, "help"),
     (State.IDLE, Verb.HELP): Row(State.IDLE, "help"),
     (State.MAIL, Verb.HELP): Row(State.MAIL, "help"),
     (State.RECIPIENTS, Verb.HELP): Row(State.RECIPIENTS, "help"),
+    (State.KNOWN, Verb.HELP): Row(State.KNOWN, "help"),
     (State.START, Verb.QUIT): Row(State.CLOSED, "quit"),
     (State.IDLE, Verb.QUIT): Row(State.CLOSED, "quit"),
     (State.MAIL, Verb.QUIT): Row(State.CLOSED, "quit"),
     (State.RECIPIENTS, Verb.QUIT): Row(State.CLOSED, "quit"),
+    (State.KNOWN, Verb.QUIT): Row(State.CLOSED, "quit"),
 }
 """(state, verb) -> (state once it is accepted, what is done). A refusal leaves the state as it is.
 What is absent here is out of place: `OUT_OF_PLACE` says with which words."""
@@ -126,6 +142,10 @@ OUT_OF_PLACE: dict[tuple[State, Verb], Reply] = {
     (State.IDLE, Verb.DATA): Reply(503, "5.5.1", (b"Say MAIL and RCPT first",)),
     (State.MAIL, Verb.MAIL): Reply(503, "5.5.1", (b"The sender was given already",)),
     (State.RECIPIENTS, Verb.MAIL): Reply(503, "5.5.1", (b"The sender was given already",)),
+    (State.KNOWN, Verb.MAIL): Reply(503, "5.5.1", (b"The sender was given already",)),
+    (State.KNOWN, Verb.RCPT): Reply(
+        503, "5.5.1", (b"The recipients are known, say DATA and send nothing but the final dot",)
+    ),
     # RFC 2920 3.1: a client that pipelined DATA behind refused recipients needs a refusal here.
     (State.MAIL, Verb.DATA): Reply(554, "5.5.1", (b"No valid recipients",)),
 }
