@@ -370,6 +370,24 @@ class OwnerTests(Ground, SynchronousTestCase):
         self.settle()
         self.assertEqual(len(self.heard.of("lost")), 1)
 
+    def test_own_watch_that_etcd_ended(self) -> None:
+        """The owner's watch ends: it looks at once whether the key is still its own, and watches
+        again from its next renewal on, later than what was compacted.
+        """
+        self.owned()
+        self.etcd.revision += 50
+        reads = len(self.asked("/v3/kv/range"))
+        self.etcd.end_watches(compact_revision="140")
+        self.settle()
+        self.assertEqual(len(self.asked("/v3/kv/range")), reads + 1)
+        self.assertEqual(self.heard.of("lost"), [])
+        self.after(1.6)
+        (watched,) = self.etcd.watches
+        self.assertEqual(watched[1], self.etcd.revision)
+        self.etcd.revoke(self.etcd.keys[KEY].lease)
+        self.settle()
+        self.assertEqual(len(self.heard.of("lost")), 1)
+
     def test_key_taken_by_hand(self) -> None:
         """A key that was deleted and created by another is lost, though the lease lives on."""
         self.owned()
@@ -430,6 +448,19 @@ class OwnerTests(Ground, SynchronousTestCase):
         self.after(1.1)
         fault = self.failureResultOf(confirmed, TransientFailure).value
         self.assertIn("etcd does not answer", str(fault))
+
+    def test_head_and_body_have_one_time(self) -> None:
+        """A member that sends a head just in time and then nothing is given up when the one
+        attempt's time is over: head and body have it together.
+        """
+        grant = self.owned()
+        self.etcd.dawdles = 0.9
+        confirmed = self.resource.confirm(grant)
+        self.after(0.95)
+        self.assertNoResult(confirmed)
+        self.after(0.2)
+        fault = self.failureResultOf(confirmed, TransientFailure).value
+        self.assertIn("no answer within 1 s", str(fault))
 
     def test_release_revokes(self) -> None:
         """Giving back ends the lease, so that the next node need not wait."""
@@ -591,6 +622,31 @@ class StandbyTests(Ground, SynchronousTestCase):
         self.etcd.revoke(self.other)
         self.after(1.55)
         self.successResultOf(waiting)
+
+    def test_watch_that_etcd_ended(self) -> None:
+        """A watch that etcd cancels, or whose revision was compacted, is begun anew from the newest
+        revision, soon and not without a pause: what comes then is heard at once.
+        """
+        for why in (
+            {"canceled": True, "cancel_reason": "etcdserver: no leader"},
+            {"compact_revision": "100"},
+        ):
+            self.setUp()
+            self.begin()
+            waiting = self.resource.acquire()
+            self.here.advance()
+            self.etcd.revision += 50
+            for _ in range(3):
+                (watched,) = self.etcd.watches
+                self.etcd.end_watches(**why)
+                self.here.advance()
+                self.assertEqual(self.etcd.watches, [])
+                self.after(0.3)
+            (watched,) = self.etcd.watches
+            self.assertEqual(watched[1], self.etcd.revision)
+            self.etcd.revoke(self.other)
+            self.here.advance()
+            self.successResultOf(waiting)
 
     def test_other_is_quicker(self) -> None:
         """Two that see the key free: one has it, the other ends its lease and waits on."""

@@ -27,13 +27,12 @@ from mta.cluster.etcd_json import (
     claim_request,
     parse_claim,
     parse_range,
-    parse_watch,
     range_request,
-    watch_request,
 )
 from mta.cluster.etcd_settings import EtcdSettings
 from mta.cluster.gateway import Gateway
 from mta.cluster.guard import Guard, Spawn, SpawnedWatchdog
+from mta.cluster.key_watch import KeyWatch
 from mta.cluster.netlink import open_socket
 from mta.cluster.renewal import Renewal
 from mta.cluster.watchdog import may_plumb
@@ -50,6 +49,8 @@ from mta.model import AddressInstance, Fencing, Grant, Health, HealthLevel, Virt
 
 ATTEMPT = 0.2
 """Of the TTL: one request to one endpoint. Between 0.3 and 0.8 there is room for two that hang."""
+AGAIN = 0.05
+"""In TTLs: the pause before a watch that etcd ended is begun anew."""
 POLL = 0.3
 """Of the TTL: how often a standby asks who holds the key, should its watch be deaf."""
 PLUMB_AGAIN_SECONDS = 0.5
@@ -103,7 +104,9 @@ class EtcdResource:
         self._grant: Grant | None = None
         self._waiters: list[Deferred[Grant]] = []
         self._bid: Deferred[None] | None = None
-        self._watch: Deferred[None] | None = None
+        self._watch: KeyWatch | None = None
+        self._seen_at = 0
+        """The newest revision at which the key was seen to be ours."""
         self._tasks: set[Deferred[None]] = set()
         self._sleeping: Deferred[None] | None = None
         self._former: list[int] = []
@@ -232,6 +235,7 @@ class EtcdResource:
             fencing=self.fencing,
             valid_until=renewal.lease.is_over_at,
         )
+        self._seen_at = token
         self._watch_own(grant)
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
@@ -254,23 +258,29 @@ class EtcdResource:
     async def _until_gone(self, holder: Holding, revision: int) -> None:
         """Wait for the key's deletion: by a watch, and by looking again should it be deaf."""
 
-        def heard(line: bytes) -> None:
-            if parse_watch(line).is_gone:
-                self._wake()
+        ended: list[str] = []
 
-        watching = Deferred.fromCoroutine(
-            self._gateway.watch(watch_request(self._key, revision), heard)
-        )
-        watching.addErrback(self._watch_ended)
+        def over(why: str) -> None:
+            ended.append(why)
+            self._wake()
+
+        watch = self._watch_key(revision, self._wake, over)
         try:
-            await self._sleep(POLL * self._settings.ttl)
+            if not ended:
+                await self._sleep(POLL * self._settings.ttl)
         finally:
-            watching.cancel()
+            watch.cancel()
+        if ended:
+            # The key is read again, and watched from what that says: what was compacted is no
+            # beginning. An etcd that ends every watch is not asked without a pause.
+            await self._sleep(AGAIN * self._settings.ttl)
 
-    def _watch_ended(self, failure: Failure) -> None:
-        """The poll is the net under it. What etcd answers then is said there."""
-        if not failure.check(CancelledError, MTAError):
-            self._complain(f"watching {self._key.decode()}: {failure.value!r}")
+    def _watch_key(
+        self, after: int, gone: Callable[[], object], ended: Callable[[str], object]
+    ) -> KeyWatch:
+        return KeyWatch(
+            self._gateway, self._key, after, gone=gone, ended=ended, complain=self._complain
+        )
 
     def _let_go(self) -> None:
         """A lease that led to no grant, or is over: the watchdog hears first, then etcd."""
@@ -305,9 +315,10 @@ class EtcdResource:
 
     async def _verify(self, grant: Grant) -> None:
         """@raise GrantLost: the key is not ours. @raise TransientFailure: nothing is known."""
-        holder = (await self._ask_holder()).value[0]
+        holder, revision = (await self._ask_holder()).value
         if grant is not self._grant:
             raise GrantLost("the grant was given back meanwhile")
+        self._seen_at = max(self._seen_at, revision)
         if holder is None or (holder.token, holder.lease) != (grant.token, self._renewal.id):
             why = f"{self._key.decode()} is {'gone' if holder is None else self._who(holder)}"
             self._renewal.deny(why)
@@ -334,20 +345,16 @@ class EtcdResource:
     def _watch_own(self, grant: Grant) -> None:
         """A key that was deleted by hand is another's a moment later: the lease does not tell."""
 
-        def heard(line: bytes) -> None:
-            if parse_watch(line).is_gone and grant is self._grant:
+        def gone() -> None:
+            if grant is self._grant:
                 self._run(self._look_after(grant))
 
-        self._watch = watch = Deferred.fromCoroutine(
-            self._gateway.watch(watch_request(self._key, grant.token), heard)
-        )
-
-        def ended(failure: Failure) -> None:
+        def ended(_why: str) -> None:
             if grant is self._grant:
                 self._watch = None  # begun anew with the next renewal
-            self._watch_ended(failure)
+                self._run(self._look_after(grant))
 
-        watch.addErrback(ended)
+        self._watch = self._watch_key(self._seen_at, gone, ended)
 
     def _renewed(self) -> None:
         self._guard.set_deadline(self._renewal.lease.kill_at())

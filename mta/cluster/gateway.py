@@ -115,10 +115,10 @@ class Gateway:
         """POST /v3/watch to the endpoint that answered last; `heard` takes each line until the
         stream ends. @raise TransientFailure: it ended; MTAError as `heard` raises.
         """
-        endpoint = self.present
-        response = await self._request(endpoint, "/v3/watch", body)
+        endpoint, until = self.present, self._attempt_ends()
+        response = await self._request(endpoint, "/v3/watch", body, until)
         if response.code != 200:
-            octets = await self._body(response)
+            octets = await self._body(response, until)
             raise refusal(response.code, octets)
         ended: Deferred[None] = Deferred()
         lines = _Lines(heard, ended)
@@ -137,32 +137,37 @@ class Gateway:
         self._endpoints.insert(0, endpoint)
 
     async def _post(self, endpoint: str, path: str, body: bytes) -> tuple[int, bytes]:
-        response = await self._request(endpoint, path, body)
-        return response.code, await self._body(response)
+        until = self._attempt_ends()
+        response = await self._request(endpoint, path, body, until)
+        return response.code, await self._body(response, until)
 
-    async def _request(self, endpoint: str, path: str, body: bytes) -> IResponse:
+    def _attempt_ends(self) -> float:
+        """Monotonic time at which an attempt that begins now is over, head and body together."""
+        return self._clock.monotonic() + self._attempt_seconds
+
+    async def _request(self, endpoint: str, path: str, body: bytes, until: float) -> IResponse:
         headers = Headers({b"Content-Type": [b"application/json"]})
         asked: Deferred[IResponse] = self._agent.request(
             b"POST", f"{endpoint}{path}".encode("ascii"), headers, _Octets(body)
         )
-        return await self._within(_guarded(asked, asked.cancel, lambda: None))
+        return await self._within(until, _guarded(asked, asked.cancel, lambda: None))
 
-    async def _body(self, response: IResponse) -> bytes:
+    async def _body(self, response: IResponse, until: float) -> bytes:
         whole: Deferred[bytes] = Deferred()
         gathering = _Gathering(whole)
         return await self._within(
-            _guarded(whole, gathering.end, lambda: response.deliverBody(gathering))
+            until, _guarded(whole, gathering.end, lambda: response.deliverBody(gathering))
         )
 
-    async def _within(self, outer: Deferred[T]) -> T:
-        """Await what `_guarded` answered, for the time of one attempt. @raise TransientFailure."""
+    async def _within(self, until: float, outer: Deferred[T]) -> T:
+        """Await what `_guarded` answered, until then. @raise TransientFailure."""
         expired = []
 
         def expire() -> None:
             expired.append(True)
             outer.cancel()
 
-        timer = self._clock.call_later(self._attempt_seconds, expire)
+        timer = self._clock.call_later(max(0.0, until - self._clock.monotonic()), expire)
         try:
             return await outer
         except CancelledError:

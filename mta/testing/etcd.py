@@ -53,6 +53,8 @@ class PaperEtcd:
     keys: dict[bytes, _Key] = field(default_factory=dict)
     leases: dict[int, tuple[float, ITimer | None]] = field(default_factory=dict)
     """Lease -> its TTL and the timer of its end."""
+    dawdles: float = 0.0
+    """Not 0: seconds to the head of an answer, whose body never comes."""
     revision: int = 100
     next_lease: int = 7587870000000000001
     watches: list[tuple[bytes, int, _Server]] = field(default_factory=list)
@@ -83,6 +85,12 @@ class PaperEtcd:
             if watched == key and self.revision > after:
                 event = {"type": "DELETE", "kv": {"key": _b64(key)}}
                 server.stream({"result": {"header": self.header(), "events": [event]}})
+
+    def end_watches(self, **why: object) -> None:
+        """Every watch ends: `canceled=True, cancel_reason=...`, or `compact_revision=...`."""
+        ended, self.watches = self.watches, []
+        for _key, _after, server in ended:
+            server.stream({"result": {"header": self.header(), **why}})
 
     def grant(self, ttl: int | None) -> int:
         """None: somebody renews it for ever."""
@@ -228,8 +236,12 @@ class _Server(Protocol):
         self._send(status, json.dumps(fields).encode())
 
     def _send(self, status: int, octets: bytes) -> None:
-        head = f"HTTP/1.1 {status} Answer\r\nContent-Length: {len(octets)}\r\n\r\n"
-        self._transport.write(head.encode() + octets)
+        head = f"HTTP/1.1 {status} Answer\r\nContent-Length: {len(octets)}\r\n\r\n".encode()
+        etcd = self._etcd
+        if etcd.dawdles:
+            etcd.surroundings.clock.call_later(etcd.dawdles, self._transport.write, head)
+        else:
+            self._transport.write(head + octets)
 
     def begin_stream(self) -> None:
         self._transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
