@@ -1,4 +1,7 @@
-"""etcd as the authority: it passes the one suite with and without plumbing, and what it promises beyond."""
+"""etcd as the authority: it passes the one suite with and without plumbing, and what it promises beyond.
+
+Long because each class is one side of one resource, upon one ground.
+"""
 
 from __future__ import annotations
 
@@ -372,7 +375,7 @@ class OwnerTests(Ground, SynchronousTestCase):
 
     def test_own_watch_that_etcd_ended(self) -> None:
         """The owner's watch ends: it looks at once whether the key is still its own, and watches
-        again from its next renewal on, later than what was compacted.
+        again 0.05 of the TTL later, from a revision later than what was compacted.
         """
         self.owned()
         self.etcd.revision += 50
@@ -381,12 +384,27 @@ class OwnerTests(Ground, SynchronousTestCase):
         self.settle()
         self.assertEqual(len(self.asked("/v3/kv/range")), reads + 1)
         self.assertEqual(self.heard.of("lost"), [])
-        self.after(1.6)
+        self.after(0.2)
+        self.assertEqual(self.etcd.watches, [])
+        self.after(0.1)
+        self.assertEqual(self.asked("/v3/lease/keepalive"), [])
         (watched,) = self.etcd.watches
         self.assertEqual(watched[1], self.etcd.revision)
         self.etcd.revoke(self.etcd.keys[KEY].lease)
         self.settle()
         self.assertEqual(len(self.heard.of("lost")), 1)
+
+    def test_ended_watches_leave_nothing_open(self) -> None:
+        """However often etcd ends the owner's watch: twenty times a TTL it is begun at most, and no
+        stream of an ended one stays open.
+        """
+        self.owned()
+        self.etcd.ends_watches = True
+        self.etcd.end_watches(canceled=True)
+        self.after(10)
+        self.assertEqual(self.heard.of("lost"), [])
+        self.assertIn(len(self.asked("/v3/watch")), range(25, 42))
+        self.assertLess(len(self.resource._gateway._connections), 5)
 
     def test_key_taken_by_hand(self) -> None:
         """A key that was deleted and created by another is lost, though the lease lives on."""
@@ -647,6 +665,32 @@ class StandbyTests(Ground, SynchronousTestCase):
             self.etcd.revoke(self.other)
             self.here.advance()
             self.successResultOf(waiting)
+
+    def test_watches_ended_for_ever(self) -> None:
+        """An etcd that ends every watch is asked for another twenty times a TTL at most; the key's
+        end is found all the same.
+        """
+        self.etcd.ends_watches = True
+        self.begin()
+        waiting = self.resource.acquire()
+        self.after(10)
+        self.assertNoResult(waiting)
+        self.assertIn(len(self.asked("/v3/watch")), range(25, 42))
+        self.etcd.revoke(self.other)
+        self.after(0.3)
+        self.successResultOf(waiting)
+
+    def test_watch_broken_off(self) -> None:
+        """A member that dies takes the watch with it: another is begun soon, without a poll."""
+        self.begin()
+        waiting = self.resource.acquire()
+        self.here.advance()
+        ((_key, _after, server),) = self.etcd.watches
+        server.transport.abortConnection()
+        self.after(0.3)
+        self.etcd.revoke(self.other)
+        self.here.advance()
+        self.successResultOf(waiting)
 
     def test_other_is_quicker(self) -> None:
         """Two that see the key free: one has it, the other ends its lease and waits on."""

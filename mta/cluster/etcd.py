@@ -320,7 +320,7 @@ class EtcdResource:
             raise GrantLost("the grant was given back meanwhile")
         self._seen_at = max(self._seen_at, revision)
         if holder is None or (holder.token, holder.lease) != (grant.token, self._renewal.id):
-            why = f"{self._key.decode()} is {'gone' if holder is None else self._who(holder)}"
+            why = f"{self._key.decode()} is {'gone' if holder is None else holder.who}"
             self._renewal.deny(why)
             raise GrantLost("etcd says that another owns the virtual server", why)
 
@@ -351,10 +351,17 @@ class EtcdResource:
 
         def ended(_why: str) -> None:
             if grant is self._grant:
-                self._watch = None  # begun anew with the next renewal
-                self._run(self._look_after(grant))
+                self._watch = None
+                self._run(self._watch_again(grant))
 
         self._watch = self._watch_key(self._seen_at, gone, ended)
+
+    async def _watch_again(self, grant: Grant) -> None:
+        """At once the key is read; it is watched from there, not without a pause."""
+        await self._look_after(grant)
+        await self._pause(AGAIN * self._settings.ttl)
+        if grant is self._grant:
+            self._watch_own(grant)
 
     def _renewed(self) -> None:
         self._guard.set_deadline(self._renewal.lease.kill_at())
@@ -362,8 +369,6 @@ class EtcdResource:
         self._say_health(HealthLevel.OK, self.explain())
         grant = self._grant
         if grant is not None:
-            if self._watch is None:
-                self._watch_own(grant)
             self._run(self._look_after(grant))
 
     async def _look_after(self, grant: Grant) -> None:
@@ -465,9 +470,7 @@ class EtcdResource:
     def _remove_stale_now(self) -> None:
         self._stale_timer = None
         if self._is_stale() and self._holder is not None:
-            self._complain(
-                f"virtual addresses are here but {self._who(self._holder)}: they are removed"
-            )
+            self._complain(f"virtual addresses are here but {self._holder.who}: they are removed")
             self._run(_awaited(self._guard.unplumb()))
 
     def _is_stale(self) -> bool:
@@ -477,7 +480,7 @@ class EtcdResource:
             and not self._renewal.is_held
             and holder is not None
             and holder.lease != 0
-            and _node_of(holder) not in {"", self._surroundings.node}
+            and holder.node not in {"", self._surroundings.node}
             and self._addresses.is_known
             and bool(self._addresses.instances())
         )
@@ -496,13 +499,8 @@ class EtcdResource:
         if not self._settings.plumb and self._addresses.why_not():
             return self._addresses.explain()
         if self._holder is not None:
-            return f"{key} is {self._who(self._holder)}"
+            return f"{key} is {self._holder.who}"
         return f"waiting for etcd at {self._gateway.present}"
-
-    def _who(self, holder: Holding) -> str:
-        node = _node_of(holder) or "somebody who does not say its node"
-        how = f"lease {holder.lease:x}" if holder.lease else "no lease: `etcdctl del` ends it"
-        return f"held by {node} (token {holder.token}, {how})"
 
     def probe(self, level: int) -> Deferred[Health]:
         """0: lease and watchdog; from 1 on: etcd is asked, and what we plumbed is really bound."""
@@ -564,6 +562,14 @@ class EtcdResource:
         if not failure.check(CancelledError):
             self._complain(f"etcd: {failure.getTraceback(detail='brief')}")
 
+    async def _pause(self, seconds: float) -> None:
+        pausing: Deferred[None] = Deferred()
+        timer = self._clock.call_later(seconds, pausing.callback, None)
+        try:
+            await pausing
+        finally:
+            timer.cancel()
+
     async def _sleep(self, seconds: float) -> None:
         """Wait, or until `_wake`."""
         sleeping: Deferred[None] = Deferred()
@@ -584,14 +590,3 @@ class EtcdResource:
 
 async def _awaited(waiting: Deferred[None]) -> None:
     await waiting
-
-
-def _node_of(holder: Holding) -> str:
-    """The node that a key's value names; "" when it is not of our making."""
-    try:
-        node = json.loads(holder.value)["node"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return ""
-    if not isinstance(node, str) or len(node) > 255 or not node.isprintable():
-        return ""
-    return node

@@ -39,6 +39,24 @@ class Holding:
     lease: int
     revision: int
 
+    @property
+    def node(self) -> str:
+        """The node that the value names; "" when it is not of our making."""
+        try:
+            node = json.loads(self.value)["node"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return ""
+        if not isinstance(node, str) or len(node) > 255 or not node.isprintable():
+            return ""
+        return node
+
+    @property
+    def who(self) -> str:
+        """For people."""
+        node = self.node or "somebody who does not say its node"
+        how = f"lease {self.lease:x}" if self.lease else "no lease: `etcdctl del` ends it"
+        return f"held by {node} (token {self.token}, {how})"
+
 
 @dataclass(frozen=True, slots=True)
 class Claimed:

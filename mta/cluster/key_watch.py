@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from mta.cluster.etcd_json import parse_watch, watch_request
 from mta.cluster.gateway import Gateway
-from mta.errors import MTAError
+from mta.errors import MTAError, TransientFailure
 
 
 class KeyWatch:
@@ -49,10 +49,10 @@ class KeyWatch:
         if self._is_over:
             return
         news = parse_watch(line)
+        if news.has_ended:  # etcd leaves the stream open, on which nothing more comes: it is closed
+            raise TransientFailure("etcd ended the watch", news.has_ended)
         if news.is_gone:
             self._gone()
-        elif news.has_ended:
-            self._end(news.has_ended)
 
     def _broken(self, failure: Failure) -> None:
         if not failure.check(CancelledError, MTAError):

@@ -55,6 +55,8 @@ class PaperEtcd:
     """Lease -> its TTL and the timer of its end."""
     dawdles: float = 0.0
     """Not 0: seconds to the head of an answer, whose body never comes."""
+    ends_watches: bool = False
+    """Each watch is cancelled as soon as it was created."""
     revision: int = 100
     next_lease: int = 7587870000000000001
     watches: list[tuple[bytes, int, _Server]] = field(default_factory=list)
@@ -152,6 +154,8 @@ class PaperEtcd:
             self.watches.append((key, after, server))
             server.begin_stream()
             server.stream({"result": {"header": header, "created": True}})
+            if self.ends_watches:
+                self.end_watches(canceled=True, cancel_reason="etcdserver: no leader")
         else:
             server.reply(404, {"error": "Not Found", "code": 5})
 
