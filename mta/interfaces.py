@@ -428,8 +428,9 @@ class ISpoolLocker(Interface):
 
 
 class IStaleAddresses(Interface):
-    """Add-on of IClusterResource: it can tell when the program that moves the addresses is dead or
-    stopped, so that nobody takes them away from a node that is not the owner any more.
+    """Add-on of IClusterResource: it can tell when addresses are left over on a node that is not
+    the owner any more: the program that moves them is dead or stopped, or the authority names
+    another owner while they are still here.
     """
 
     def stale_addresses() -> tuple[IPAddress, ...]:

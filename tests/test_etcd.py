@@ -143,6 +143,67 @@ class LeaseOnlyTests(Ground, SynchronousTestCase):
         self.settle()
         self.assertEqual(len(self.kernel.addresses), 2)
 
+    def test_left_over_on_the_loser(self) -> None:
+        """The key went to another node and somebody left the addresses here: they are named, until
+        they go or the key is ours again.
+        """
+        self.owned()
+        self.cease_to_be_owner()
+        self.settle()
+        self.assertEqual(self.resource.stale_addresses(), ())  # nothing was read since
+        waiting = self.resource.acquire()
+        self.settle()
+        left = [str(address) for address in self.resource.stale_addresses()]
+        self.assertEqual(left, ["192.0.2.10", "2001:db8::10"])
+        self.assertIn("held by b.example.org", self.resource.explain().partition("; left over")[0])
+        self.assertIn("left over on this node: 192.0.2.10, 2001:db8::10", self.resource.explain())
+        self.kernel.remove("2001:db8::10")
+        self.settle()
+        left = [str(address) for address in self.resource.stale_addresses()]
+        self.assertEqual(left, ["192.0.2.10"])
+        self.kernel.remove("192.0.2.10")
+        self.settle()
+        self.assertEqual(self.resource.stale_addresses(), ())
+        self.kernel.add("192.0.2.10")
+        self.kernel.add("2001:db8::10")
+        self.settle()
+        self.become_owner()
+        self.after(2)
+        self.successResultOf(waiting)
+        self.assertEqual(self.resource.stale_addresses(), ())
+
+    def test_not_left_over(self) -> None:
+        """A key that is ours from a former process, or whose holder is unknown, tells nothing."""
+        self.begin()
+        for value in (b'{"node": "a.example.org"}', b"rubbish"):
+            self.etcd.revoke(self.other)
+            self.other = self.etcd.grant(None)
+            self.etcd.put(KEY, value, self.other)
+            waiting = self.resource.acquire()
+            self.settle()
+            self.assertEqual(self.resource.stale_addresses(), (), value)
+            waiting.cancel()
+            self.failureResultOf(waiting, CancelledError)
+
+
+class ReportTests(Ground, SynchronousTestCase):
+    """plumb: true, on-superseded: report: what is left over is shown, and stays."""
+
+    keys = {**PLUMB, "on-superseded": "report"}
+
+    def test_left_over_is_shown(self) -> None:
+        """Addresses that somebody adds here while another node holds the key are named."""
+        self.begin()
+        waiting = self.resource.acquire()
+        self.settle()
+        self.kernel.add("192.0.2.10")
+        self.settle()
+        self.after(3)
+        self.assertEqual(list(map(str, self.resource.stale_addresses())), ["192.0.2.10"])
+        self.assertIn("left over on this node: 192.0.2.10", self.resource.explain())
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+
 
 class PlumbTests(Ground, SynchronousTestCase):
     """plumb: true: the watchdog adds and removes the addresses."""
@@ -600,6 +661,23 @@ class WatchdogTests(Ground, SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(self.watchdog.commands[-1], "quit")
         self.assertIs(self.watchdog.left_with, False)
+
+    def test_left_over_without_it(self) -> None:
+        """With no watchdog, what it added stays on the interface: it is named until the next one
+        has removed it.
+        """
+        self.owned()
+        self.assertEqual(self.resource.stale_addresses(), ())
+        self.watchdog.cannot_start = OSError(errno.ENOMEM, "Cannot allocate memory")
+        self.watchdog.die()
+        self.settle()
+        left = [str(address) for address in self.resource.stale_addresses()]
+        self.assertEqual(left, ["192.0.2.10", "2001:db8::10"])
+        self.watchdog.cannot_start = None
+        self.after(1.1)
+        self.settle()
+        self.assertEqual(self.resource.stale_addresses(), ())
+        self.assertEqual(self.kernel.addresses, {})
 
     def test_unplumb_without_it(self) -> None:
         """Removing never fails: it is done by the next watchdog when there is none."""

@@ -33,6 +33,7 @@ from mta.cluster.etcd_settings import EtcdSettings
 from mta.cluster.gateway import Gateway
 from mta.cluster.guard import Guard, Spawn, SpawnedWatchdog
 from mta.cluster.key_watch import KeyWatch
+from mta.cluster.nap import Nap
 from mta.cluster.netlink import open_socket
 from mta.cluster.renewal import Renewal
 from mta.cluster.watchdog import may_plumb
@@ -42,10 +43,19 @@ from mta.interfaces import (
     ILease,
     IPlumber,
     IResourceListener,
+    IStaleAddresses,
     ISurroundings,
     ITimer,
 )
-from mta.model import AddressInstance, Fencing, Grant, Health, HealthLevel, VirtualServer
+from mta.model import (
+    AddressInstance,
+    Fencing,
+    Grant,
+    Health,
+    HealthLevel,
+    IPAddress,
+    VirtualServer,
+)
 
 ATTEMPT = 0.2
 """Of the TTL: one request to one endpoint. Between 0.3 and 0.8 there is room for two that hang."""
@@ -59,7 +69,7 @@ STALE_SECONDS = 1.0
 """Between two removals of addresses that somebody adds again and again."""
 
 
-@implementer(IClusterResource, ILease)
+@implementer(IClusterResource, ILease, IStaleAddresses)
 class EtcdResource:
     """See IClusterResource; IPlumber too when it plumbs."""
 
@@ -81,6 +91,8 @@ class EtcdResource:
         self._surroundings = surroundings
         self._clock = surroundings.clock
         self._may_plumb = may_plumb
+        self._nap = Nap(self._clock)
+        """Of the bid: until there is something new to look at."""
         self._key = b""
         self._addresses = VirtualAddresses(
             surroundings, self._changed, self._blind, open_socket=open_socket, boot_id=boot_id
@@ -95,7 +107,7 @@ class EtcdResource:
             self._clock,
             surroundings.doors,
             interface=settings.interface,
-            ready=self._wake,
+            ready=self._nap.wake,
             lost=self._unguarded,
             complain=self._complain,
             spawn=spawn,
@@ -108,7 +120,6 @@ class EtcdResource:
         self._seen_at = 0
         """The newest revision at which the key was seen to be ours."""
         self._tasks: set[Deferred[None]] = set()
-        self._sleeping: Deferred[None] | None = None
         self._former: list[int] = []
         """Leases that are ours no more, and that etcd was not told of yet."""
         self._holder: Holding | None = None
@@ -187,7 +198,7 @@ class EtcdResource:
                     await self._bid_once()
                 except MTAError as fault:
                     self._say_trouble(str(fault))
-                    await self._sleep(POLL * self._settings.ttl)
+                    await self._nap.sleep(POLL * self._settings.ttl)
         finally:
             self._bid = None
             if self._grant is None:
@@ -196,10 +207,10 @@ class EtcdResource:
     async def _bid_once(self) -> None:
         if not self._guard.is_ready:
             self._say_trouble(self._guard.why_not)
-            await self._sleep(POLL * self._settings.ttl)
+            await self._nap.sleep(POLL * self._settings.ttl)
             return
         if not self._settings.plumb and self._addresses.why_not():
-            await self._sleep(POLL * self._settings.ttl)  # sooner when an address comes
+            await self._nap.sleep(POLL * self._settings.ttl)  # sooner when an address comes
             return
         await self._revoke_former()
         holder, revision = (await self._ask_holder()).value
@@ -262,18 +273,18 @@ class EtcdResource:
 
         def over(why: str) -> None:
             ended.append(why)
-            self._wake()
+            self._nap.wake()
 
-        watch = self._watch_key(revision, self._wake, over)
+        watch = self._watch_key(revision, self._nap.wake, over)
         try:
             if not ended:
-                await self._sleep(POLL * self._settings.ttl)
+                await self._nap.sleep(POLL * self._settings.ttl)
         finally:
             watch.cancel()
         if ended:
             # The key is read again, and watched from what that says: what was compacted is no
             # beginning. An etcd that ends every watch is not asked without a pause.
-            await self._sleep(AGAIN * self._settings.ttl)
+            await self._nap.sleep(AGAIN * self._settings.ttl)
 
     def _watch_key(
         self, after: int, gone: Callable[[], object], ended: Callable[[str], object]
@@ -359,7 +370,7 @@ class EtcdResource:
     async def _watch_again(self, grant: Grant) -> None:
         """At once the key is read; it is watched from there, not without a pause."""
         await self._look_after(grant)
-        await self._pause(AGAIN * self._settings.ttl)
+        await Nap(self._clock).sleep(AGAIN * self._settings.ttl)
         if grant is self._grant:
             self._watch_own(grant)
 
@@ -389,7 +400,7 @@ class EtcdResource:
         self._guard.set_deadline(0.0)
         if number:
             self._former.append(number)
-        self._wake()
+        self._nap.wake()
 
     def _unguarded(self, why: str) -> None:
         """No watchdog: who would end us, if we were stopped?"""
@@ -442,7 +453,7 @@ class EtcdResource:
             for waiter in tuple(self._plumbed):
                 waiter.callback(True)
         if not self._settings.plumb:
-            self._wake()
+            self._nap.wake()
         self._remove_stale()
 
     def _blind(self, why: str) -> None:
@@ -474,16 +485,35 @@ class EtcdResource:
             self._run(_awaited(self._guard.unplumb()))
 
     def _is_stale(self) -> bool:
+        """@return whether addresses are here that the watchdog is to remove."""
         holder = self._holder
         return (
             self._settings.removes_superseded
-            and not self._renewal.is_held
+            and self._is_anothers()
             and holder is not None
             and holder.lease != 0
-            and holder.node not in {"", self._surroundings.node}
-            and self._addresses.is_known
             and bool(self._addresses.instances())
         )
+
+    def _is_anothers(self) -> bool:
+        """By etcd's last answer the key is that of another node."""
+        holder = self._holder
+        return (
+            not self._renewal.is_held
+            and holder is not None
+            and holder.node not in {"", self._surroundings.node}
+            and self._addresses.is_known
+        )
+
+    def stale_addresses(self) -> tuple[IPAddress, ...]:
+        """See IStaleAddresses. Nobody takes them away while the key is another node's and removing
+        is not ours (`plumb: false`, `on-superseded: report`), or while we have no watchdog.
+        """
+        has_no_watchdog = self._settings.plumb and not self._guard.is_ready
+        is_left = self._is_anothers() and not self._settings.removes_superseded
+        if self._renewal.is_held or not (has_no_watchdog or is_left):
+            return ()
+        return tuple(instance.address for instance in self._addresses.instances())
 
     # --- what is said -----------------------------------------------------------------------------
 
@@ -499,7 +529,9 @@ class EtcdResource:
         if not self._settings.plumb and self._addresses.why_not():
             return self._addresses.explain()
         if self._holder is not None:
-            return f"{key} is {self._holder.who}"
+            stale = ", ".join(map(str, self.stale_addresses()))
+            who = f"{key} is {self._holder.who}"
+            return f"{who}; left over on this node: {stale}" if stale else who
         return f"waiting for etcd at {self._gateway.present}"
 
     def probe(self, level: int) -> Deferred[Health]:
@@ -561,31 +593,6 @@ class EtcdResource:
     def _defect(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._complain(f"etcd: {failure.getTraceback(detail='brief')}")
-
-    async def _pause(self, seconds: float) -> None:
-        pausing: Deferred[None] = Deferred()
-        timer = self._clock.call_later(seconds, pausing.callback, None)
-        try:
-            await pausing
-        finally:
-            timer.cancel()
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait, or until `_wake`."""
-        sleeping: Deferred[None] = Deferred()
-        timer = self._clock.call_later(seconds, self._wake)
-        self._sleeping = sleeping
-        try:
-            await sleeping
-        finally:
-            timer.cancel()
-            if self._sleeping is sleeping:
-                self._sleeping = None
-
-    def _wake(self) -> None:
-        sleeping, self._sleeping = self._sleeping, None
-        if sleeping is not None:
-            sleeping.callback(None)
 
 
 async def _awaited(waiting: Deferred[None]) -> None:

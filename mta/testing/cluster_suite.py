@@ -13,7 +13,12 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from mta.errors import ConfigurationError, GrantLost, MTAError
-from mta.interfaces import IClusterResource, IResourceListener, ISingleNode
+from mta.interfaces import (
+    IClusterResource,
+    IResourceListener,
+    ISingleNode,
+    IStaleAddresses,
+)
 from mta.model import AddressInstance, Fencing, Grant, Health, HealthLevel, VirtualServer
 from mta.testing.surroundings import MemorySurroundings, virtual_addresses
 
@@ -224,6 +229,27 @@ class IClusterResourceTests:
         health = self.successResultOf(answer)
         self.assertIs(health.level, HealthLevel.FAILED)
         self.assertIn("192.0.2.10", health.text)
+
+    def test_left_over(self: Any) -> None:
+        """Who can tell of addresses that are left over names none before it began and none while it
+        owns; afterwards only configured ones.
+        """
+        can_tell = IStaleAddresses.providedBy(self.resource)
+        if not can_tell:
+            return
+        verifyObject(IStaleAddresses, self.resource)
+        self.assertEqual(self.resource.stale_addresses(), ())
+        grant = self.owned()
+        self.assertEqual(self.resource.stale_addresses(), ())
+        self.resource.release(grant, "test")
+        self.settle()
+        self.cease_to_be_owner()
+        waiting = self.resource.acquire()
+        waiting.addErrback(lambda failure: failure.trap(CancelledError))
+        self.settle()
+        configured = {address.bind for address in self.server.addresses}
+        self.assertLessEqual(set(self.resource.stale_addresses()), configured)
+        waiting.cancel()
 
     def test_silent_after_stop(self: Any) -> None:
         """After stop nothing is watched and nobody is called."""
