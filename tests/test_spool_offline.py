@@ -7,13 +7,20 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import Corrupt
-from mta.model import Intent, Result
+from mta.model import (
+    Intent,
+    MessageState,
+    QueueAct,
+    RecipientState,
+    RecipientStatus,
+    Result,
+)
 from mta.spool import offline
 from mta.spool.directory import Directory
 from mta.testing.clock import VirtualClock
 from mta.testing.disk import ForgetfulDisk
 from mta.testing.spool_lab import DIRECTORY, LogLab
-from mta.testing.spool_suite import NOW, ISpoolTests, claim
+from mta.testing.spool_suite import NOW, ISpoolTests, claim, envelope, fresh_state
 
 
 class OfflineTests(LogLab, SynchronousTestCase):
@@ -128,6 +135,83 @@ class OfflineTests(LogLab, SynchronousTestCase):
         self.assertTrue(found.issuperset([*self.names, self.big]), found)
         for n, name in enumerate(self.names):
             self.assertIn(b"%d" % n * 3000, self.read(name))
+
+    def fill(self) -> None:
+        """So much lives in epoch 1's segment that compaction leaves it alone, until `move_the_first`."""
+        self.fillers = [self.accept(None, b"f" * 12_000) for _ in range(2)]
+
+    def move_the_first(self) -> None:
+        """Compaction copies what is left of epoch 1, while what was written just before stays where
+        it is: over a quarter of its segment is alive.
+        """
+        self.assertIn(f"{DIRECTORY}/seg/1.1", self.disk.paths())
+        self.result(self.spool.journal([Result(name, "out/3", None) for name in self.fillers], []))
+        for _ in range(2):
+            self.accept(None, b"k" * 15_000)
+        self.use_up()
+        paths = self.disk.paths()
+        self.assertFalse([path for path in paths if "/seg/1." in path], "nothing moved")
+        self.assertIn(f"{DIRECTORY}/seg/2.1", paths)
+
+    def use_up(self) -> None:
+        """Several segments are written, in which nothing stays alive."""
+        for _ in range(60):
+            name = self.accept(None, b"x" * 5000)
+            self.result(self.spool.journal([Result(name, "out/2", None)], []))
+
+    def recovered_by(self, node: str) -> None:
+        self.result(self.spool.release("stopped"))
+        self.damage_checkpoints()
+        code, text = self.recover()
+        self.assertEqual(code, 0, text)
+        self.spool = self.own(node)
+
+    def test_recover_recipients_done_before_a_copy(self) -> None:
+        """A recipient that was settled before compaction moved the message stays settled."""
+        self.fill()
+        several = envelope("one@example.com", "two@example.com")
+        name = self.accept(several, b"S" * 3000)
+        self.spool = self.own("b")
+        fresh = fresh_state(several)
+        done = RecipientState(RecipientStatus.DELIVERED)
+        partly = MessageState((done, fresh.recipients[1]), attempts=1, due=NOW + 60)
+        self.result(self.spool.journal([Result(name, "out/2", partly)], []))
+        self.move_the_first()
+        self.recovered_by("a")
+        found = self.result(self.spool.load(name))[1]
+        self.assertEqual((found.pending, found.attempts), ((1,), 1))
+        self.assertEqual(found.due, NOW + 60)
+
+    def test_recover_holds_set_before_a_copy(self) -> None:
+        """A message that was held when compaction moved it is held still; one that was released
+        before goes on.
+        """
+        self.fill()
+        kept, freed, late = self.names
+        self.spool = self.own("b")
+        self.result(self.spool.act([kept, freed], QueueAct.HOLD, NOW))
+        self.result(self.spool.act([freed], QueueAct.RELEASE, NOW + 7))
+        self.move_the_first()
+        self.result(self.spool.act([late], QueueAct.HOLD, NOW))
+        self.recovered_by("a")
+        states = [self.result(self.spool.load(name))[1] for name in self.names]
+        self.assertEqual([state.held for state in states], [True, False, True])
+        self.assertEqual(states[1].due, NOW + 7)
+
+    def test_recover_a_hold_whose_segment_is_gone(self) -> None:
+        """The operator's word went with its segment; the copy that compaction made since has it."""
+        self.fill()
+        kept = self.names[0]
+        self.spool = self.own("b")
+        self.result(self.spool.act([kept], QueueAct.HOLD, NOW))
+        self.use_up()
+        self.assertNotIn(f"{DIRECTORY}/seg/2.1", self.disk.paths())
+        self.assertIn(f"{DIRECTORY}/seg/1.1", self.disk.paths())
+        self.result(self.spool.journal([Result(name, "out/3", None) for name in self.fillers], []))
+        self.use_up()
+        self.assertNotIn(f"{DIRECTORY}/seg/1.1", self.disk.paths())
+        self.recovered_by("a")
+        self.assertTrue(self.result(self.spool.load(kept))[1].held)
 
     def test_recover_what_was_done(self) -> None:
         """A message whose end is still in the log stays dead."""

@@ -24,7 +24,9 @@ from mta.spool.records import (
     Record,
     RecordView,
     decode_change,
+    decode_message,
     encode_change,
+    encode_message,
 )
 from mta.spool.segment import Reader, Segment
 
@@ -91,7 +93,7 @@ async def _copy(owned: OwnedLog, segment: Segment, slots: list[int]) -> None:
         if record[0] == COPY:
             if index.message_segment[slot] != segment.ref or index.message_place(slot) != place:
                 continue
-            unit = Unit([record], _moved(owned, name), None)
+            unit = Unit([_message_again(owned, slot, record)], _moved(owned, name), None)
         else:
             if index.state_segment[slot] != segment.ref or index.state_place(slot) != place:
                 continue
@@ -131,6 +133,17 @@ def _read(
         else:
             found.append((name, place, (DEFER, name.encode(), b"", (), 0), head))
     return found
+
+
+def _message_again(owned: OwnedLog, slot: int, record: Record) -> Record:
+    """The same message, with the due time and hold of now: what a HOLD said may go with its
+    segment, and who salvages has no checkpoint that remembers it.
+    """
+    index = owned.ledger.index
+    kind, name, payload, body, octets = record
+    held = bool(index.flags[slot] & INDEX_HELD)
+    message = decode_message(payload)._replace(held=held, due=index.due[slot])
+    return (kind, name, encode_message(message), body, octets)
 
 
 def _state_again(owned: OwnedLog, slot: int, name: str, view: RecordView | None) -> Record:

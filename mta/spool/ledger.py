@@ -251,6 +251,8 @@ class Replay:
     bigs_dead: list[Big] = field(default_factory=list)
     salvages: bool = False
     """No checkpoint knows the message that a COPY is of, and its MSG may be freed since."""
+    early: dict[str, tuple[int, Place, Change, int]] = field(default_factory=dict)
+    """Salvaging: where the newest state lies of a message whose COPY is still to come."""
 
     def apply(self, view: RecordView, ref: int) -> None:
         """@raise ValueError, struct.error: the payload is not what its kind promises."""
@@ -262,17 +264,20 @@ class Replay:
         elif kind == DONE:
             _, slot = decode_done(view.payload)
             self.dead.add(queue_id)
+            self.early.pop(queue_id, None)
             big = ledger.done(queue_id, slot)
             if big is not None:
                 self.bigs_dead.append(big)
         elif kind in {RESULT, DEFER}:
             change = decode_change(view.payload)
             ledger.changed(queue_id, ref, view.place, change, view.epoch)
+            if self.salvages and change.flags & HAS_STATE and ledger.index.find(queue_id) < 0:
+                self._keep_early(queue_id, ref, view, change)
         elif kind == INTENT:
             ledger.intended(decode_intent(queue_id, view.payload))
         elif kind == COPY:
             if self.salvages and queue_id not in self.dead:
-                ledger.message(queue_id, ref, view.place, decode_message(view.payload))
+                self._salvage(queue_id, ref, view)
             ledger.copied(queue_id, ref, view.place)
         elif kind == HOLD:
             held, due = decode_hold(view.payload)
@@ -281,3 +286,26 @@ class Replay:
             ledger.associated(*decode_association(view.payload))
         elif kind == TRANSACTION:
             ledger.transactions.add(*decode_transaction(queue_id, view.payload))
+
+    # salvaging
+
+    def _keep_early(self, queue_id: str, ref: int, view: RecordView, change: Change) -> None:
+        if queue_id not in self.dead:
+            # What a transfer brought is told already: said again it would be another doubt.
+            flags = change.flags & ~UNKNOWN
+            domain, state = bytes(change.domain), bytes(change.state)
+            kept = change._replace(flags=flags, slot="", domain=domain, state=state)
+            self.early[queue_id] = (ref, view.place, kept, view.epoch)
+
+    def _salvage(self, queue_id: str, ref: int, view: RecordView) -> None:
+        """A COPY has the due time and hold of its own moment; the state stands where it was, mostly
+        before it. The association of the MSG is another's by now.
+        """
+        message = decode_message(view.payload)._replace(association="")
+        ledger = self.ledger
+        ledger.message(queue_id, ref, view.place, message)
+        early = self.early.pop(queue_id, None)
+        if early is not None:
+            state_ref, place, change, epoch = early
+            ledger.changed(queue_id, state_ref, place, change, epoch)
+        ledger.held(queue_id, message.held, message.due)
