@@ -610,6 +610,15 @@ class ISuspension(Interface):
         """From the next heartbeat on: a required address of the owner is away, or back."""
 
 
+class IUsedInstances(Interface):
+    """Add-on of ISpool: the other nodes learn which address instances an epoch has used."""
+
+    def used(instances: Sequence[AddressInstance]) -> None:
+        """From the next heartbeat on: all of them, those that it was claimed with too. A heartbeat
+        that is lost, or finds no room, costs a claim without need, and no mail.
+        """
+
+
 class IAssociations(Interface):
     """Add-on of ISpool: an association that we reset is no association that was closed."""
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -494,7 +495,7 @@ class Claim:
     configuration_digest: str
     grant: Grant
     former_instances: tuple[AddressInstance, ...] = ()
-    """What older epochs were claimed with, newest first, also those whose files are gone."""
+    """What older epochs have used, newest first, also those whose files are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,6 +509,7 @@ class EpochRecord:
     released: bool
     heartbeat: int
     instances: tuple[AddressInstance, ...] = ()
+    """What it has used: claimed with, or served with since (cluster.md section 4)."""
     former_instances: tuple[AddressInstance, ...] = ()
     """See Claim."""
     process_started: float = 0.0
@@ -523,18 +525,22 @@ REMEMBERED = 64
 """Address instances that an epoch file carries on: two nodes with two addresses use four a boot."""
 
 
-def former_instances(records: Sequence[EpochRecord]) -> tuple[AddressInstance, ...]:
-    """What all epochs so far were claimed with, newest first, for the next epoch file to remember:
-    the files themselves go after a while, and a stale address must not look new then.
-
-    Of one address on one interface of one boot only the newest instance: an older one is gone for
-    good. At most REMEMBERED; what is forgotten costs a claim without need, and no mail.
-    """
+def newest_instances(newest_first: Iterable[AddressInstance]) -> tuple[AddressInstance, ...]:
+    """Of one address on one interface of one boot the newest: an older one is gone for good."""
     newest: dict[tuple[str, int, IPAddress], AddressInstance] = {}
-    for record in reversed(records):
-        for instance in (*record.instances, *record.former_instances):
-            newest.setdefault((instance.boot_id, instance.ifindex, instance.address), instance)
-    return tuple(newest.values())[:REMEMBERED]
+    for instance in newest_first:
+        newest.setdefault((instance.boot_id, instance.ifindex, instance.address), instance)
+    return tuple(newest.values())
+
+
+def former_instances(records: Sequence[EpochRecord]) -> tuple[AddressInstance, ...]:
+    """What all epochs so far have used, newest first, for the next epoch file to remember: the
+    files themselves go after a while, and a stale address must not look new then.
+
+    At most REMEMBERED; what is forgotten costs a claim without need, and no mail.
+    """
+    used = [(*record.instances, *record.former_instances) for record in reversed(records)]
+    return newest_instances(chain.from_iterable(used))[:REMEMBERED]
 
 
 CLOCK_BEHIND_SECONDS = 300.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from hypothesis import given
@@ -19,7 +21,17 @@ from mta.model import (
     former_instances,
 )
 from mta.spool.directory import Directory
-from mta.spool.epoch import KEPT, OwnEpoch, decode_epoch, encode_claim, publish, read_epochs
+from mta.spool.epoch import (
+    KEPT,
+    OwnEpoch,
+    decode_epoch,
+    encode_claim,
+    make_slot,
+    path_of,
+    publish,
+    read_epochs,
+    slots,
+)
 from mta.testing.disk import ForgetfulDisk
 from mta.testing.surroundings import virtual_addresses
 
@@ -110,12 +122,19 @@ class WhoMayClaim(SynchronousTestCase):
 
 class InTheSpool(SynchronousTestCase):
     def setUp(self) -> None:
-        self.directory = Directory(ForgetfulDisk(1 << 30), "/spool")
+        self.disk = ForgetfulDisk(1 << 30)
+        self.directory = Directory(self.disk, "/spool")
         self.directory.initialise()
 
     def claim(self, former: tuple[AddressInstance, ...] = ()) -> Claim:
         grant = Grant(1, "vs.example.org", virtual_addresses("192.0.2.10"), Fencing.NONE)
         return Claim("a", "boot-a", 12.5, "1.2", "digest", grant, former)
+
+    def own(self, claim: Claim) -> OwnEpoch:
+        own = OwnEpoch(self.directory, publish(self.directory, claim, 0), False)
+        own.open()
+        self.addCleanup(own.close)
+        return own
 
     def test_all_of_a_claim_is_read_back(self) -> None:
         """The other node learns who, with which version and configuration, and what was used."""
@@ -130,9 +149,7 @@ class InTheSpool(SynchronousTestCase):
 
     def test_a_suspended_owner_says_so(self) -> None:
         """The heartbeat of an owner whose address is away tells it, and takes it back."""
-        own = OwnEpoch(self.directory, publish(self.directory, self.claim(), 0), False)
-        own.open()
-        self.addCleanup(own.close)
+        own = self.own(self.claim())
         for is_away in (True, False):
             own.is_away = is_away
             own.beat()
@@ -140,6 +157,60 @@ class InTheSpool(SynchronousTestCase):
             self.assertEqual(found.suspended, is_away)
             self.assertTrue(own.is_current())
         self.assertEqual(found.heartbeat, 2)
+
+    def test_what_was_served_with_since_is_read_back(self) -> None:
+        """An address that went and came back, as often as it likes, is used by the same epoch; of one
+        address on one interface only the newest counts, and what was claimed with otherwise stays.
+        """
+        two = replace(self.claim().grant, instances=(of("a", 1), of("a", 2, ifindex=3)))
+        own = self.own(replace(self.claim(), grant=two))
+        own.beat()
+        (found,) = read_epochs(self.directory)
+        self.assertEqual(found.instances, two.instances)
+        for cstamp in (123456789, 7):  # the second line is shorter
+            own.used = (of("a", cstamp), two.instances[1])
+            own.beat()
+            (found,) = read_epochs(self.directory)
+            self.assertEqual(found.instances, own.used)
+            self.assertFalse(found.is_damaged)
+        used = [found, record(2, "b", of("b", 3), former=former_instances([found]))]
+        self.assertFalse(judge([of("a", 7)], used, "a", 0.0, 10.0).may)
+
+    def test_what_was_served_with_is_torn(self) -> None:
+        """Octets of the second line that are lost cost that line and nothing else."""
+        own = self.own(self.claim())
+        path = path_of(self.directory, own.epoch)
+        octets = len(self.disk.octets(path))
+        own.used = (of("a", 7),)
+        own.beat()
+        whole = self.disk.octets(path)
+        self.assertEqual(decode_epoch(1, whole).instances, own.used)
+        for size in range(octets, len(whole) - 1):
+            for torn in (whole[:size], whole[:size].ljust(len(whole), b"\0")):
+                found = decode_epoch(1, torn)
+                self.assertEqual((found.node, found.is_damaged, found.instances), ("a", False, ()))
+
+    def test_what_was_served_with_finds_no_room(self) -> None:
+        """On a full disk the heart goes on beating, and the line is written when there is room."""
+        own = self.own(self.claim())
+        own.used = (of("a", 7),)
+        for beat, known in ((1, ()), (2, own.used)):
+            if not known:
+                self.disk.fail("write", nth=2, error=errno.ENOSPC)
+            own.beat()
+            (found,) = read_epochs(self.directory)
+            self.assertEqual((found.heartbeat, found.instances), (beat, known))
+
+    def test_served_with_under_a_claim_in_a_slot(self) -> None:
+        """A claim that was written into a slot on a full disk takes the second line like any other."""
+        make_slot(self.directory, 0)
+        self.disk.fail("write", error=errno.ENOSPC)
+        own = self.own(self.claim())
+        self.assertEqual(slots(self.directory), [])
+        own.used = (of("a", 7),)
+        own.beat()
+        (found,) = read_epochs(self.directory)
+        self.assertEqual((found.node, found.instances), ("a", own.used))
 
     def test_a_claim_without_memory(self) -> None:
         """An epoch file that knows no former instances is whole all the same."""

@@ -145,6 +145,13 @@ class TwoNodes(SynchronousTestCase):
             self.a.settle()
             self.b.settle()
 
+    def again(self, node: Node) -> Node:
+        """The next process of a node, whose addresses stayed where they were."""
+        started = Node(node.here.node, self.clock, self.disk)
+        started.kernel.links, started.kernel.addresses = node.kernel.links, node.kernel.addresses
+        started.start()
+        return started
+
     def test_standby_is_health(self) -> None:
         """Without the address nobody listens, nobody has an epoch, and nothing fails."""
         self.pass_time(30)
@@ -186,15 +193,44 @@ class TwoNodes(SynchronousTestCase):
         self.pass_time(0.25)
         self.assertFalse(peer.is_open)
         self.assertEqual(self.a.fatal[0][0], 75)
-        again = Node("a", self.clock, self.disk)
-        again.kernel.links, again.kernel.addresses = self.a.kernel.links, self.a.kernel.addresses
-        again.start()
+        again = self.again(self.a)
         for _ in range(30):
             self.pass_time(1)
             again.settle()
         self.assertEqual(again.state, State.STANDBY)
         self.assertIn("node b holds epoch 2 and is alive", again.ownership.explain())
         self.assertEqual(self.b.greeting(), b"220 b\r\n")
+
+    def test_on_both_after_a_flap(self) -> None:
+        """The owner's address went and came back under its epoch, and then lies on both nodes: what
+        the former owner served with last is used like what it claimed with. One takeover, not two.
+        """
+        self.a.address(True)
+        for _ in range(2):
+            self.a.address(False)
+            self.pass_time(1)
+            self.a.address(True)
+        self.b.address(True)
+        self.assertEqual(self.b.greeting(), b"220 b\r\n")
+        self.pass_time(0.25)
+        self.assertEqual(self.a.fatal[0][0], 75)
+        again = self.again(self.a)
+        for _ in range(30):
+            self.pass_time(1)
+            again.settle()
+        self.assertEqual(again.state, State.STANDBY)
+        self.assertIn("node b holds epoch 2 and is alive", again.ownership.explain())
+        self.assertEqual(self.b.greeting(), b"220 b\r\n")
+
+    def test_restarted_after_a_flap(self) -> None:
+        """The owner that served with a new instance of its address restarts: it is owner at once."""
+        self.a.address(True)
+        self.a.address(False)
+        self.a.address(True)
+        self.a.ownership._pulse.stop()  # kill -9
+        again = self.again(self.a)
+        self.assertEqual(again.greeting(), b"220 a\r\n")
+        self.assertEqual(again.ownership.tenure.epoch, 2)
 
     def test_accept_finds_it_first(self) -> None:
         """A superseded owner greets nobody, not even before its own next look."""
@@ -209,9 +245,7 @@ class TwoNodes(SynchronousTestCase):
         self.a.address(True)
         self.b.address(True)
         self.pass_time(1)
-        again = Node("a", self.clock, self.disk)
-        again.kernel.links, again.kernel.addresses = self.a.kernel.links, self.a.kernel.addresses
-        again.start()
+        again = self.again(self.a)
         self.b.ownership._pulse.stop()  # kill -9
         for _ in range(13):
             self.clock.advance(1)
@@ -227,9 +261,7 @@ class TwoNodes(SynchronousTestCase):
         self.successResultOf(stopped)
         (record,) = self.successResultOf(self.b.spool.inspect())
         self.assertTrue(record.released)
-        again = Node("a", self.clock, self.disk)
-        again.kernel.links, again.kernel.addresses = self.a.kernel.links, self.a.kernel.addresses
-        again.start()
+        again = self.again(self.a)
         self.assertEqual(again.greeting(), b"220 a\r\n")
 
     def test_lost_sight_and_back(self) -> None:

@@ -26,8 +26,11 @@ from mta.interfaces import (
     IPlumber,
     ISingleNode,
     ISpool,
+    ISuspension,
+    IUsedInstances,
 )
 from mta.model import (
+    AddressInstance,
     Claim,
     EpochRecord,
     FourTuple,
@@ -36,6 +39,7 @@ from mta.model import (
     VirtualAddress,
     VirtualServer,
     former_instances,
+    newest_instances,
 )
 from mta.telemetry import Telemetry
 
@@ -109,6 +113,8 @@ class Claimant:
         self.grant: Grant | None = None
         self._another_lives = False
         self._left_open: tuple[FourTuple, ...] = ()
+        self._used: tuple[AddressInstance, ...] = ()
+        """By our epoch: claimed with, or served with since."""
         self.recovery: Recovery | None = None
         self.granted_at = 0.0
         self.records: tuple[EpochRecord, ...] = ()
@@ -175,6 +181,7 @@ class Claimant:
                 "this bid for ownership has ended", "it was lost, or we stop"
             )
         self.epoch = await self._spool.publish(self._facts.claim(grant, self.records), highest)
+        self._used = grant.instances
         self._epoch_gauge.set(self.epoch)
         return f"epoch {self.epoch} above {highest}"
 
@@ -190,6 +197,24 @@ class Claimant:
     async def seal(self) -> str:
         await self._spool.seal()
         return "checkpoint durable"
+
+    def away(self, is_away: bool) -> None:
+        """The other nodes see whether anything is open under our epoch."""
+        if ISuspension.providedBy(self._spool):
+            self._spool.suspended(is_away)
+
+    def serve_with(self, instances: Collection[AddressInstance]) -> None:
+        """Under our epoch, from now on. An address that went and came back is another instance, and
+        one that is not known as used would take the ownership back from whoever takes it.
+        """
+        used = newest_instances((*sorted(instances, key=str), *self._used))
+        # A grant without instances is the right to claim by itself: nobody compares any.
+        if not self._used or set(used) == set(self._used):
+            return
+        self._used = used
+        if IUsedInstances.providedBy(self._spool):
+            self._spool.used(used)
+            self._spool.heartbeat()  # a takeover may come within the second
 
     def left_open(self) -> tuple[FourTuple, ...]:
         """What the former owner had open; answered once a takeover, and none when it was us."""

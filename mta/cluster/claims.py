@@ -1,6 +1,7 @@
 """Who may claim ownership when all that speaks for it is an address on an interface. Pure.
 
-Law (cluster.md section 4): a node claims with an address instance (i) that no epoch has used, or
+Law (cluster.md section 4): an epoch uses what it was claimed with, and what its owner has served
+with since. A node claims with an address instance (i) that no epoch has used, or
 (ii) that the newest epoch used when the node itself is its owner, or (iii) that was used and
 superseded, when the newest epoch is released, or its heartbeat has not moved for `takeover-after`
 by our own clock. Waiting until the address has left and returned leaves nobody owning for ever;

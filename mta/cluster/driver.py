@@ -31,7 +31,6 @@ from mta.interfaces import (
     IDoors,
     IResourceListener,
     ISpool,
-    ISuspension,
     ITenant,
     ITimer,
 )
@@ -373,6 +372,7 @@ class Ownership:
         addresses = self._claimant.bind(grant, usable)
         self._powers.check()
         self._served = self._ours()
+        self._claimant.serve_with(self._served)
         self._tenure = tenure = mint(
             epoch=self._claimant.epoch,
             network_name=grant.network_name,
@@ -390,14 +390,10 @@ class Ownership:
         self._failures = 0
         self._next_try = 0.0
         self._failed_because = ""
-        self._away(False)
+        self._claimant.away(False)
         assert self._tenure is not None
         self._herald.online(self._tenure.addresses, self._served, self._claimant.left_open())
         self._telemetry.notice("info", "cluster", self.explain())
-
-    def _away(self, is_away: bool) -> None:
-        if ISuspension.providedBy(self._spool):
-            self._spool.suspended(is_away)
 
     # --- actions: the way down --------------------------------------------------------------------
 
@@ -408,7 +404,7 @@ class Ownership:
             self._tenant_runs = False
             self._tell("suspend", self._tenant.suspend, reason)
         self._powers.plumb_again()
-        self._away(True)
+        self._claimant.away(True)
         bid, grace = self._machine.bid, self._settings.grace
         self._timer("grace", grace, self._feed, Input.GRACE_OVER, f"{reason} for {grace:g} s", bid)
         self._telemetry.notice("warning", "cluster", self.explain())

@@ -7,11 +7,13 @@ owner exists. An unreadable epoch file counts as taken.
 
 Layout: octet 0 mark, octet 1 mark, octet 2 "A" while the owner says that a required address is
 away, octets 8-15 the heartbeat's counter, from octet 16 one line of JSON with the claim and its
-crc.
+crc; then a second one, once the epoch has used other address instances than it was claimed with. It
+alone may be written anew: torn, it is as if it were not there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -24,7 +26,7 @@ from typing import Any
 from zlib import crc32
 
 from mta.errors import Fenced
-from mta.model import AddressInstance, Claim, EpochRecord
+from mta.model import AddressInstance, Claim, EpochRecord, newest_instances
 from mta.spool.directory import FORBIDDEN, Directory, read_whole, write_whole
 
 _COUNTER = struct.Struct("<Q")
@@ -51,7 +53,7 @@ def path_of(directory: Directory, epoch: int) -> str:
 
 def encode_claim(claim: Claim) -> bytes:
     grant = claim.grant
-    text = json.dumps(
+    return _encode_line(
         {
             "node": claim.node,
             "boot_id": claim.boot_id,
@@ -65,8 +67,23 @@ def encode_claim(claim: Claim) -> bytes:
             "instances": _encode_instances(grant.instances),
             "former_instances": _encode_instances(claim.former_instances),
         }
-    ).encode()
+    )
+
+
+def _encode_line(facts: dict[str, Any]) -> bytes:
+    text = json.dumps(facts).encode()
     return text + b" %08x\n" % crc32(text)
+
+
+def _decode_line(line: bytes) -> dict[str, Any]:
+    """@raise ValueError: it is not whole."""
+    text, _, crc = line.rpartition(b" ")
+    if int(crc, 16) != crc32(text):
+        raise ValueError("crc")
+    facts = json.loads(text)
+    if not isinstance(facts, dict):
+        raise ValueError("no facts")
+    return facts
 
 
 def _encode_instances(instances: Iterable[AddressInstance]) -> list[list[str | int]]:
@@ -90,12 +107,9 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
     started = 0.0
     instances: tuple[AddressInstance, ...] = ()
     former: tuple[AddressInstance, ...] = ()
-    line = octets[_CLAIM_AT:].rstrip(b"\0\n")  # what was a slot is longer than its claim
-    text, _, crc = line.rpartition(b" ")
+    line, _, rest = octets[_CLAIM_AT:].partition(b"\n")
     try:
-        if int(crc, 16) != crc32(text):
-            raise ValueError("crc")
-        facts = json.loads(text)
+        facts = _decode_line(line.rstrip(b"\0"))
         node, boot_id = str(facts["node"]), str(facts["boot_id"])
         instances = _decode_instances(facts["instances"])
         former = _decode_instances(facts.get("former_instances", ()))
@@ -103,6 +117,9 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
         started = float(facts["process_started"])
     except (ValueError, KeyError, TypeError):
         node, is_damaged = node or "unreadable", True
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # none, or torn; a slot has zeros
+        since = _decode_instances(_decode_line(rest.partition(b"\n")[0])["instances"])
+        instances = newest_instances((*since, *instances))
     return EpochRecord(
         epoch=epoch,
         node=node,
@@ -258,6 +275,9 @@ class OwnEpoch:
     counter: int = 0
     is_away: bool = False
     """A required address is away: the next heartbeat says so."""
+    used: tuple[AddressInstance, ...] = ()
+    """By this epoch, when it is more than it was claimed with: the next heartbeat says so."""
+    _written: tuple[AddressInstance, ...] = ()
 
     def open(self) -> None:
         self.fd = self.directory.disk.open(path_of(self.directory, self.epoch), os.O_RDWR)
@@ -292,6 +312,23 @@ class OwnEpoch:
         self.counter += 1
         news = [b"A" if self.is_away else b"-", _PADDING, _COUNTER.pack(self.counter)]
         self.directory.disk.pwritev(self.fd, news, _AWAY_AT)
+        used = self.used
+        if used != self._written:
+            try:
+                self._write_used(used)
+            except OSError as error:
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                    raise
+                return  # the next heartbeat tries again
+            self._written = used
+
+    def _write_used(self, used: tuple[AddressInstance, ...]) -> None:
+        """Behind the claim. Not synced: no boot that loses it has these instances again."""
+        disk = self.directory.disk
+        octets = read_whole(disk, path_of(self.directory, self.epoch))
+        at = octets.find(b"\n", _CLAIM_AT) + 1
+        if at:  # else the claim is damaged, and nobody believes its instances
+            disk.pwritev(self.fd, [_encode_line({"instances": _encode_instances(used)})], at)
 
     def release(self) -> None:
         mark(self.directory, self.epoch, 1, b"R")

@@ -26,8 +26,10 @@ from mta.interfaces import (
     IStaging,
     ISurroundings,
     ISuspension,
+    IUsedInstances,
 )
 from mta.model import (
+    AddressInstance,
     Claim,
     Doubt,
     DueWork,
@@ -62,7 +64,7 @@ __all__ = ["LogSpool", "LogSpoolSettings"]
 T = TypeVar("T")
 
 
-@implementer(ISpool, IAssociations, IDoubts, IRoom, IEpochFile, ISuspension)
+@implementer(ISpool, IAssociations, IDoubts, IRoom, IEpochFile, ISuspension, IUsedInstances)
 class LogSpool:
     """One virtual server's spool, as one node sees it. Usable for one tenure after another.
 
@@ -267,6 +269,10 @@ class LogSpool:
     def suspended(self, is_away: bool) -> None:
         if self._own is not None:
             self._own.is_away = is_away
+
+    def used(self, instances: Sequence[AddressInstance]) -> None:
+        if self._own is not None:
+            self._own.used = tuple(instances)
 
     def heartbeat(self) -> None:
         own, log = self._own, self._log
