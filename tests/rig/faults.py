@@ -375,13 +375,17 @@ class Interface(Cluster):
         return self._move(*self._ends())
 
     def on_both(self, rng: Random) -> Done:
+        """Whoever has it anew takes over once; it does not go to and fro, however it came here."""
         old, new = self._ends()
+        before = self.pair.epoch
         self.pair.add_virtual(node=new)
         time.sleep(rng.uniform(1.0, 2.0))
         wait_until(self.owner, 10, "not one of the two nodes with the address owns")
         settled, owner = self.pair.epoch, self.owner()
         time.sleep(1.0)
         expect(self.pair.epoch == settled, f"epoch {settled} became {self.pair.epoch}: ping-pong")
+        took = settled - before
+        expect(took <= 1, f"{took} takeovers by one address more: a used one was claimed with")
         self.pair.take(self.pair.other(owner))
         self.pair.owner = owner
         return Done(f"node {'stays' if owner == old else 'changes'}")
