@@ -361,6 +361,25 @@ class SuspendedTests(SynchronousTestCase):
                 lab.settle()
             self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
 
+    def test_twice_while_a_message_is_read(self):
+        """The address goes again while a message that waits is being read from the disk: it is in
+        nobody's hands then, and goes out when the address is back.
+        """
+        lab = self.lab()
+        node = lab.owner
+        lab.hub.answer("RCPT", SILENCE, times=1)
+        lab.send()
+        node.revoke()
+        node.tenure = LabTenure(lab.config, node.spool, node.spool.epoch)
+        starting = node.tenant.start(node.tenure)
+        while not starting.called:
+            self.assertTrue(node.executor.deliver() or node.executor.work())
+        self.assertTrue(node.executor.calls)  # the read is under way
+        node.revoke()
+        node.restore()
+        lab.advance(60)
+        self.assertEqual((len(lab.hub.messages), lab.queue()), (1, []))
+
     def test_an_outcome_on_its_way_to_the_disk(self):
         """The peer took it; the record was not durable yet when the address flapped: it is not sent
         again.

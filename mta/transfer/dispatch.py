@@ -284,7 +284,11 @@ class Dispatch:
             envelope, state = await loaded
         except KeyError:
             return
-        except (Fenced, CancelledError):
+        except CancelledError:
+            # Taken, and in nobody's hands yet: the next dispatch of this epoch must find it due.
+            self._give_back(queue_id, None)
+            raise
+        except Fenced:
             raise
         except SpoolError as problem:
             self.unreadable(queue_id, problem)
