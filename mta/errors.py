@@ -71,6 +71,12 @@ class ClusterNotInitialised(MTAError):
     exit_code = os.EX_TEMPFAIL
 
 
+class AddressAway(ClusterNotInitialised):
+    """An address that was to be used is on no interface of this node, or not any more."""
+
+    exit_code = os.EX_UNAVAILABLE
+
+
 class GrantLost(MTAError):
     """The authority no longer says that this node owns the virtual server."""
 

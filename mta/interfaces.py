@@ -231,6 +231,7 @@ class IDoors(Interface):
     ) -> IRevocable:
         """Accept associations on one virtual address. `build` answers None to refuse at once.
         @raise StartRefused: busy (names the holder), or not permitted.
+        @raise AddressAway: the address is not on this node.
         """
 
     def service_connect(purpose: str, endpoint: str, protocol: IProtocol) -> Deferred[IProtocol]:

@@ -556,6 +556,37 @@ class AddressesComeAndGo(DriverCase):
         self.here.advance(20)
         self.assert_state(State.ONLINE)
 
+    def test_two_taken_one_after_the_other(self) -> None:
+        """Somebody takes away both addresses; the first is back before the news of the second come:
+        listening fails, and the epoch waits for it as for the first.
+        """
+        self.here_now(instance(V6))
+        self.here.network.usable = {str(V4.bind)}  # the kernel's truth; the news are on their way
+        self.here_now(instance(V4, 2), instance(V6))
+        self.assert_state(State.SUSPENDED)
+        self.assertIn("2001:db8::10 cannot be bound", self.ownership.explain())
+        self.here_now(instance(V4, 2))
+        self.assert_state(State.SUSPENDED)
+        self.here.network.usable = None
+        self.here_now(instance(V4, 2), instance(V6, 2))
+        self.assert_state(State.ONLINE)
+        self.assertEqual(self.ownership.tenure.epoch, 1)
+        self.assertEqual(self.ownership.snapshot()["failures"], 0)
+
+    def test_one_never_to_be_bound(self) -> None:
+        """An address that is listed and cannot be bound keeps no epoch for longer than `grace`."""
+        self.here_now(instance(V6))
+        self.here.network.usable = {str(V4.bind)}
+        for stamp in range(2, 5):
+            self.here_now(instance(V4, stamp), instance(V6))
+            self.assert_state(State.SUSPENDED)
+            self.here.advance(4)
+        self.held.hold = {"acquire"}
+        self.here_now(instance(V4, 9), instance(V6))
+        self.assert_state(State.STANDBY)
+        self.assertIn("release", self.held.calls)
+        self.assertIn("2001:db8::10 cannot be bound", self.ownership.snapshot()["last_failure"])
+
     def test_grace_over(self) -> None:
         """An address that stays away costs the ownership after `grace`; its return wins it again."""
         self.here_now(instance(V6))

@@ -20,7 +20,14 @@ from twisted.python.failure import Failure
 
 from mta.association.holders import blame
 from mta.association.transport import AssociationClient, AssociationConnector, AssociationServer
-from mta.errors import MTAError, StartRefused, TenureRevoked, TransientFailure, WrongSourceAddress
+from mta.errors import (
+    AddressAway,
+    MTAError,
+    StartRefused,
+    TenureRevoked,
+    TransientFailure,
+    WrongSourceAddress,
+)
 from mta.interfaces import ITenure
 from mta.model import PeerInfo, VirtualAddress
 from mta.telemetry import Gauge, Telemetry
@@ -44,7 +51,7 @@ def reason_of(fault: error.CannotListenError) -> str:
 
 def cannot_listen(
     fault: error.CannotListenError, address: VirtualAddress, port: int, name: str
-) -> StartRefused:
+) -> AddressAway | StartRefused:
     """The refusal that says what an operator can do about it."""
     at = f"[{address.bind}]:{port}" if address.bind.version == 6 else f"{address.bind}:{port}"
     what = f"{name} cannot listen on {at}"
@@ -65,7 +72,7 @@ def cannot_listen(
             os.EX_NOPERM,
         )
     if number == errno.EADDRNOTAVAIL:
-        return StartRefused(
+        return AddressAway(
             what,
             f"{address.bind} is not on an interface of this node",
             "see virtual-server.addresses and `ip address`",

@@ -7,6 +7,7 @@ grant. This module talks to the authority and the spool and decides no state (dr
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -16,7 +17,7 @@ from twisted.internet.defer import Deferred
 from mta.cluster.claims import Sightings, check_identity, judge
 from mta.cluster.settings import ClusterSettings
 from mta.cluster.steps import Steps
-from mta.errors import ClusterNotInitialised, MTAError
+from mta.errors import AddressAway, ClusterNotInitialised, MTAError
 from mta.interfaces import (
     IClock,
     IClusterResource,
@@ -115,6 +116,7 @@ class Claimant:
         self._left_open: tuple[FourTuple, ...] = ()
         self._used: tuple[AddressInstance, ...] = ()
         """By our epoch: claimed with, or served with since."""
+        self._away_since: float | None = None
         self.recovery: Recovery | None = None
         self.granted_at = 0.0
         self.records: tuple[EpochRecord, ...] = ()
@@ -182,6 +184,7 @@ class Claimant:
             )
         self.epoch = await self._spool.publish(self._facts.claim(grant, self.records), highest)
         self._used = grant.instances
+        self._away_since = None
         self._epoch_gauge.set(self.epoch)
         return f"epoch {self.epoch} above {highest}"
 
@@ -200,8 +203,21 @@ class Claimant:
 
     def away(self, is_away: bool) -> None:
         """The other nodes see whether anything is open under our epoch."""
+        if not is_away:
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = self._clock.monotonic()
         if ISuspension.providedBy(self._spool):
             self._spool.suspended(is_away)
+
+    def may_come_back(self, fault: Exception) -> bool:
+        """The addresses came, and one was gone again before it was listened at: the news of that are
+        on their way, and the epoch is kept for it as long as for any that went.
+        """
+        since = self._away_since
+        if self.is_single or not isinstance(fault, AddressAway):
+            return False
+        return since is None or self._clock.monotonic() < since + self._settings.grace
 
     def serve_with(self, instances: Collection[AddressInstance]) -> None:
         """Under our epoch, from now on. An address that went and came back is another instance, and
@@ -257,7 +273,8 @@ class Claimant:
             except OSError as fault:
                 if not address.required:
                     continue
-                raise ClusterNotInitialised(
+                kind = AddressAway if fault.errno == errno.EADDRNOTAVAIL else ClusterNotInitialised
+                raise kind(
                     f"virtual address {address} cannot be bound",
                     fault.strerror or str(fault),
                     "see `ip address` on this node and virtual-server.addresses",

@@ -296,7 +296,10 @@ class Ownership:
         bid = self._machine.bid
 
         def failed(name: str, fault: Exception) -> None:
-            self._feed(Input.REFUSED, self._named(name, fault), bid)
+            if self.state is State.SEALED and self._claimant.may_come_back(fault):
+                self._feed(Input.ADDRESS_LOST, str(fault), bid)
+            else:
+                self._feed(Input.REFUSED, self._named(name, fault), bid)
 
         self._steps.run(name, step, lambda reason: self._feed(success, reason, bid), failed)
 

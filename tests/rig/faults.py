@@ -210,14 +210,15 @@ class Managed(Cluster):
         return self.taken_over(begun, epoch)
 
     def double(self, rng: Random) -> Done:
-        """The new owner is lost as soon as it has published."""
+        """The new owner is lost as soon as it has published, whichever node it is: one that was
+        killed may be back before the other has its lease.
+        """
         begun, epoch = time.monotonic(), self.pair.epoch
-        old = self.pair.owner
-        self.pair.kill(old)
+        self.pair.kill(self.pair.owner)
         wait_until(lambda: self.pair.epoch > epoch, 30, "nobody takes over", step=0.002)
         time.sleep(rng.choice([0.0, 0.0, 0.05, 0.3]))
         second = self.pair.epoch
-        new = self.pair.other(old)
+        new = self.pair.publisher(second)
         if self.pair.process(new).is_running:
             self.pair.kill(new)
         return self.taken_over(begun, second)

@@ -240,6 +240,12 @@ class Pair(Ground):
             return []
         return sorted(int(name) for name in os.listdir(directory) if name.isdigit())
 
+    def publisher(self, epoch: int) -> str:
+        """The node whose name stands in that epoch's file."""
+        with open(os.path.join(self.spool, "epoch", str(epoch)), "rb") as file:
+            octets = file.read()
+        return next(name for name in self.nodes if f'"node-{name}"'.encode() in octets)
+
     @property
     def epoch(self) -> int:
         return (self.epochs() or [0])[-1]
