@@ -211,8 +211,8 @@ class Claimant:
             self._spool.suspended(is_away)
 
     def may_come_back(self, fault: Exception) -> bool:
-        """The addresses came, and one was gone again before it was listened at: the news of that are
-        on their way, and the epoch is kept for it as long as for any that went.
+        """The addresses came, and one was gone again before it was listened at: the news of that
+        are on their way, and the epoch is kept for it as long as for any that went.
         """
         since = self._away_since
         if self.is_single or not isinstance(fault, AddressAway):

@@ -361,10 +361,13 @@ def shares(faults: int, names: Sequence[str]) -> dict[str, int]:
     }
 
 
-def numbered(text: str) -> range:
-    """`7` or `5-7`."""
-    first, _, last = text.partition("-")
-    return range(int(first), int(last or first) + 1)
+def numbered(text: str) -> list[int]:
+    """`7` or `5-7`, or several of these: `3,5-7`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
 
 
 def main() -> int:
@@ -372,7 +375,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=500, help="how many, over all classes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--classes", default=" ".join(USUAL), help=f"of {', '.join(CLASSES)}")
-    parser.add_argument("--only", type=numbered, default=(), help="NUMBER or FIRST-LAST alone")
+    parser.add_argument("--only", type=numbered, default=(), help="these alone: NUMBER,FIRST-LAST")
     parser.add_argument("--mode", default="", choices=("", *MODES), help="what is different")
     parser.add_argument("--keep", action="store_true", help="keep the files below .rig/run")
     given = parser.parse_args()
