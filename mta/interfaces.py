@@ -759,6 +759,12 @@ class IEnds(Interface):
     )
 
 
+class INotifies(Interface):
+    """Add-on of ISender: the far end may take over what senders ask of reports (RFC 3461)."""
+
+    notifies: bool = Attribute("It does: who asked to be told of success is told by the far end.")
+
+
 class ICheckpoints(Interface):
     """Add-on of ISender: the far end can tell a transaction that it completed from a new one, by a
     name that we give it (RFC 1845).

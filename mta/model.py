@@ -106,7 +106,9 @@ class Notify(enum.IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """One envelope recipient. `original` is RFC 3461 ORCPT ("rfc822;..."), b"" if not given."""
+    """One envelope recipient. `original` is RFC 3461 ORCPT as it travels ("rfc822;xtext"), b"" if
+    there is none: not given, and the address is the one that the message came for.
+    """
 
     address: Address
     notify: Notify = Notify.UNSET
@@ -159,6 +161,7 @@ class Envelope:
 
     Times are wall-clock seconds since 1970. `association` names the association it came by
     (`smtp/in/17`), `ordinal` counts the messages of that association from 1 (in-doubt list).
+    `envelope_id` is ENVID as it travels (xtext); `ret_full` is RET, None when it was not said.
     """
 
     sender: Address

@@ -120,6 +120,33 @@ class PolicyInIntakeTests(SynchronousTestCase):
             (Recipient(address("c@sub.example.net"), original=b"rfc822;b@example.com"),),
         )
 
+    def test_original_recipient_of_two_rewrites(self) -> None:
+        """A recipient rewritten twice is reported by the name that its sender used, in xtext; what
+        the sender itself said of it stands above that.
+        """
+
+        def elsewhere(transaction: Any) -> None:
+            transaction.replace_recipient(address("c@sub.example.net"))
+            transaction.replace_recipient(address("d@sub.example.net"))
+
+        house = House((Recorder(rcpt=elsewhere),))
+        reception = house.reception()
+        reception.mail(address("a@example.net"), {})
+        reception.rcpt(address("b+x=y@example.com"), {})
+        reception.data()
+        reception.chunk(MESSAGE)
+        reception.end(None)
+        reception.acknowledged()
+        reception.mail(address("a@example.net"), {})
+        reception.rcpt(address("b@example.com"), {b"ORCPT": b"rfc822;old@example.com"})
+        reception.data()
+        reception.chunk(MESSAGE)
+        reception.end(None)
+        self.assertEqual(
+            [offered[1].recipients[0].original for offered in house.offered],
+            [b"rfc822;b+2Bx+3Dy@example.com", b"rfc822;old@example.com"],
+        )
+
     def test_policy_cannot_open_the_relay(self) -> None:
         """No policy is even asked about a recipient that the relay rule refuses."""
         policy = Recorder(rcpt=Reply(250, "2.1.5", (b"Ok",)))

@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 
 from mta.errors import PluginError
 from mta.interfaces import IDeliveryPolicy, IPolicy, ITransaction
-from mta.model import Address, PeerInfo, Recipient, Reply, VirtualServer
+from mta.model import Address, PeerInfo, Reply, VirtualServer
 from mta.policy.chain import ASKED, FAULT, HOOKS, TOLD, Chain
 from mta.policy.rate import TOO_MANY, RateLimits, RateSettings
 from mta.policy.relay import RelayRule
@@ -338,15 +338,6 @@ class TransactionTests(SynchronousTestCase):
         one, two = Transaction(association), Transaction(association)
         one.notes["x"] = one.association_notes["y"] = 1
         self.assertEqual((two.notes, two.association_notes), ({}, {"y": 1}))
-
-    def test_original_recipient_of_two_rewrites(self) -> None:
-        """A recipient rewritten twice is reported by the name that its sender used."""
-        t = transaction()
-        t.recipient = Recipient(Address(b"a@example.com", b"example.com"))
-        t.replace_recipient(Address(b"b@example.com", b"example.com"))
-        t.replace_recipient(Address(b"c@example.com", b"example.com"))
-        assert t.recipient is not None
-        self.assertEqual(t.recipient.original, b"rfc822;a@example.com")
 
 
 class RelayRuleTests(SynchronousTestCase):

@@ -33,6 +33,7 @@ from mta.interfaces import (
     IClock,
     IContent,
     IEnds,
+    INotifies,
     IRevocable,
     ISender,
     ISurroundings,
@@ -95,7 +96,7 @@ class Flusher:
             sender.flush()
 
 
-@implementer(ISender, IEnds, ICheckpoints, IPushProducer, IRevocable)
+@implementer(ISender, IEnds, ICheckpoints, INotifies, IPushProducer, IRevocable)
 class SmtpSender(Protocol):
     """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
 
@@ -200,6 +201,7 @@ class SmtpSender(Protocol):
             or bool(envelope.requires & Requires.EIGHT_BIT),
             transid=transaction.encode(),
             is_resend=is_resend,
+            envelope=envelope,
         )
         self.flush()
         if events:
@@ -254,6 +256,12 @@ class SmtpSender(Protocol):
             self.flush()
             self._handle(events)
         return done
+
+    # -- INotifies
+
+    @property
+    def notifies(self) -> bool:
+        return self._machine.notifies
 
     # -- ICheckpoints
 

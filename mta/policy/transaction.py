@@ -141,8 +141,7 @@ class Transaction:
         present = self.recipient
         if present is None:
             raise ValueError("replace_recipient is for the rcpt hook; later, set_recipients")
-        original = present.original or b"rfc822;" + present.address.text
-        self.recipient = Recipient(recipient, present.notify, original)
+        self.recipient = Recipient(recipient, present.notify, present.original)
 
     def set_recipients(self, recipients: Sequence[Recipient]) -> None:
         if not recipients:

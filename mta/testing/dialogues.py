@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from mta.model import Address, Envelope, Notify, Recipient
 from mta.testing.transcript import lines_of_far_end, parse
 
 Lines = list[bytes]
@@ -123,3 +124,20 @@ def pieces_of(rng: Random, data: bytes) -> Lines:
         pieces.append(data[at : at + many])
         at += many
     return pieces
+
+
+def wishes(rng: Random, sender: Address, recipients: Sequence[Address]) -> Envelope:
+    """An envelope whose sender asks something of reports, now and then (RFC 3461)."""
+    return Envelope(
+        sender,
+        tuple(
+            Recipient(
+                address,
+                rng.choice((Notify.UNSET, Notify.NEVER, Notify.SUCCESS | Notify.DELAY)),
+                rng.choice((b"", b"rfc822;a+2Bb@example.org")),
+            )
+            for address in recipients
+        ),
+        envelope_id=rng.choice((b"", b"QQ+3D1")),
+        ret_full=rng.choice((None, True, False)),
+    )

@@ -21,7 +21,7 @@ from random import Random
 
 from mta.errors import RemoteProtocolError
 from mta.model import Address, Outcome, OutcomeKind, Reply
-from mta.testing.dialogues import LONGEST, Corpus, Lines, mutated, pieces_of
+from mta.testing.dialogues import LONGEST, Corpus, Lines, mutated, pieces_of, wishes
 from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
@@ -320,6 +320,7 @@ class _Agent:
                 eight,
                 transid=b"<%b@x>" % tag.encode() if named else b"",
                 is_resend=named and self._rng.random() < 0.7,
+                envelope=wishes(self._rng, _SENDER, _RECIPIENTS[:many]),
             )
         )
 

@@ -15,6 +15,7 @@ Then lines, each with who speaks:
     S: 220 x      the server, likewise
     A: prepare 1 <a@x> <b@y> <c@y>      what our own side is told to do (initiator only);
        options: size=100 8bit transid=1@x (a new named transaction) resend=1@x (the same again)
+       ret=FULL envid=QQ1, and behind a recipient notify=SUCCESS,DELAY orcpt=rfc822;x
     E: ...        the events of the machine
 Lines of the far end that follow one another arrive in one piece.
 Escapes: \\r \\n \\0 \\t \\\\ \\xNN; `x\\*1000` is 1000 times `x`. Any other backslash is one.
@@ -25,15 +26,16 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mta.model import Address, Outcome, Reply
+from mta.model import Address, Envelope, Outcome, Recipient, Reply
 from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.grammar import parse_path
+from mta.wire.smtp.notification import notify_of
 from mta.wire.smtp.server import Limits, Responder
 from mta.wire.smtp.states import Role
 
@@ -284,6 +286,7 @@ class _Initiating:
                         "8bit" in options,
                         transid=b"<%b>" % name if name else b"",
                         is_resend=bool(named) and named[0].startswith("resend="),
+                        envelope=_envelope(_address(sender, True), recipients),
                     )
                 )
             case "content" | "opaque":
@@ -326,6 +329,28 @@ class _Initiating:
 
 def _address(path: str, is_reverse: bool) -> Address:
     return parse_path(path.encode(), is_reverse=is_reverse)[0]
+
+
+def _envelope(sender: Address, words: Sequence[str]) -> Envelope:
+    """`words` are recipients and options, in the order of the transcript."""
+    recipients: list[Recipient] = []
+    asked: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if word.startswith("<"):
+            recipients.append(Recipient(_address(word, False)))
+        elif key == "notify":
+            recipients[-1] = replace(recipients[-1], notify=notify_of(value.encode()))
+        elif key == "orcpt":
+            recipients[-1] = replace(recipients[-1], original=value.encode())
+        else:
+            asked[key] = value
+    return Envelope(
+        sender,
+        tuple(recipients),
+        envelope_id=asked.get("envid", "").encode(),
+        ret_full=asked["ret"] == "FULL" if "ret" in asked else None,
+    )
 
 
 def _outcome(outcome: Outcome) -> str:

@@ -19,6 +19,7 @@ from mta.errors import Failure, Fenced, PermanentFailure, SpoolError, TenureRevo
 from mta.interfaces import (
     IAssociationKind,
     IClock,
+    INotifies,
     IResolver,
     IRouting,
     ISender,
@@ -426,6 +427,7 @@ class Dispatch:
             connecting=connecting,
             hold_unknown=connector.in_doubt is InDoubt.HOLD,
             vip=self._externals.get(sender.source, self._vip),
+            notifies=INotifies.providedBy(sender) and sender.notifies,
         )
 
     def recorded(self, journalling: Deferred[None], results: Sequence[Result]) -> None:

@@ -13,7 +13,8 @@ from twisted.internet.defer import Deferred
 
 from mta.model import Outcome, Result
 from mta.transfer.ledger import Ledger, Via
-from mta.transfer.report import Reporter
+from mta.transfer.report import NO_ORIGINAL, Original, Reporter
+from mta.transfer.settle import ReportDue
 from mta.transfer.work import Job
 
 
@@ -30,17 +31,24 @@ class Finishing:
         """At once, unless somebody is to be told."""
         settled = self._ledger.settle(job, outcomes, via)
         if settled.reports:
-            return Deferred.fromCoroutine(self._finish_later(job, outcomes, via, began_at))
+            return Deferred.fromCoroutine(
+                self._finish_later(job, outcomes, via, began_at, settled.reports)
+            )
         return self._ledger.conclude(job, outcomes, via, settled, (), began_at=began_at)
 
     async def _finish_later(
-        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
+        self,
+        job: Job,
+        outcomes: Sequence[Outcome],
+        via: Via,
+        began_at: float,
+        due: Sequence[ReportDue],
     ) -> Result:
         """The job ends in the moment in which its record is complete, not before the report's
         original is read: nothing of another job can come between the end and the record.
         """
-        headers = await self._reporter.headers(job.message.queue_id)
-        return self.finish_now(job, outcomes, via, began_at, headers)
+        original = await self._reporter.original(job.message, due)
+        return self.finish_now(job, outcomes, via, began_at, original)
 
     def finish_now(
         self,
@@ -48,11 +56,11 @@ class Finishing:
         outcomes: Sequence[Outcome],
         via: Via,
         began_at: float,
-        headers: bytes = b"",
+        original: Original = NO_ORIGINAL,
     ) -> Result:
         """Without waiting for anything."""
         settled = self._ledger.settle(job, outcomes, via)
         reports = self._reporter.make(
-            job.message, settled.reports, outcomes, relay=via.relay, headers=headers
+            job.message, settled.reports, outcomes, relay=via.relay, original=original
         )
         return self._ledger.conclude(job, outcomes, via, settled, reports, began_at=began_at)

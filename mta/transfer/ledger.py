@@ -14,6 +14,7 @@ from mta.model import Doubt, Outcome, OutcomeKind, Recipient, Report, Result
 from mta.telemetry import Counter, Removed, Reported, Telemetry, Transferred
 from mta.transfer.settle import Rules, Settlement
 from mta.transfer.work import Job, Message
+from mta.wire.dsn import decoded_original
 
 
 class Via:
@@ -44,6 +45,7 @@ class Via:
         connecting: float = 0.0,
         hold_unknown: bool = False,
         vip: str = "",
+        notifies: bool = False,
     ) -> None:
         self.connector = connector
         self.kind = kind
@@ -57,7 +59,10 @@ class Via:
         self.vip = vip
         """The virtual server's address as peers see it; `source` is what was bound."""
         self.success = "relayed" if kind == "smtp" else "delivered"
-        """Which report a sender gets who asked for one: SMTP only hands the message on."""
+        """Which report a sender gets who asked for one: SMTP only hands the message on. "": none of
+        ours, the far end knows the wish and sends it."""
+        if notifies:
+            self.success = ""
 
 
 class Ledger:
@@ -168,7 +173,7 @@ class Ledger:
                 Transferred(
                     message.queue_id,
                     recipient.address.text,
-                    recipient.original,
+                    recipient.original and decoded_original(recipient.original),
                     via.connector,
                     via.kind,
                     via.relay,

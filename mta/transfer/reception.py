@@ -7,6 +7,7 @@ RFC 5321 3.3, 4.4, 4.5.3.1, 6.3; RFC 6409 8; RFC 1845 (named transactions).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -48,6 +49,7 @@ from mta.transfer.header_block import (
     received_count,
 )
 from mta.transfer.trace import received_field, received_from
+from mta.wire.dsn import original_recipient
 
 LOOP: Final = Reply(554, "5.4.6", (b"Too many hops, this message is in a loop",))
 OVERTAKEN: Final = Reply(
@@ -232,7 +234,7 @@ class Reception:
             for word in (parameters.get(b"NOTIFY") or b"").upper().split(b","):
                 notify |= _NOTIFY.get(word, Notify.UNSET)
         if decided is not recipient and not original:
-            original = b"rfc822;" + recipient.text
+            original = original_recipient(recipient.text)
         candidate = transaction.recipient = Recipient(decided, notify, original)
         answer = desk.chain.ask("rcpt", transaction)
         if answer is None and transaction.recipient is candidate:
@@ -254,6 +256,8 @@ class Reception:
             decided = self._desk.relay.decide(final.address, True)
             if isinstance(decided, Reply):
                 reply = decided
+            elif final.address != recipient and not final.original:
+                final = replace(final, original=original_recipient(recipient.text))
         transaction.recipient = None
         if reply is not None:
             return self._refused(reply, "RCPT", recipient)

@@ -1,15 +1,16 @@
 """Turns "this sender must be told" into a report message with its own queue id.
 
 Law: the same facts give the same queue id (model.derived_queue_id), so that a batch which is
-written twice makes one report. Of the original only its header block is read and returned; a
-content that cannot be read does not keep the sender from being told.
+written twice makes one report. Of the original only its header block is read and returned, unless
+its sender said RET=FULL; a content that cannot be read does not keep the sender from being told.
 
-RFC 3462, RFC 3464; RFC 5321 4.5.5 (reports have the null reverse-path).
+RFC 3462, RFC 3464; RFC 3461 4.3 (RET); RFC 5321 4.5.5 (reports have the null reverse-path).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 
@@ -19,6 +20,7 @@ from mta.model import (
     NULL_ADDRESS,
     Address,
     BodyType,
+    ContentForm,
     Envelope,
     EnvelopeKind,
     Outcome,
@@ -29,7 +31,7 @@ from mta.model import (
 )
 from mta.transfer.settle import ReportDue
 from mta.transfer.work import Message
-from mta.wire.dsn import Action, RecipientStatus, build_report
+from mta.wire.dsn import FULL_LIMIT, Action, RecipientStatus, build_report
 
 _ACTIONS = {
     "failed": Action.FAILED,
@@ -63,6 +65,27 @@ async def header_block(content: IContent) -> bytes:
     return found[: found.rfind(b"\r\n") + 2] if b"\r\n" in found else b""
 
 
+async def whole(content: IContent) -> bytes:
+    """All of a content that is known to be small."""
+    pieces = []
+    try:
+        while piece := await content.read():
+            pieces.append(piece)
+    finally:
+        content.close()
+    return b"".join(pieces)
+
+
+class Original(NamedTuple):
+    """What of the original goes into its reports, in SMTP wire form."""
+
+    octets: bytes
+    is_whole: bool
+
+
+NO_ORIGINAL = Original(b"", False)
+
+
 class Reporter:
     """Makes the reports of one tenure."""
 
@@ -87,21 +110,27 @@ class Reporter:
         outcomes: Sequence[Outcome],
         *,
         relay: str,
-        headers: bytes,
+        original: Original,
     ) -> tuple[Report, ...]:
-        """One report for each of `due`, all about `message`, whose header block is returned."""
+        """One report for each of `due`, all about `message`, whose `original` is returned."""
         return tuple(
-            self._report(message, each, outcomes, relay=relay, headers=headers) for each in due
+            self._report(message, each, outcomes, relay=relay, original=original) for each in due
         )
 
-    async def headers(self, queue_id: str) -> bytes:
-        """The queued message's header block; b"" when it cannot be read."""
+    async def original(self, message: Message, due: Sequence[ReportDue]) -> Original:
+        """What of the queued message these reports need; nothing when it cannot be read."""
+        envelope = message.envelope
+        is_wanted = envelope.ret_full is True and any(each.kind == "failed" for each in due)
         try:
-            opened = self._spool.content(queue_id)
+            opened = self._spool.content(message.queue_id)
             content = await opened if isinstance(opened, Deferred) else opened
-            return await header_block(content)
+            is_whole = is_wanted and content.size_octets <= FULL_LIMIT
+            octets = await (whole(content) if is_whole else header_block(content))
         except (Corrupt, Unavailable, KeyError):
-            return b""
+            return NO_ORIGINAL
+        if envelope.content_form is ContentForm.OPAQUE:
+            octets = (b"\r\n" + octets).replace(b"\r\n.", b"\r\n..")[2:]
+        return Original(octets, is_whole)
 
     def _report(
         self,
@@ -110,9 +139,9 @@ class Reporter:
         outcomes: Sequence[Outcome],
         *,
         relay: str,
-        headers: bytes,
+        original: Original,
     ) -> Report:
-        original = message.envelope
+        envelope = message.envelope
         now = self._clock.wall()
         queue_id = derived_queue_id(message.queue_id, due.kind, due.recipients)
         said = {outcome.recipient: outcome for outcome in outcomes}
@@ -122,26 +151,28 @@ class Reporter:
             report_id=queue_id,
             to=due.to.text,
             recipients=[
-                self._status(original, index, said[index], action, relay)
+                self._status(envelope, index, said[index], action, relay)
                 for index in due.recipients
             ],
             date=now,
-            arrival=original.received_at,
+            arrival=envelope.received_at,
             postmaster=self._postmaster.text,
-            envelope_id=original.envelope_id,
-            original=headers,
-            sender=original.sender.text if due.kind == "double-bounce" else None,
+            envelope_id=envelope.envelope_id,
+            original=original.octets,
+            # RFC 3461 4.3: RET is of failures only; a postmaster did not ask for the content.
+            is_full=original.is_whole and due.kind == "failed",
+            sender=envelope.sender.text if due.kind == "double-bounce" else None,
         )
-        envelope = Envelope(
+        of_report = Envelope(
             sender=NULL_ADDRESS,
             recipients=(Recipient(due.to),),
             kind=EnvelopeKind.REPORT,
             body_type=BodyType.SEVEN_BIT,
-            priority=original.priority,
+            priority=envelope.priority,
             received_at=now,
             message_id=f"<{queue_id}@{self._network_name}>".encode(),
         )
-        return Report(queue_id, envelope, content)
+        return Report(queue_id, of_report, content)
 
     def _status(
         self, original: Envelope, index: int, outcome: Outcome, action: Action, relay: str

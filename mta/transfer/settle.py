@@ -105,8 +105,8 @@ class Rules:
         """Apply the outcomes of one transfer (never `next_transfer` ones) to `state`.
 
         `attempts` is the number of attempts including this one; `remote` who gave the outcomes;
-        `success` the kind of report for those who asked to be told of it; `hold_unknown` the
-        connector's `in-doubt: hold`.
+        `success` the kind of report for those who asked to be told of it, "" when the far end tells
+        them; `hold_unknown` the connector's `in-doubt: hold`.
         """
         if len(outcomes) == 1 and len(envelope.recipients) == 1:
             only = outcomes[0]
@@ -192,7 +192,7 @@ class Rules:
         if told:
             reports.append(ReportDue("failed", told, envelope.sender))
         wanted = tuple(i for i in sent if asked[i] & Notify.SUCCESS)
-        if wanted:
+        if wanted and success:
             reports.append(ReportDue(success, wanted, envelope.sender))
         patience = self._settings.delay_warning
         if patience and not warned and now - envelope.received_at >= patience:

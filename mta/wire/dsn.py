@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 
-from mta.wire.smtp.grammar import decode_xtext
+from mta.wire.smtp.grammar import decode_xtext, encode_xtext
 from mta.wire.text import neutralise_ascii
 
 _FOLD = 76
@@ -23,7 +23,8 @@ _FOLD = 76
 _LINE_LIMIT = 990
 _ORIGINAL_LIMIT = 64 * 1024
 """Octets of the original's header block that are returned."""
-_FULL_LIMIT = 1024 * 1024
+FULL_LIMIT = 1024 * 1024
+"""Octets of a message that is returned whole to a sender who asked for it (RET=FULL)."""
 
 
 class Action(enum.Enum):
@@ -107,7 +108,7 @@ def build_report(
     name = reporting_mta.encode()
     text = _unstuffed(original)
     boundary = _boundary(report_id, text)
-    returns_all = is_full and text.isascii() and b"\0" not in text and len(text) <= _FULL_LIMIT
+    returns_all = is_full and text.isascii() and b"\0" not in text and len(text) <= FULL_LIMIT
     lines = [
         b"Date: " + _date(date),
         b"From: Mail Delivery System <MAILER-DAEMON@%b>" % name,
@@ -140,13 +141,24 @@ def build_report(
     if text:
         lines += [b"--" + boundary, b"Content-Description: The message itself"]
         if returns_all:
-            lines += [b"Content-Type: message/rfc822", b"", *_lines(text, _FULL_LIMIT)]
+            lines += [b"Content-Type: message/rfc822", b"", *_lines(text, FULL_LIMIT)]
         else:
             head = text.partition(b"\r\n\r\n")[0]
             lines += [b"Content-Type: text/rfc822-headers", b"", *_lines(head, _ORIGINAL_LIMIT)]
         lines.append(b"")
     lines += [b"--%b--" % boundary, b""]
     return b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines)
+
+
+def original_recipient(address: bytes) -> bytes:
+    """The ORCPT of an address that a message came for, and that we replaced (RFC 3461 5.2.7)."""
+    return b"rfc822;" + encode_xtext(address)
+
+
+def decoded_original(original: bytes) -> bytes:
+    """An ORCPT for people: `type;address`."""
+    kind, semicolon, address = original.partition(b";")
+    return kind + b";" + _decoded(address) if semicolon else b"rfc822;" + kind
 
 
 # --- the parts --------------------------------------------------------------------------------
@@ -192,9 +204,7 @@ def _recipient_fields(recipient: RecipientStatus) -> list[bytes]:
     """RFC 3464 2.3."""
     fields = []
     if recipient.original:
-        kind, semicolon, address = recipient.original.partition(b";")
-        typed = kind + b";" + _decoded(address) if semicolon else b"rfc822;" + kind
-        fields += _folded(b"Original-Recipient: ", typed)
+        fields += _folded(b"Original-Recipient: ", decoded_original(recipient.original))
     fields += _folded(b"Final-Recipient: ", b"rfc822; " + recipient.final)
     fields.append(b"Action: " + recipient.action.value.encode())
     fields += _folded(b"Status: ", (recipient.status or _status(recipient.action)).encode())

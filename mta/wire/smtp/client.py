@@ -9,7 +9,8 @@ dot and MAIL, RCPT, DATA of n+1 then leave together, one round trip a message (R
 DATA end a group, and what follows a dot begins a new one).
 
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
-RFC 1870, RFC 6152, RFC 1047 (why UNKNOWN exists), RFC 1845 (named transactions, which end it).
+RFC 1870, RFC 6152, RFC 3461 (DSN), RFC 1047 (why UNKNOWN exists), RFC 1845 (named transactions,
+which end it).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from mta.errors import LocalProtocolError, RemoteProtocolError
-from mta.model import Address, Outcome, OutcomeKind, Reply
+from mta.model import Address, Envelope, Outcome, OutcomeKind, Reply
+from mta.wire.smtp.client_envelope import commands, impossible, size_limit, without_name
 from mta.wire.smtp.client_outcomes import (
     gone,
     left_over,
@@ -96,6 +98,11 @@ class Initiator:
         return b"CHECKPOINT" in self.extensions and self.role is Role.SMTP
 
     @property
+    def notifies(self) -> bool:
+        """The peer hands on what senders ask of reports, and sees to it (RFC 3461)."""
+        return b"DSN" in self.extensions
+
+    @property
     def is_content_known(self) -> bool:
         """The peer has the content of what is prepared: `finish` is next, without `content`."""
         return self._preparing is not None and self._preparing.is_known
@@ -146,6 +153,7 @@ class Initiator:
         *,
         transid: bytes = b"",
         is_resend: bool = False,
+        envelope: Envelope | None = None,
     ) -> list[Event]:
         """Begin a transaction: MAIL, RCPT, DATA. Answers Prepared at once when nothing is left to
         ask; otherwise it comes from `receive`.
@@ -153,52 +161,30 @@ class Initiator:
         May be called while the last message waits for its reply only if `pipelines`. `transid`, in
         its brackets, names it to a peer that `checkpoints`; with `is_resend` the peer may have
         completed the very same already, and is asked so: then `is_content_known` when Prepared.
+        What `envelope` asks of reports is said to a peer that `notifies`.
         """
         if self._preparing is not None:
             raise LocalProtocolError("a transaction is being prepared already")
         indexes = [index for index, _ in recipients]
         if self.state is not State.OPEN:
             return [NotSent(tag, gone("the association has ended"))]
-        refusal = self._impossible(sender, recipients, size_octets, eight_bit)
+        offered = self.extensions
+        refusal = impossible(
+            offered, self._size_limit, sender, recipients, size=size_octets, eight_bit=eight_bit
+        )
         if refusal is not None:
             failed = tuple(Outcome(i, OutcomeKind.FAILED, refusal) for i in indexes)
             return [Prepared(tag, failed)]
-        commands = [self._mail(sender, size_octets, eight_bit, transid)]
-        commands += [b"RCPT TO:<%b>\r\n" % address.text for _, address in recipients]
-        commands.append(b"DATA\r\n")
-        if sum(command.count(b"\n") for command in commands) != len(commands):
-            raise LocalProtocolError("an address holds a line end")
-        self._preparing = Transaction(tag, indexes, commands, size_octets)
+        lines = commands(
+            offered, sender, recipients, size=size_octets, eight_bit=eight_bit, transid=transid,
+            envelope=envelope,
+        )  # fmt: skip
+        self._preparing = Transaction(tag, indexes, lines, size_octets)
         self._preparing.is_resend = is_resend
         self.transid = transid
         self._said = 0
         self._say_more()
         return []
-
-    def _impossible(
-        self,
-        sender: Address,
-        recipients: Sequence[tuple[int, Address]],
-        size_octets: int,
-        eight_bit: bool,
-    ) -> Reply | None:
-        """What this peer can never take is not asked for."""
-        if 0 < self._size_limit < size_octets:
-            text = b"message of %d octets is bigger than the %d the next server takes"
-            return Reply(552, "5.3.4", (text % (size_octets, self._size_limit),))
-        if eight_bit and b"8BITMIME" not in self.extensions:
-            text = b"the message has 8-bit content and the next server does not offer 8BITMIME"
-            return Reply(554, "5.6.3", (text,))
-        if not sender.text.isascii() or not all(a.text.isascii() for _, a in recipients):
-            text = b"an address is internationalized and SMTPUTF8 is not offered"
-            return Reply(553, "5.6.7", (text,))
-        return None
-
-    def _mail(self, sender: Address, size_octets: int, eight_bit: bool, transid: bytes) -> bytes:
-        size = b" SIZE=%d" % size_octets if b"SIZE" in self.extensions else b""
-        body = b" BODY=8BITMIME" if eight_bit else b""
-        name = _TRANSID + transid if transid else b""
-        return b"MAIL FROM:<%b>%b%b%b\r\n" % (sender.text, size, body, name)
 
     def content(self, piece: bytes, *, opaque: bool = False) -> None:
         """A piece of the content: SMTP wire form, or `opaque` octets to be brought into it."""
@@ -348,8 +334,7 @@ class Initiator:
             keyword, _, parameters = line.strip().partition(b" ")
             self.extensions[keyword.upper()] = parameters.strip()
         self._pipelines = b"PIPELINING" in self.extensions
-        size = self.extensions.get(b"SIZE", b"")
-        self._size_limit = int(size) if size.isdigit() and len(size) <= 20 else 0
+        self._size_limit = size_limit(self.extensions)
 
     # -- replies inside of transactions
 
@@ -427,8 +412,7 @@ class Initiator:
             return
         # It has something else under that name, or a part. What it did not complete it has not
         # sent on, so a transaction without a name brings nothing twice, and never too little.
-        mail = transaction.commands[0]
-        transaction.commands[0] = mail[: mail.rindex(_TRANSID)] + b"\r\n"
+        transaction.commands[0] = without_name(transaction.commands[0])
         transaction.is_resend = False
         self.transid = b""
         self._said = 0
@@ -579,6 +563,5 @@ class Initiator:
             self._owed.append((Wait.RCPT, transaction.recipients[self._said - 2]))
 
 
-_TRANSID = b" TRANSID="
 _OFFSET = 355
 _ENVELOPE = frozenset((Wait.MAIL, Wait.RCPT, Wait.DATA))

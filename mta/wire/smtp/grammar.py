@@ -4,8 +4,8 @@ Law: what this module lets through holds no octet below 32 and none above 126, s
 it can break a line, a log or a later command. Refusals are `Refused` with the reply to give.
 
 RFC 5321 4.1.2 (grammar), 4.1.3 (address literals), 4.5.3.1 (limits), 4.1.1.11 (parameters),
-RFC 1870 (SIZE), RFC 6152 (BODY), RFC 1845 section 2 (TRANSID), RFC 3461 section 4 (xtext), RFC 6531
-(SMTPUTF8: not yet offered).
+RFC 1870 (SIZE), RFC 6152 (BODY), RFC 1845 section 2 (TRANSID), RFC 3461 section 4 (xtext; its
+parameters are in notification.py), RFC 6531 (SMTPUTF8: not yet offered).
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ event that wants an answer (the first group below) by `answer` before the next; 
 `take_output()`. Commands that arrived together are thus answered in one write (RFC 2920).
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
-RFC 2034 (ENHANCEDSTATUSCODES), RFC 1845 (CHECKPOINT, of which only whole transactions are kept).
+RFC 2034 (ENHANCEDSTATUSCODES), RFC 3461 (DSN), RFC 1845 (CHECKPOINT, of which only whole
+transactions are kept).
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from mta.wire.smtp.events import Chunk, Data, End, Event, Helo, Mail, Quit, Rcpt
 from mta.wire.smtp.grammar import (
     CHECKPOINT_PARAMETERS,
     MAIL_PARAMETERS,
+    Checks,
     Refused,
     parse_helo,
     parse_mail,
     parse_rcpt,
 )
+from mta.wire.smtp.notification import NOTIFICATION_MAIL, NOTIFICATION_RCPT
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.states import TABLE, Role, State, Verb, out_of_place
 from mta.wire.text import neutralise
@@ -55,6 +58,9 @@ _VERBS = {verb.value.encode(): verb for verb in Verb if verb not in {Verb.END, V
 _OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
 """A web page can make a browser send these to port 25, with SMTP commands behind them."""
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t"
+
+_MAIL: Checks = {**MAIL_PARAMETERS, **NOTIFICATION_MAIL}
+_MAIL_WITH_NAMES: Checks = {**CHECKPOINT_PARAMETERS, **NOTIFICATION_MAIL}
 
 _OK = b"250 2.0.0 Ok\r\n"
 _KNOWN = 355
@@ -126,11 +132,12 @@ class Responder:
                 b"PIPELINING",
                 size,
                 b"8BITMIME",
+                b"DSN",
                 *((b"CHECKPOINT",) if checkpoint else ()),
                 b"ENHANCEDSTATUSCODES",
             )
         )
-        self._mail_parameters = CHECKPOINT_PARAMETERS if checkpoint else MAIL_PARAMETERS
+        self._mail_parameters = _MAIL_WITH_NAMES if checkpoint else _MAIL
         self._awaiting: Verb | None = None
         self._after = State.START
         self._queued: list[Event] = []
@@ -471,7 +478,7 @@ class Responder:
             else:
                 self._say_no(_TOO_MANY_RECIPIENTS, False)  # one line in the log is enough
             return None
-        recipient, parameters = parse_rcpt(argument)
+        recipient, parameters = parse_rcpt(argument, NOTIFICATION_RCPT)
         return Rcpt(recipient, parameters)
 
     def _do_data(self, verb: Verb, argument: bytes) -> Event | None:
