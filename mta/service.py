@@ -48,6 +48,7 @@ from mta.process import (
     Surroundings,
     begin_anew,
     boot_id,
+    collect_circles,
     refuse_privileged_ports,
     refuse_unwritable,
     why_not_anew,
@@ -392,6 +393,9 @@ class MTAService(Service):
         self._tell_systemd()
         if event.after == "STANDBY":
             self.overview.readiness.look_soon()
+        if event.after in {"STANDBY", "SUSPENDED"}:
+            # In a turn of its own: what ended the tenure has returned, and nobody is served now.
+            self.clock.call_later(0.0, collect_circles)
         if event.after == "ONLINE" and self._file is None and not self._announced:
             self._announced = True
             self._announce()

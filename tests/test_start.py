@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from contextlib import redirect_stderr
 from io import StringIO
 from types import SimpleNamespace
@@ -19,7 +21,8 @@ from mta.plugins.find import Catalogue
 from mta.process import refuse_privileged_ports, refuse_unwritable, why_not_anew
 from mta.service import MTAService, _differs, _merged
 from mta.tap import Options, makeService
-from mta.telemetry import Telemetry
+from mta.telemetry import Telemetry, Transition
+from mta.testing.clock import VirtualClock
 
 
 class UnwritablePlaces(SynchronousTestCase):
@@ -129,6 +132,42 @@ class BeginningAnew(SynchronousTestCase):
             ({"ran_seconds": 0.9}, "just begun"),
         ):
             self.assertIn(word, self.why_not(**facts))
+
+
+class Circle:
+    """Knows itself, as the parts of a tenure know each other."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+class WhatATenureLeaves(SynchronousTestCase):
+    def service(self) -> tuple[MTAService, VirtualClock]:
+        clock = VirtualClock()
+        service = MTAService.__new__(MTAService)
+        service.clock = clock
+        service.ownership = SimpleNamespace(epoch=7)
+        service._log = SimpleNamespace(epoch=0)
+        service._file = "mta.yaml"
+        service._tell_systemd = lambda: None
+        readiness = SimpleNamespace(look_soon=lambda: None)
+        service.overview = SimpleNamespace(readiness=readiness)
+        return service, clock
+
+    def test_it_is_given_back_when_the_tenure_ends(self) -> None:
+        """A node that owns again and again does not grow: what a tenure leaves goes in the turn
+        after its end, however seldom the collector comes by itself; an owner is not disturbed.
+        """
+        gc.disable()
+        self.addCleanup(gc.enable)
+        service, clock = self.service()
+        for after, stays in (("STANDBY", False), ("SUSPENDED", False), ("ONLINE", True)):
+            gc.collect()
+            left = weakref.ref(Circle())
+            service._on_event(Transition("ownership", "", "", after, ""))
+            self.assertIsNotNone(left(), f"{after}: it went within the turn")
+            clock.advance(0)
+            self.assertIs(left() is not None, stays, after)
 
 
 class FirstRun(SynchronousTestCase):

@@ -62,6 +62,8 @@ class Cluster:
     name = ""
     processes: tuple[str, ...] = ()
     """What the names of its long-living processes begin with."""
+    is_steady = False
+    """Nothing dies and nothing else changes: memory and descriptors have to be flat."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
@@ -438,6 +440,7 @@ class Endurance(Interface):
     """The address goes from node to node and nothing dies: what grows shows itself."""
 
     name = "endurance"
+    is_steady = True
 
     def online(self, **configure: object) -> None:
         self.pair.online(cluster="grace: 100ms\ntakeover-after: 3s", **configure)
