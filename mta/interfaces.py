@@ -277,6 +277,28 @@ class IPacketDoor(Interface):
         """
 
 
+class ITls(Interface):
+    """TLS as this process has it: the certificates of the virtual server, and trust in others."""
+
+    has_certificate: bool = Attribute("A peer can be offered TLS.")
+
+    def accepting() -> Any:
+        """What Twisted's startTLS wants of the responder; chooses a certificate by SNI."""
+
+    def opening(name: str, verify: bool) -> Any:
+        """The same of the initiator, which asks for `name` (a host name; not an address literal).
+        With `verify` a chain that leads to no trusted authority ends the handshake.
+        """
+
+    def check_name(handle: Any, name: str) -> None:
+        """After a handshake with `verify`: its certificate is for this host name or IP address.
+        @raise PermanentFailure: it is not.
+        """
+
+    def describe(handle: Any) -> str:
+        """Version, cipher and bits, in Postfix's words."""
+
+
 class ISurroundings(Interface):
     """All that a plugin gets of the process: never the reactor, never another room."""
 
@@ -289,6 +311,7 @@ class ISurroundings(Interface):
     node: str = Attribute("This node's name.")
     state_directory: str = Attribute("Node-local; survives restarts.")
     virtual_server: VirtualServer = Attribute("As configured.")
+    tls: ITls = Attribute("")
 
 
 # --- the cluster ------------------------------------------------------------------------------
@@ -692,6 +715,13 @@ class IReception(Interface):
 
     def closed(stage: str, commands: str) -> None:
         """The association ended. `stage` is "" for an orderly QUIT, else where it was lost."""
+
+
+class ISecured(Interface):
+    """Add-on of IReception: TLS is part of what it says of an association."""
+
+    def secured(session: str) -> None:
+        """TLS was established (version, cipher, bits); what the peer said before is void."""
 
 
 class IReceptionHost(Interface):

@@ -27,6 +27,7 @@ from mta.interfaces import (
     IResolver,
     ISurroundings,
     ITimer,
+    ITls,
 )
 from mta.model import VirtualServer
 from mta.telemetry import Telemetry
@@ -85,6 +86,7 @@ class Surroundings:
     node: str
     state_directory: str
     virtual_server: VirtualServer
+    tls: ITls
 
     def granted(self, factory: IPluginFactory, doors: Any) -> Surroundings:
         return replace(self, doors=doors.granted(factory.name, factory.purposes))

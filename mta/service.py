@@ -32,6 +32,7 @@ from mta.admin.sdnotify import Notifier
 from mta.admin.sinks import deaf_syslog
 from mta.admin.submit import SubmitServer
 from mta.association.endpoints import Doors
+from mta.association.tls import Tls
 from mta.association.transport import SocketOptions
 from mta.cluster.admission import refuse_unfenced
 from mta.cluster.driver import ClaimFacts, Ownership
@@ -61,7 +62,10 @@ from mta.telemetry import Event, Telemetry, Transition
 from mta.tenant import Bridgehead
 from mta.wire.smtp.grammar import parse_mailbox
 
-FIXED = ("virtual_server", "node", "cluster", "spool", "listeners", "admin", "log", "resolver")
+FIXED = (
+    *("virtual_server", "node", "cluster", "spool", "listeners", "admin", "log", "resolver"),
+    "tls",
+)
 """Blocks that a running process keeps; a change in them is named and waits for a restart."""
 
 
@@ -143,6 +147,7 @@ class MTAService(Service):
             node=node,
             state_directory=config.node.state_directory,
             virtual_server=config.virtual_server,
+            tls=Tls(config.tls, config.virtual_server.network_name, clock, telemetry),
         )
         refuse_privileged_ports(listener_ports(config.listeners), uid)
         if config.log.to.startswith("/"):

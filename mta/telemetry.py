@@ -93,6 +93,19 @@ class Disconnected(NamedTuple):
     """The stage in which it was lost ("DATA", "RCPT"), "" for an orderly end."""
 
 
+class Secured(NamedTuple):
+    """TLS was established. `trust` is Anonymous (a client), Untrusted (not asked who it is) or
+    Verified. Postfix: `Untrusted TLS connection established to host[address]:25: TLSv1.3 with ...`.
+    """
+
+    association: str
+    direction: str
+    """in or out"""
+    peer: str
+    trust: str
+    session: str
+
+
 class Accepted(NamedTuple):
     """A message became ours: durable, epoch re-read, reply about to go."""
 
@@ -207,6 +220,7 @@ Event = (
     | Disconnected
     | Accepted
     | Rejected
+    | Secured
     | Transferred
     | Reported
     | Doubted

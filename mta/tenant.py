@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from mta.admin.settings import AdminSettings
 from mta.admin.submit import SubmissionHost
-from mta.association.smtp_in import build_submission_responder
+from mta.association.smtp_listener import build_submission_responder
 from mta.config.schema import Config, ListenerBlock
 from mta.errors import ClusterNotInitialised, MTAError
 from mta.interfaces import (

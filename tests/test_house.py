@@ -36,7 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policy": COMMON | {"interfaces"},
     "transfer": COMMON | {"interfaces", "wire.dsn", "policy"},
     "config": COMMON
-    | {"interfaces", "plugins", "admin.settings", "resolver.settings", "transfer.settings"},
+    | {
+        *("interfaces", "plugins", "admin.settings", "association.tls_settings"),
+        *("resolver.settings", "transfer.settings"),
+    },
     "admin": COMMON | {"interfaces"},
     "cli": set(),
     "plugins": COMMON | {"interfaces"},

@@ -17,6 +17,8 @@ from mta.wire.smtp.client_states import (
     Phase,
     Prepared,
     Refused,
+    Secrecy,
+    StartTls,
     State,
     Timeouts,
     Wait,
@@ -43,10 +45,19 @@ SAID = {
 
 def initiator(state: State = State.OPEN, hello: bytes = HELLO, role: Role = Role.SMTP) -> Initiator:
     """A machine that was led into `state`, with nothing left to say."""
-    machine = Initiator(b"bridgehead.example.org", role)
+    securing = state in {State.STARTTLS, State.HANDSHAKE}
+    secrecy = Secrecy.IF_OFFERED if securing else Secrecy.NEVER
+    machine = Initiator(b"bridgehead.example.org", role, secrecy=secrecy)
     if state is State.GREETING:
         return machine
     machine.receive(b"220 mx ESMTP\r\n")
+    if securing:
+        machine.receive(b"250-mx\r\n250 STARTTLS\r\n")
+        if state is State.HANDSHAKE:
+            machine.receive(b"220 Go\r\n")
+        machine.take_output()
+        assert machine.state is state
+        return machine
     if state is State.HELO:
         machine.receive(b"502 What\r\n")
     elif state is not State.HELLO:
@@ -86,6 +97,51 @@ class TableTests(SynchronousTestCase):
                     self.assertIs(machine.state, State.ENDED)
                 else:
                     self.assertIs(machine.state, row.after, (state, klass))
+
+    def test_tls_first(self) -> None:
+        """STARTTLS where it is offered; then EHLO anew, and what was announced before is void."""
+        machine = initiator(State.STARTTLS)
+        self.assertIn(b"STARTTLS", machine.extensions)
+        self.assertEqual(machine.receive(b"220 2.0.0 Go\r\n"), [StartTls()])
+        self.assertEqual(machine.timeout, (Wait.HANDSHAKE, 300.0))
+        machine.secured()
+        self.assertEqual(machine.take_output(), b"EHLO bridgehead.example.org\r\n")
+        self.assertEqual((machine.extensions, machine.is_secure), ({}, True))
+        self.assertEqual(machine.receive(b"250-mx\r\n250 STARTTLS\r\n"), [Opened()])
+        self.assertEqual(machine.take_output(), b"")
+
+    def test_hard_detail_04_response_injection(self) -> None:
+        """Hard detail 4: what stands behind the 220 to STARTTLS is never taken for a reply under
+        TLS: the association ends, whether it came with the 220 or in two pieces.
+        """
+        for injected in (b"250-mx\r\n250 AUTH PLAIN\r\n", b"2", b"\r\n"):
+            machine = initiator(State.STARTTLS)
+            (ended,) = machine.receive(b"220 Go\r\n" + injected)
+            self.assertIsInstance(ended, Ended)
+            self.assertIn("spoke behind", ended.reason)
+
+    def test_no_tls(self) -> None:
+        """Refused or not offered: plainly where TLS is a wish, not at all where it is a must; and
+        that is for now only, for the message is not at fault.
+        """
+        hello, refusal = b"250-mx\r\n250 STARTTLS\r\n", b"454 4.7.0 No TLS today\r\n"
+        for secrecy, said, opens in (
+            (Secrecy.IF_OFFERED, [HELLO], True),
+            (Secrecy.IF_OFFERED, [hello, refusal], True),
+            (Secrecy.ALWAYS, [HELLO], False),
+            (Secrecy.ALWAYS, [hello, refusal], False),
+            (Secrecy.ALWAYS, [b"502 What\r\n", b"250 mx\r\n"], False),
+        ):
+            machine = Initiator(b"me.example", secrecy=secrecy)
+            machine.receive(b"220 mx ESMTP\r\n")
+            for octets in said:
+                events = machine.receive(octets)
+            if opens:
+                self.assertEqual(events, [Opened()])
+                continue
+            refused, ended = events
+            self.assertEqual((refused.reply.code, refused.reply.enhanced), (450, "4.7.4"))
+            self.assertIsInstance(ended, Ended)
 
     def test_a_refused_association_says_so(self) -> None:
         """Hard detail 14: a 554 greeting is a refusal of this server and no verdict on mail."""

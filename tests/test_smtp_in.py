@@ -5,7 +5,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from mta.association.smtp_in import BUFFER_OCTETS, SmtpListener, build_submission_responder
+from mta.association.smtp_in import BUFFER_OCTETS
+from mta.association.smtp_listener import SmtpListener, build_submission_responder
 from mta.association.smtp_settings import ListenerLimits, ListenerTimeouts, SmtpListenerSettings
 from mta.errors import (
     ClusterNotInitialised,

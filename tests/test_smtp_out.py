@@ -6,7 +6,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from mta.association.smtp_out import LmtpInitiator, SmtpInitiator, SmtpSender
+from mta.association.smtp_initiator import LmtpInitiator, SmtpInitiator
+from mta.association.smtp_out import SmtpSender
 from mta.association.smtp_settings import LmtpConnectorSettings, SmtpConnectorSettings
 from mta.errors import Corrupt, PermanentFailure, TenureRevoked, TransientFailure
 from mta.interfaces import IAssociationKind, IContent, IEnds, ISender

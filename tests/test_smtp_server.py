@@ -6,12 +6,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import LocalProtocolError
 from mta.model import Reply
-from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected, Reset
-from mta.wire.smtp.server import COMMAND_LIMIT, Limits, Responder
-from mta.wire.smtp.states import OUT_OF_PLACE, TABLE, Role, State, Verb
+from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected, Reset, StartTls
+from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
+from mta.wire.smtp.server import Responder
+from mta.wire.smtp.states import OUT_OF_PLACE, TABLE, Role, Security, State, Verb
 
 LIGHT = settings(max_examples=100, deadline=None, derandomize=True)
-TO_ANSWER = (Helo, Mail, Rcpt, Data, End)
+TO_ANSWER = (Helo, StartTls, Mail, Rcpt, Data, End)
 SAID = {
     Verb.HELO: b"HELO x",
     Verb.EHLO: b"EHLO x",
@@ -19,6 +20,7 @@ SAID = {
     Verb.MAIL: b"MAIL FROM:<a@example.com>",
     Verb.RCPT: b"RCPT TO:<b@example.org>",
     Verb.DATA: b"DATA",
+    Verb.STARTTLS: b"STARTTLS",
     Verb.RSET: b"RSET",
     Verb.NOOP: b"NOOP",
     Verb.VRFY: b"VRFY b",
@@ -41,7 +43,7 @@ KNOWN = Reply(355, "", (b"120 is the transaction offset",))
 
 def responder(state: State = State.START, role: Role = Role.SMTP, **limits: int) -> Responder:
     """A machine that was led into `state`, with nothing left to say."""
-    machine = Responder(b"mx.example.org", role, Limits(**limits))
+    machine = Responder(b"mx.example.org", role, Limits(**limits), security=Security.OFFERED)
     if state is State.GREETING:
         return machine
     machine.greet()
@@ -106,6 +108,51 @@ class TableTests(SynchronousTestCase):
             self.assertIs(machine.state, State.CONTENT)
         rows = {verb for state, verb in TABLE if state is State.CONTENT}
         self.assertEqual(rows, {Verb.END})
+
+    def test_starttls(self) -> None:
+        """Behind 220 nothing is SMTP until TLS is there; then all is forgotten, and STARTTLS is
+        neither offered nor taken again.
+        """
+        machine = responder(State.IDLE)
+        (event,) = say(machine, b"STARTTLS\r\n")
+        self.assertEqual(event, StartTls())
+        self.assertEqual(machine.take_output(), b"220 2.0.0 Ready to start TLS\r\n")
+        self.assertIs(machine.state, State.HANDSHAKE)
+        self.assertRaises(LocalProtocolError, machine.receive, b"\x16\x03\x01")
+        machine.secured()
+        self.assertEqual((machine.state, machine.helo), (State.START, b""))
+        say(machine, b"MAIL FROM:<a@example.com>\r\n")
+        self.assertTrue(machine.take_output().startswith(b"503"))
+        say(machine, b"EHLO x\r\nSTARTTLS\r\n")
+        said = machine.take_output()
+        self.assertNotIn(b"STARTTLS", said)
+        self.assertIn(b"502 5.5.1", said)
+        self.assertEqual(machine.protocol, "ESMTPS")
+
+    def test_hard_detail_04_command_injection(self) -> None:
+        """Hard detail 4: commands that somebody put behind STARTTLS are never run, under TLS least
+        of all: the association ends with 421.
+        """
+        for behind in (b"R", b"RSET\r\n", b"EHLO evil\r\nMAIL FROM:<a@example.com>\r\n"):
+            machine = responder(State.IDLE)
+            events = say(machine, b"STARTTLS\r\n" + behind)
+            self.assertEqual([type(e) for e in events], [Rejected, Quit])
+            self.assertTrue(machine.take_output().startswith(b"421 5.5.1"))
+            self.assertIs(machine.state, State.CLOSED)
+
+    def test_tls_is_a_must(self) -> None:
+        """Where it is required MAIL waits for it: 530."""
+        machine = Responder(b"mx.example.org", security=Security.REQUIRED)
+        machine.greet()
+        say(machine, b"EHLO x\r\nMAIL FROM:<a@example.com>\r\n")
+        said = machine.take_output()
+        self.assertIn(b"250-STARTTLS\r\n", said)
+        self.assertIn(b"530 5.7.0 Say STARTTLS first", said)
+        say(machine, b"STARTTLS\r\n")
+        machine.secured()
+        machine.take_output()
+        say(machine, b"EHLO x\r\nMAIL FROM:<a@example.com>\r\n")
+        self.assertIn(b"250 2.1.0 Ok", machine.take_output())
 
     def test_a_refusal_changes_nothing(self) -> None:
         """What a hook refuses leaves the state as it was."""

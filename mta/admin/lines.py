@@ -27,6 +27,7 @@ from mta.telemetry import (
     Rejected,
     Removed,
     Reported,
+    Secured,
     Transferred,
     Transition,
 )
@@ -87,6 +88,7 @@ class PostfixLines:
             Disconnected: self._disconnected,
             Accepted: self._accepted,
             Rejected: self._rejected,
+            Secured: self._secured,
             Transferred: self._transferred,
             Reported: self._reported,
             Doubted: self._doubted,
@@ -133,6 +135,12 @@ class PostfixLines:
             lost = f"lost connection after {neutral(e.lost_after, 40)} from {client}"
             return [(program, INFO, lost), end]
         return [end]
+
+    def _secured(self, epoch: int, e: Secured) -> list[tuple[str, int, str]]:
+        program, way = ("smtpd", "from") if e.direction == "in" else ("smtp", "to")
+        peer = _client(e.peer) if e.direction == "in" else neutral(e.peer, 300)
+        text = f"{e.trust} TLS connection established {way} {peer}: {neutral(e.session)}"
+        return [(program, INFO, f"{text} assoc={e.association}")]
 
     def _accepted(self, epoch: int, e: Accepted) -> list[tuple[str, int, str]]:
         sender = mailbox(e.sender)

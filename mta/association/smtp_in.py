@@ -1,4 +1,4 @@
-"""The association kinds `smtp` and `lmtp` in the responder's role: the listener and its adapter.
+"""The association kinds `smtp` and `lmtp` in the responder's role: the adapter of one association.
 
 Law: the machine in wire/smtp/server.py decides what is said; here octets are fed and written, hooks
 are asked one at a time, deadlines are kept. A 250 for content is written only with the answer of
@@ -10,53 +10,46 @@ RFC 5321 4.5.3.2.7 (5 minutes for a command), 4.5.3.2.5 (a block of data), RFC 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol, IPushProducer
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from mta.association.deadline import Deadline
 from mta.association.smtp_settings import (
-    ListenerLimits,
     ListenerTimeouts,
-    LmtpListenerSettings,
-    SmtpListenerSettings,
 )
+from mta.association.tls import handshake_fault
 from mta.association.transport import abort_now, send_now
 from mta.errors import Failure, Fenced, Full, MTAError, SpoolError, TenureRevoked, Unknown
 from mta.interfaces import (
     IClock,
-    IDrains,
-    IListenerKind,
     IReception,
-    IReceptionHost,
-    IRevocable,
-    ISurroundings,
-    ITenure,
+    ISecured,
+    ITls,
 )
 from mta.model import PeerInfo, Reply
-from mta.settings import is_within
 from mta.telemetry import Rejected as RejectedEvent
-from mta.telemetry import Telemetry
-from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected, Reset
-from mta.wire.smtp.reply import render
+from mta.telemetry import Secured, Telemetry
+from mta.wire.smtp.events import (
+    Chunk,
+    Data,
+    End,
+    Helo,
+    Mail,
+    Quit,
+    Rcpt,
+    Rejected,
+    Reset,
+    StartTls,
+)
 from mta.wire.smtp.server import Responder
-from mta.wire.smtp.states import Role, State
-
-__all__ = [
-    "BUFFER_OCTETS",
-    "LmtpListenerSettings",
-    "SmtpListener",
-    "SmtpListenerSettings",
-    "SmtpResponder",
-    "TurnedAway",
-    "build_submission_responder",
-]
+from mta.wire.smtp.states import Security, State
 
 BUFFER_OCTETS = 65536
 """Unread octets above which a peer must wait: one read of the reactor's."""
@@ -68,15 +61,12 @@ _LOCAL_ERROR = Reply(451, "4.3.0", (b"Local error, try again later",))
 _FULL = Reply(452, "4.3.1", (b"No room for mail now, try again later",))
 _TIMEOUT = Reply(421, "4.4.2", (b"Timeout, closing the connection",))
 _SHUTTING_DOWN = Reply(421, "4.3.2", (b"Shutting down, try again",))
-_NOT_NOW = Reply(421, "4.3.2", (b"Not in service now, try again later",))
-_TOO_MANY = Reply(421, "4.7.0", (b"Too many connections, try again later",))
-_TOO_MANY_OF_YOURS = Reply(421, "4.7.0", (b"Too many connections from your address",))
 
 
 # --- the adapter ------------------------------------------------------------------------------
 
 
-@implementer(IPushProducer, IHalfCloseableProtocol)
+@implementer(IPushProducer, IHalfCloseableProtocol, IHandshakeListener)
 class SmtpResponder(Protocol):
     """One accepted association."""
 
@@ -93,8 +83,11 @@ class SmtpResponder(Protocol):
         clock: IClock,
         telemetry: Telemetry,
         on_lost: Callable[[SmtpResponder], None] | None = None,
+        tls: ITls | None = None,
     ) -> None:
         self.peer = peer
+        self._tls = tls
+        self._is_securing = False
         self._machine = machine
         self._reception = reception
         self._timeouts = timeouts
@@ -121,6 +114,9 @@ class SmtpResponder(Protocol):
 
     def connectionMade(self) -> None:
         self.transport.registerProducer(self, True)
+        if self._machine.security is Security.PRESENT:
+            self._begin_tls()
+            return
         self._guarded(SmtpResponder._ask_connected, None)
         self._pump()
 
@@ -139,6 +135,8 @@ class SmtpResponder(Protocol):
         if self._is_lost:
             return
         machine, stage = self._machine, ""
+        if self._is_securing:
+            self._not_secured(reason)
         if not self._is_ending:
             stage = machine.stage
         self._is_lost = self._is_ending = True
@@ -150,6 +148,38 @@ class SmtpResponder(Protocol):
         self._reception.closed(stage, machine.commands)
         if self._on_lost is not None:
             self._on_lost(self)
+
+    # -- TLS
+
+    def _begin_tls(self) -> None:
+        assert self._tls is not None, "the listener offers TLS with what it needs for it"
+        self._is_securing = True
+        self._deadline.set(self._timeouts.handshake)
+        self.transport.startTLS(self._tls.accepting())
+
+    def handshakeCompleted(self) -> None:
+        """IHandshakeListener. What was said before is forgotten, by both sides."""
+        assert self._tls is not None
+        self._is_securing = False
+        session = self._tls.describe(self.transport.getHandle())
+        peer = self.peer = replace(self.peer, tls=session)
+        self._telemetry.event(Secured(peer.association, "in", peer.host, "Anonymous", session))
+        secured = ISecured(self._reception, None)
+        if secured is not None:
+            secured.secured(session)
+        is_greeting = self._machine.state is State.GREETING
+        self._machine.secured()
+        if is_greeting:
+            self._guarded(SmtpResponder._ask_connected, None)
+        self._pump()
+
+    def _not_secured(self, reason: TwistedFailure) -> None:
+        self._telemetry.counter(
+            "mta_tls_failures_total", "TLS handshakes that came to nothing.", direction="in"
+        ).inc()
+        why = handshake_fault(reason.value)
+        text = f"TLS handshake with {self.peer.host} failed: {why}"
+        self._telemetry.notice("info", "association", f"{self.peer.association}: {text}")
 
     # -- IHalfCloseableProtocol: what the peer has said is answered, and the 250 reaches it
 
@@ -189,7 +219,7 @@ class SmtpResponder(Protocol):
 
     def _pump(self) -> None:
         """Hand out events until an answer is owed, the peer must read first, or none is left."""
-        if self._is_pumping:
+        if self._is_pumping or self._is_securing:
             return
         self._is_pumping = True
         machine = self._machine
@@ -203,7 +233,7 @@ class SmtpResponder(Protocol):
                 self._guarded(_HANDLERS[type(event)], event)
         finally:
             self._is_pumping = False
-        if self._is_lost:
+        if self._is_lost or self._is_securing:
             return
         if self._is_draining and machine.state in _AT_REST and not machine.is_awaiting:
             machine.shut_down(_SHUTTING_DOWN)
@@ -243,7 +273,7 @@ class SmtpResponder(Protocol):
         self._deadline.set(seconds)
 
     def _expired(self) -> None:
-        if self._is_ending:
+        if self._is_ending or self._is_securing:
             self.abort()
             return
         if self._is_choked or self._is_deaf:
@@ -345,6 +375,11 @@ class SmtpResponder(Protocol):
     def _on_helo(self, event: Helo) -> None:
         self._ask(self._reception.helo(event.name, event.protocol))
 
+    def _on_starttls(self, event: StartTls) -> None:
+        self._machine.answer(None)
+        self._flush()
+        self._begin_tls()
+
     def _on_mail(self, event: Mail) -> None:
         if self._is_draining:  # a client that pipelines is never at rest
             self._machine.answer(_SHUTTING_DOWN)
@@ -416,6 +451,7 @@ class SmtpResponder(Protocol):
 
 _HANDLERS: dict[type[Any], Callable[[SmtpResponder, Any], None]] = {
     Helo: SmtpResponder._on_helo,
+    StartTls: SmtpResponder._on_starttls,
     Mail: SmtpResponder._on_mail,
     Rcpt: SmtpResponder._on_rcpt,
     Data: SmtpResponder._on_data,
@@ -425,173 +461,3 @@ _HANDLERS: dict[type[Any], Callable[[SmtpResponder, Any], None]] = {
     Rejected: SmtpResponder._on_rejected,
     Quit: SmtpResponder._on_quit,
 }
-
-
-class TurnedAway(Protocol):
-    """Says one reply and closes: a connection beyond a limit."""
-
-    transport: Any
-
-    def __init__(self, reply: Reply, clock: IClock) -> None:
-        self._reply = reply
-        self._deadline = Deadline(clock, self._expired)
-
-    def connectionMade(self) -> None:
-        send_now(self.transport, render(self._reply))
-        self.transport.loseConnection()
-        self._deadline.set(LINGER_SECONDS)
-
-    def connectionLost(self, reason: TwistedFailure = connectionDone) -> None:
-        self._deadline.cancel()
-
-    def _expired(self) -> None:
-        abort_now(self.transport)
-
-
-# --- the listener -----------------------------------------------------------------------------
-
-
-@implementer(IListenerKind, IDrains)
-class SmtpListener:
-    """A `listeners:` block: opens its port on every address and counts who is connected."""
-
-    def __init__(
-        self, settings: LmtpListenerSettings, surroundings: ISurroundings, lmtp: bool = False
-    ) -> None:
-        self.kind = "lmtp" if lmtp else "smtp"
-        self.settings = settings
-        self.name = settings.name or f"{self.kind}:{settings.port}"
-        self._role = Role.LMTP if lmtp else Role.SMTP
-        self._surroundings = surroundings
-        self._limits = settings.of_machine()
-        self._banner = settings.banner.encode()
-        self._checkpoint_from = getattr(settings, "checkpoint_from", ())
-        self._open: set[SmtpResponder] = set()
-        self._clients: dict[str, int] = {}
-        self._drained: list[Deferred[None]] = []
-        self._is_full = False
-        self._turned_away = surroundings.telemetry.counter(
-            "mta_connections_refused_total",
-            "Connections answered with 421 for a limit.",
-            listener=self.name,
-        )
-
-    def listen(self, tenure: ITenure, host: IReceptionHost) -> Sequence[IRevocable]:
-        def build(peer: PeerInfo) -> IProtocol:
-            return self.build(tenure, host, peer)
-
-        ports: list[IRevocable] = []
-        try:
-            for address in tenure.addresses:
-                ports.append(
-                    self._surroundings.doors.listen(
-                        tenure,
-                        address,
-                        self.settings.port,
-                        build,
-                        name=self.kind,
-                        backlog=self.settings.limits.backlog,
-                    )
-                )
-        except MTAError:
-            for port in ports:
-                port.revoke()
-            raise
-        return ports
-
-    def build(self, tenure: ITenure, host: IReceptionHost, peer: PeerInfo) -> IProtocol:
-        """The protocol of one accepted connection."""
-        limits, clock = self.settings.limits, self._surroundings.clock
-        mine = self._clients.get(peer.host, 0)
-        if len(self._open) >= limits.connections or mine >= limits.connections_per_client:
-            full = len(self._open) >= limits.connections
-            self._turn_away(peer, full)
-            return TurnedAway(_TOO_MANY if full else _TOO_MANY_OF_YOURS, clock)
-        peer = replace(peer, listener=self.name, protocol=self._role.value)
-        try:
-            reception = host.reception(tenure, peer)
-        except MTAError as error:
-            self._surroundings.telemetry.notice("warning", "association", f"{self.name}: {error}")
-            return TurnedAway(_NOT_NOW, clock)
-        responder = SmtpResponder(
-            Responder(
-                tenure.network_name.encode(),
-                self._role,
-                self._limits,
-                self._banner,
-                checkpoint=is_within(peer.host, self._checkpoint_from),
-            ),
-            reception,
-            peer,
-            self.settings.timeouts,
-            clock=clock,
-            telemetry=self._surroundings.telemetry,
-            on_lost=self._ended,
-        )
-        responder.association_kind = self.kind
-        self._open.add(responder)
-        self._clients[peer.host] = mine + 1
-        return responder
-
-    @property
-    def open_associations(self) -> int:
-        return len(self._open)
-
-    def drain(self) -> Deferred[None]:
-        if not self._open:
-            return succeed(None)
-        done: Deferred[None] = Deferred()
-        self._drained.append(done)
-        for responder in tuple(self._open):
-            responder.drain()
-        return done
-
-    def _turn_away(self, peer: PeerInfo, full: bool) -> None:
-        self._turned_away.inc()
-        if not self._is_full:  # one line a flood
-            self._is_full = True
-            limits = self.settings.limits
-            which = (
-                f"{limits.connections} connections"
-                if full
-                else f"{limits.connections_per_client} connections from {peer.host}"
-            )
-            self._surroundings.telemetry.notice(
-                "warning", "association", f"{self.name}: {which} are open, more are told 421"
-            )
-
-    def _ended(self, responder: SmtpResponder) -> None:
-        if responder not in self._open:
-            return
-        self._open.discard(responder)
-        host = responder.peer.host
-        left = self._clients.get(host, 1) - 1
-        if left:
-            self._clients[host] = left
-        else:
-            self._clients.pop(host, None)
-        if len(self._open) < self.settings.limits.connections // 2:
-            self._is_full = False
-        if not self._open:
-            drained, self._drained = self._drained, []
-            for done in drained:
-                done.callback(None)
-
-
-def build_submission_responder(
-    tenure: ITenure,
-    host: IReceptionHost,
-    peer: PeerInfo,
-    surroundings: ISurroundings,
-    settings: SmtpListenerSettings | None = None,
-) -> IProtocol:
-    """The responder for this node's own programs (submit.sock). `host` sets the size limit."""
-    settings = settings or SmtpListenerSettings(limits=ListenerLimits(size=0, line=0))
-    return SmtpResponder(
-        Responder(tenure.network_name.encode(), Role.SMTP, settings.of_machine()),
-        host.reception(tenure, peer),
-        peer,
-        settings.timeouts,
-        clock=surroundings.clock,
-        telemetry=surroundings.telemetry,
-    )

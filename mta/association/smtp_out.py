@@ -11,24 +11,20 @@ piece is under way besides what the transport holds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.association.deadline import Deadline
-from mta.association.smtp_settings import (
-    LmtpConnectorSettings,
-    SmtpConnectorSettings,
-    WireConnectorSettings,
-)
+from mta.association.tls import handshake_fault
+from mta.association.tls_wish import TlsWish
 from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, PermanentFailure, TransientFailure
 from mta.interfaces import (
-    IAssociationKind,
     ICheckpoints,
     IClock,
     IContent,
@@ -36,7 +32,6 @@ from mta.interfaces import (
     INotifies,
     IRevocable,
     ISender,
-    ISurroundings,
     ITenure,
 )
 from mta.model import (
@@ -44,12 +39,12 @@ from mta.model import (
     ContentForm,
     Envelope,
     FourTuple,
-    NextHop,
     Outcome,
     OutcomeKind,
     Reply,
     Requires,
 )
+from mta.telemetry import Secured
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.client_states import (
     Committed,
@@ -59,19 +54,11 @@ from mta.wire.smtp.client_states import (
     Opened,
     Prepared,
     Refused,
+    StartTls,
     State,
     Wait,
     Withdrawn,
 )
-from mta.wire.smtp.states import Role
-
-__all__ = [
-    "LmtpConnectorSettings",
-    "LmtpInitiator",
-    "SmtpConnectorSettings",
-    "SmtpInitiator",
-    "SmtpSender",
-]
 
 Outcomes = tuple[Outcome, ...]
 _AT_ONCE = 65536
@@ -96,7 +83,7 @@ class Flusher:
             sender.flush()
 
 
-@implementer(ISender, IEnds, ICheckpoints, INotifies, IPushProducer, IRevocable)
+@implementer(ISender, IEnds, ICheckpoints, INotifies, IPushProducer, IRevocable, IHandshakeListener)
 class SmtpSender(Protocol):
     """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
 
@@ -111,7 +98,11 @@ class SmtpSender(Protocol):
         clock: IClock,
         flusher: Flusher,
         checkpoint: bool = False,
+        wish: TlsWish | None = None,
     ) -> None:
+        self.tls_fault = ""
+        """Why TLS came to nothing; "" as long as it did not."""
+        self._wish = wish
         self.slot = slot
         self.association_kind = kind
         self.relay = relay
@@ -305,6 +296,8 @@ class SmtpSender(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._is_lost = True
         self._deadline.cancel()
+        if self._machine.state is State.HANDSHAKE:
+            self._not_secured(handshake_fault(reason.value))
         self._handle(self._machine.connection_lost())
         if self._is_adopted:
             self._tenure.disown(self)
@@ -347,7 +340,43 @@ class SmtpSender(Protocol):
             self._deadline.set(seconds)
 
     def _expired(self) -> None:
-        self._handle(self._machine.expire())
+        if self._machine.state is State.HANDSHAKE:
+            self._not_secured("it took too long")
+        else:
+            self._handle(self._machine.expire())
+
+    # -- TLS
+
+    def _on_start_tls(self, event: StartTls) -> None:
+        wish, transport = self._wish, self.transport
+        assert wish is not None, "nobody asked for TLS"
+        cast(Any, transport).startTLS(wish.tls.opening(wish.name, wish.verify))
+
+    def handshakeCompleted(self) -> None:
+        """IHandshakeListener. Who the peer is comes before anything is said to it."""
+        wish = self._wish
+        assert wish is not None
+        handle = cast(Any, self.transport).getHandle()
+        if wish.verify:
+            try:
+                wish.tls.check_name(handle, wish.name)
+            except MTAError as fault:
+                self._not_secured(str(fault))
+                return
+        trust = "Verified" if wish.verify else "Untrusted"
+        session = wish.tls.describe(handle)
+        wish.telemetry.event(Secured(self.slot, "out", self.relay, trust, session))
+        self._machine.secured()
+        self.flush()
+
+    def _not_secured(self, why: str) -> None:
+        self.tls_fault = why
+        wish = self._wish
+        if wish is not None:
+            wish.telemetry.counter(
+                "mta_tls_failures_total", "TLS handshakes that came to nothing.", direction="out"
+            ).inc()
+        self._handle(self._machine.connection_lost(f"TLS handshake failed: {why}"))
 
     # -- content
 
@@ -477,6 +506,7 @@ class SmtpSender(Protocol):
 
 _HANDLERS: dict[type[Any], Callable[[SmtpSender, Any], None]] = {
     Opened: SmtpSender._on_opened,
+    StartTls: SmtpSender._on_start_tls,
     Refused: SmtpSender._on_refused,
     Prepared: SmtpSender._on_prepared,
     NotSent: SmtpSender._on_not_sent,
@@ -492,74 +522,3 @@ def _failure(relay: str, reply: Reply) -> TransientFailure | PermanentFailure:
     why = reply.text if reply.enhanced != "4.4.2" else b" ".join(reply.lines).decode()
     enhanced = reply.enhanced or ("5.0.0" if reply.is_permanent else "4.0.0")
     return kind(relay, why, code=reply.code, enhanced=enhanced)
-
-
-@implementer(IAssociationKind)
-class SmtpInitiator:
-    """Opens SMTP associations."""
-
-    name = "smtp"
-    commit_point = "final dot"
-    may_send = True
-    may_receive = False
-    role = Role.SMTP
-
-    def __init__(self, settings: WireConnectorSettings, surroundings: ISurroundings) -> None:
-        self._settings = settings
-        self._checkpoint = getattr(settings, "checkpoint", False)
-        self._clock = surroundings.clock
-        self._doors = surroundings.doors
-        self._flusher = Flusher(surroundings.clock)
-        # Every connector has its kind's object, but slots are unique in the epoch: the counter that
-        # all of them share numbers them.
-        self._number = surroundings.telemetry.counter(
-            "mta_associations_opened_total", "Associations that we opened.", kind=self.name
-        )
-
-    def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
-        sender = self._sender(tenure, hop.relay)
-        return Deferred.fromCoroutine(self._open(tenure, hop, sender))
-
-    def _sender(self, tenure: ITenure, relay: str) -> SmtpSender:
-        self._number.inc()
-        slot = f"{self.name}/out/{int(self._number.value)}"
-        timeouts = self._settings.timeouts.of_machine()
-        machine = Initiator(tenure.network_name.encode(), self.role, timeouts)
-        return SmtpSender(
-            slot,
-            self.name,
-            relay,
-            machine,
-            tenure=tenure,
-            clock=self._clock,
-            flusher=self._flusher,
-            checkpoint=self._checkpoint,
-        )
-
-    async def _open(self, tenure: ITenure, hop: NextHop, sender: SmtpSender) -> ISender:
-        timeout = self._settings.timeouts.connect
-        await self._doors.connect(tenure, hop.host, hop.port, sender, timeout)
-        return await sender.opened()
-
-
-class LmtpInitiator(SmtpInitiator):
-    """Opens LMTP associations: over TCP to a bridgehead, or to a UNIX socket of this node."""
-
-    name = "lmtp"
-    role = Role.LMTP
-
-    def __init__(self, settings: LmtpConnectorSettings, surroundings: ISurroundings) -> None:
-        super().__init__(settings, surroundings)
-        self._path = settings.path
-
-    def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
-        if self._path is None:
-            return super().open(tenure, hop)
-        sender = self._sender(tenure, f"{hop.host}[{self._path}]")
-        return Deferred.fromCoroutine(self._open_path(tenure, self._path, sender))
-
-    async def _open_path(self, tenure: ITenure, path: str, sender: SmtpSender) -> ISender:
-        # A UNIX socket has no address that could be wrong, but it must not outlive the tenure.
-        tenure.check()
-        await self._doors.service_connect("store", f"unix:{path}", sender)
-        return await sender.opened(adopt=True)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mta.settings import Boolean, Count, Duration, Network, Port, Settings, Size
 from mta.wire.smtp.client_states import Timeouts
-from mta.wire.smtp.server import Limits
+from mta.wire.smtp.limits import Limits
 
 # --- listeners --------------------------------------------------------------------------------
 
@@ -58,6 +58,9 @@ class ListenerTimeouts(Settings):
     block: Duration = Field(
         default=180.0, description="Between two pieces of content (RFC 5321: 3 minutes)."
     )
+    handshake: Duration = Field(
+        default=60.0, description="For TLS to be negotiated, once it was begun."
+    )
     transaction: Duration = Field(
         default=3600.0,
         description="From MAIL to the final dot, so that a client that sends an octet now and "
@@ -74,6 +77,11 @@ class LmtpListenerSettings(Settings):
         default=None,
         description="Networks whose clients may send to any routable recipient; by default "
         "loopback and our own virtual addresses.",
+    )
+    tls: Literal["none", "offer", "require", "implicit"] = Field(
+        default="offer",
+        description="none | offer: STARTTLS, where `tls.certificates` are given | require: no MAIL"
+        " before it | implicit: TLS before the greeting, as on port 465.",
     )
     banner: str = Field(
         default="",
@@ -162,6 +170,12 @@ class WireConnectorSettings(Settings):
 
     timeouts: ConnectorTimeouts = Field(
         default_factory=ConnectorTimeouts, description="How long the peer may take."
+    )
+    tls: Literal["none", "opportunistic", "require", "verify"] = Field(
+        default="opportunistic",
+        description="none | opportunistic: STARTTLS where it is offered, plainly where that fails |"
+        " require: mail waits rather than go without it | verify: and its certificate must be for"
+        " the server's name, from an authority in `tls.trust`.",
     )
 
 

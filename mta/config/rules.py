@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mta.config.names import covers
-from mta.config.schema import ConnectorBlock, PluginBlock
+from mta.config.schema import ConnectorBlock, ListenerBlock, PluginBlock
 from mta.config.validate import keys_of
 from mta.config.walker import Tree
 from mta.interfaces import IConnectorFactory, IPluginFactory
@@ -94,6 +94,20 @@ def sharing_said(tree: Tree, cluster: PluginBlock | None, spool: PluginBlock | N
             f" {choices}",
             tree.mark(("spool",)),
         )
+
+
+def certificate_there(tree: Tree, tls: Any, listeners: list[ListenerBlock]) -> None:
+    """A listener for which TLS is a must has a certificate to show."""
+    if tls is None or tls.certificates:
+        return
+    for index, block in enumerate(listeners):
+        wanted = getattr(block.settings, "tls", "")
+        if wanted in {"require", "implicit"}:
+            tree.report(
+                ("listeners", index, "tls"),
+                f"{wanted}: there is no certificate; give one for the network name in"
+                " tls.certificates",
+            )
 
 
 def postmaster_routable(tree: Tree, postmaster: Address, connectors: list[ConnectorBlock]) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from mta.admin.settings import AdminSettings, LogSettings
+from mta.association.tls_settings import TlsSettings
 from mta.config import names
 from mta.interfaces import (
     IAssociationKind,
@@ -249,6 +250,7 @@ SINGLE_BLOCKS: dict[str, type[Settings]] = {
     "intake": IntakeSettings,
     "queue": QueueSettings,
     "resolver": ResolverSettings,
+    "tls": TlsSettings,
     "log": LogSettings,
     "admin": AdminSettings,
 }
@@ -270,6 +272,7 @@ HELP: dict[str, str] = {
     "intake": "what is asked of every message before it is accepted",
     "queue": "how long messages are tried, how often, and how many at once",
     "resolver": "where names are looked up",
+    "tls": "certificates of the virtual server, and whom we trust",
     "log": "where the log goes and what it looks like",
     "admin": "how operators and this machine's programs reach the daemon",
 }
@@ -297,6 +300,7 @@ class Config:
     intake: IntakeSettings
     queue: QueueSettings
     resolver: ResolverSettings
+    tls: TlsSettings
     log: LogSettings
     admin: AdminSettings
     filename: str

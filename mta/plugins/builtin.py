@@ -121,26 +121,26 @@ memory = BuiltIn(
 smtp_listener = BuiltIn(
     "smtp",
     IListenerKind,
-    "mta.association.smtp_in:SmtpListener",
-    "mta.association.smtp_in:SmtpListenerSettings",
+    "mta.association.smtp_listener:SmtpListener",
+    "mta.association.smtp_listener:SmtpListenerSettings",
 )
 lmtp_listener = BuiltIn(
     "lmtp",
     IListenerKind,
-    "mta.association.smtp_in:SmtpListener",
-    "mta.association.smtp_in:LmtpListenerSettings",
+    "mta.association.smtp_listener:SmtpListener",
+    "mta.association.smtp_listener:LmtpListenerSettings",
     lmtp=True,
 )
 smtp_connector = BuiltInConnector(
     "smtp",
-    "mta.association.smtp_out:SmtpInitiator",
-    "mta.association.smtp_out:SmtpConnectorSettings",
+    "mta.association.smtp_initiator:SmtpInitiator",
+    "mta.association.smtp_initiator:SmtpConnectorSettings",
     far_end_keys=("bridgeheads", "delivery"),
 )
 lmtp_connector = BuiltInConnector(
     "lmtp",
-    "mta.association.smtp_out:LmtpInitiator",
-    "mta.association.smtp_out:LmtpConnectorSettings",
+    "mta.association.smtp_initiator:LmtpInitiator",
+    "mta.association.smtp_initiator:LmtpConnectorSettings",
     far_end_keys=("bridgeheads", "path"),
     purposes=frozenset(("store",)),  # a UNIX socket is no association with an address
 )

@@ -26,8 +26,9 @@ from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.content import END_OF_DATA, Stuffer
+from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
 from mta.wire.smtp.reply import LINE_LIMIT, ReplyReader
-from mta.wire.smtp.server import COMMAND_LIMIT, Limits, Responder
+from mta.wire.smtp.server import Responder
 from mta.wire.smtp.states import Role, State
 
 REPLY_OCTETS = 1100

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
+from mta.association.tls import Tls
 from mta.config.load import load
 from mta.config.schema import Config
 from mta.interfaces import IPluginFactory, IPolicy, ISpool, ISurroundings, ITenure
@@ -118,6 +119,12 @@ class LabNode:
             executor=self.executor,
             node=name,
             virtual_server=lab.config.virtual_server,
+        )
+        self.surroundings.tls = Tls(
+            lab.config.tls,
+            lab.config.virtual_server.network_name,
+            lab.clock,
+            self.surroundings.telemetry,
         )
         self.events = self.surroundings.events
         self.spool: ISpool = self._create(lab.config.spool)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+from twisted.internet import _newtls, error
 from twisted.internet import address as twisted_address
-from twisted.internet import error
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IConsumer,
@@ -21,6 +21,7 @@ from twisted.internet.interfaces import (
     ITCPTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -45,8 +46,13 @@ class MemoryTransport:
     """
 
     disconnecting = False
+    TLS = False
 
-    def __init__(self, network: MemoryNetwork, host: Any, peer: Any) -> None:
+    def __init__(
+        self, network: MemoryNetwork, host: Any, peer: Any, *, is_client: bool = False
+    ) -> None:
+        self._is_client = is_client
+        self.getHandle: Callable[[], Any]
         self._network = network
         self._host = host
         self._peer_address = peer
@@ -66,8 +72,33 @@ class MemoryTransport:
         self.producer: Any = None
         self._streaming = False
 
+    # TLS: Twisted's own, over these octets and in this time
+    def startTLS(self, creator: Any, normal: bool = True) -> None:
+        producer, streaming = self.producer, self._streaming
+        if producer is not None:
+            self.unregister_plainly()
+        is_client = self._is_client if normal else not self._is_client
+        factory = TLSMemoryBIOFactory(
+            creator, is_client, cast(Any, None), clock=cast(Any, self._network.clock.reactor)
+        )
+        layer: Any = factory.protocol(factory, self.protocol, False)
+        self.protocol = layer
+        self.getHandle = layer.getHandle
+        self.TLS = True
+        bypass: Any = _newtls._BypassTLS
+        layer.makeConnection(bypass(_Plain, self))
+        if producer is not None:
+            self.registerProducer(producer, streaming)
+
     # writing
     def write(self, data: bytes) -> None:
+        if self.TLS:
+            if self.connected:
+                cast(Any, self.protocol).write(data)
+        else:
+            self.write_plainly(data)
+
+    def write_plainly(self, data: bytes) -> None:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError("data must be bytes")
         if not self.connected or self.disconnecting or self._is_write_closed or not data:
@@ -122,7 +153,7 @@ class MemoryTransport:
             elif far.connected:
                 far._finish(Failure(error.ConnectionDone()))
                 self._finish(Failure(error.ConnectionLost("connection reset by peer")))
-        elif self.disconnecting and self.producer is None:
+        elif self.disconnecting and (self.producer is None or self._streaming):
             self._finish(Failure(error.ConnectionDone()))
             far._peer_ended(Failure(error.ConnectionDone()))
 
@@ -148,6 +179,12 @@ class MemoryTransport:
 
     # ending
     def loseConnection(self) -> None:
+        if self.TLS and self.connected and not self.disconnecting:
+            cast(Any, self.protocol).loseConnection()
+        else:
+            self.lose_plainly()
+
+    def lose_plainly(self) -> None:
         if self.connected and not self.disconnecting:
             self.disconnecting = True
             self._schedule()
@@ -192,6 +229,12 @@ class MemoryTransport:
 
     # being a consumer
     def registerProducer(self, producer: Any, streaming: bool) -> None:
+        if self.TLS:
+            cast(Any, self.protocol).registerProducer(producer, streaming)
+        else:
+            self.register_plainly(producer, streaming)
+
+    def register_plainly(self, producer: Any, streaming: bool) -> None:
         if self.producer is not None:
             raise RuntimeError("a producer is registered already")
         self.producer, self._streaming = producer, streaming
@@ -199,6 +242,12 @@ class MemoryTransport:
             producer.resumeProducing()
 
     def unregisterProducer(self) -> None:
+        if self.TLS:
+            cast(Any, self.protocol).unregisterProducer()
+        else:
+            self.unregister_plainly()
+
+    def unregister_plainly(self) -> None:
         self.producer = None
         if self.disconnecting:
             self._schedule()
@@ -221,6 +270,30 @@ class MemoryTransport:
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
         pass
+
+
+class _Plain:
+    """What the TLS layer writes to: the same transport, past itself."""
+
+    @staticmethod
+    def write(transport: MemoryTransport, data: bytes) -> None:
+        transport.write_plainly(data)
+
+    @staticmethod
+    def writeSequence(transport: MemoryTransport, pieces: Any) -> None:
+        transport.write_plainly(b"".join(pieces))
+
+    @staticmethod
+    def loseConnection(transport: MemoryTransport) -> None:
+        transport.lose_plainly()
+
+    @staticmethod
+    def registerProducer(transport: MemoryTransport, producer: Any, streaming: bool) -> None:
+        transport.register_plainly(producer, streaming)
+
+    @staticmethod
+    def unregisterProducer(transport: MemoryTransport) -> None:
+        transport.unregister_plainly()
 
 
 class MemoryPeer(Protocol):
@@ -337,7 +410,7 @@ class MemoryNetwork:
         accepted = listening.build(near_address)
         if accepted is None:
             return None
-        near = MemoryTransport(self, near_address, far_address)
+        near = MemoryTransport(self, near_address, far_address, is_client=True)
         far = MemoryTransport(self, far_address, near_address)
         near.far, far.far = far, near
         near.protocol, far.protocol = protocol, accepted

@@ -26,6 +26,7 @@ from mta.interfaces import (
     IRevocable,
     ISurroundings,
     ITenure,
+    ITls,
 )
 from mta.model import PeerInfo, VirtualAddress, VirtualServer
 from mta.telemetry import Notice, Telemetry
@@ -299,7 +300,9 @@ class MemorySurroundings:
         node: str = "a.example.org",
         state_directory: str = "/state",
         virtual_server: VirtualServer | None = None,
+        tls: ITls | None = None,
     ) -> None:
+        self._tls = tls
         self.clock = clock or (network.clock if network is not None else VirtualClock())
         self.telemetry = telemetry or Telemetry()
         self.network = network or MemoryNetwork(self.clock)
@@ -314,6 +317,21 @@ class MemorySurroundings:
         self._resolver = resolver
         self.events: list[Any] = []
         self.telemetry.attach(self.events.append)
+
+    @property
+    def tls(self) -> ITls:
+        """Without a certificate of its own, unless one was handed in."""
+        if self._tls is None:
+            from mta.association.tls import Tls
+            from mta.association.tls_settings import TlsSettings
+
+            name = self.virtual_server.network_name
+            self._tls = Tls(TlsSettings(), name, self.clock, self.telemetry)
+        return self._tls
+
+    @tls.setter
+    def tls(self, tls: ITls) -> None:
+        self._tls = tls
 
     @property
     def disk(self) -> IDisk:

@@ -7,9 +7,11 @@ said now; only keep that if you know why it differs.
 A transcript begins with comments and `key: value` settings up to an empty line:
     side: responder (we answer) or initiator (we ask)      role: smtp or lmtp
     limit: recipients=2                                     the responder's Limits
-    offer: checkpoint                                       what not every client is offered
+    offer: checkpoint                                       what not every client is offered; also
+                                                            starttls, and a must: starttls!
     hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on";
                                                             `-` where there is no enhanced code
+    tls: never, if offered or always                        what the initiator wants
 Then lines, each with who speaks:
     C: EHLO x     the client, with CRLF; `C.` without CRLF
     S: 220 x      the server, likewise
@@ -35,9 +37,10 @@ from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.grammar import parse_path
+from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import notify_of
-from mta.wire.smtp.server import Limits, Responder
-from mta.wire.smtp.states import Role
+from mta.wire.smtp.server import Responder
+from mta.wire.smtp.states import Role, Security, State
 
 Splitter = Callable[[bytes], Sequence[bytes]]
 """How what arrives together is cut into pieces."""
@@ -166,6 +169,9 @@ def _said(mark: str, output: bytes) -> list[str]:
     return [*said, f"{mark}. {_shown(rest)}"] if rest else said
 
 
+_SECURITY = (Security.NONE, Security.OFFERED, Security.REQUIRED)
+
+
 class _Responding:
     """We answer: the machine of wire/smtp/server.py, with hooks that answer at once."""
 
@@ -177,11 +183,13 @@ class _Responding:
         self._hooks: dict[tuple[str, bytes], Reply] = {}
         for hook in transcript.settings.get("hook", []):
             self._learn(hook)
+        offers = transcript.settings.get("offer", [])
         self._machine = Responder(
             b"mx.example.org",
             transcript.role,
             Limits(**limits),
-            checkpoint="checkpoint" in transcript.settings.get("offer", []),
+            checkpoint="checkpoint" in offers,
+            security=_SECURITY[("starttls" in offers) + 2 * ("starttls!" in offers)],
         )
         self._content = b""
 
@@ -226,6 +234,12 @@ class _Responding:
             case events.Helo(name, protocol):
                 answer(hooks.get(("helo", name)))
                 return f"helo {name.decode()} {protocol}"
+            case events.StartTls():
+                answer(hooks.get(("starttls", b"")))
+                if self._machine.state is State.HANDSHAKE:
+                    self._machine.secured()
+                    return "starttls, and TLS is there"
+                return "starttls"
             case events.Mail(sender, parameters):
                 answer(hooks.get(("mail", sender.text)))
                 return f"mail <{sender}>{_parameters(parameters)}"
@@ -255,7 +269,10 @@ class _Initiating:
     """We ask: the machine of wire/smtp/client.py."""
 
     def __init__(self, transcript: Transcript) -> None:
-        self._machine = Initiator(b"bridgehead.example.org", transcript.role)
+        asked = transcript.settings.get("tls", ["never"])[0]
+        self._machine = Initiator(
+            b"bridgehead.example.org", transcript.role, secrecy=told.Secrecy(asked)
+        )
 
     def begin(self) -> list[str]:
         return []
@@ -297,6 +314,9 @@ class _Initiating:
                 return self._outcome([])
             case "withdraw":
                 return self._outcome(machine.withdraw())
+            case "secured":
+                machine.secured()
+                return self._outcome([])
             case "quit":
                 return self._outcome(machine.quit())
             case "lost":
@@ -317,6 +337,8 @@ class _Initiating:
             case told.Prepared(tag, outcomes) | told.Committed(tag, outcomes):
                 verb = type(event).__name__.lower()
                 return "; ".join([f"{verb} {tag}", *map(_outcome, outcomes)])
+            case told.StartTls():
+                return "start TLS"
             case told.NotSent(tag, reply):
                 return f"not sent {tag}: {reply.text}"
             case told.Withdrawn(tag):

@@ -22,7 +22,7 @@ from mta.errors import (
     TenureRevoked,
     Unavailable,
 )
-from mta.interfaces import IReception, IStaging, ITenure
+from mta.interfaces import IReception, ISecured, IStaging, ITenure
 from mta.model import (
     Address,
     AddressKind,
@@ -65,7 +65,7 @@ _NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
 Answer = Reply | None | Deferred[Reply | None]
 
 
-@implementer(IReception)
+@implementer(IReception, ISecured)
 class Reception:
     """Made by Intake. What it raises (Fenced, TenureRevoked), and what the Deferred of `end` fails
     with (also Unknown), must abort the association without a reply.
@@ -137,6 +137,13 @@ class Reception:
         peer = self._association.peer
         ends = FourTuple(peer.local_host, peer.local_port, peer.host, peer.port)
         self._desk.spool.open_association(peer.association, ends, True)
+
+    def secured(self, session: str) -> None:
+        """ISecured."""
+        association = self._association
+        association.peer = replace(association.peer, tls=session)
+        association.helo = b""
+        self._received_from = b""
 
     def helo(self, name: bytes, protocol: str) -> Answer:
         association = self._association

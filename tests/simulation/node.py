@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zope.interface import implementer
 
+from mta.association.tls import Tls
 from mta.cluster.driver import ClaimFacts, Ownership
 from mta.cluster.ownership import State
 from mta.cluster.settings import ClusterSettings
@@ -84,7 +85,10 @@ class _Here:
         self.resolver = MemoryResolver(process.world.chance.shuffle)
         self.node = process.node.name
         self.state_directory = "/state"
-        self.virtual_server = configuration().virtual_server
+        config = configuration()
+        self.virtual_server = config.virtual_server
+        name = config.virtual_server.network_name
+        self.tls = Tls(config.tls, name, process.clock, process.telemetry)
 
 
 class Process:

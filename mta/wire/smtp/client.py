@@ -9,8 +9,8 @@ dot and MAIL, RCPT, DATA of n+1 then leave together, one round trip a message (R
 DATA end a group, and what follows a dot begins a new one).
 
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
-RFC 1870, RFC 6152, RFC 3461 (DSN), RFC 1047 (why UNKNOWN exists), RFC 1845 (named transactions,
-which end it).
+RFC 1870, RFC 6152, RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 1047 (why UNKNOWN exists), RFC 1845
+(named transactions, which end it).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mta.errors import LocalProtocolError, RemoteProtocolError
 from mta.model import Address, Envelope, Outcome, OutcomeKind, Reply
 from mta.wire.smtp.client_envelope import commands, impossible, size_limit, without_name
 from mta.wire.smtp.client_outcomes import (
+    NO_TLS,
     gone,
     left_over,
     outcome_kind,
@@ -30,6 +31,8 @@ from mta.wire.smtp.client_outcomes import (
 )
 from mta.wire.smtp.client_states import (
     CLASSES,
+    ENVELOPE,
+    OFFSET,
     TABLE,
     Class,
     Committed,
@@ -40,6 +43,8 @@ from mta.wire.smtp.client_states import (
     Phase,
     Prepared,
     Refused,
+    Secrecy,
+    StartTls,
     State,
     Timeouts,
     Transaction,
@@ -50,8 +55,6 @@ from mta.wire.smtp.content import Stuffer
 from mta.wire.smtp.reply import ReplyReader
 from mta.wire.smtp.states import Role
 
-# --- the machine ------------------------------------------------------------------------------
-
 
 class Initiator:
     """One association's protocol, from the peer's greeting to the end.
@@ -61,9 +64,15 @@ class Initiator:
     """
 
     def __init__(
-        self, name: bytes, role: Role = Role.SMTP, timeouts: Timeouts | None = None
+        self,
+        name: bytes,
+        role: Role = Role.SMTP,
+        timeouts: Timeouts | None = None,
+        secrecy: Secrecy = Secrecy.NEVER,
     ) -> None:
         """`name` is what we say in EHLO: the virtual server's network name."""
+        self.is_secure = False
+        self._secrecy = secrecy
         self.role = role
         self.state = State.GREETING
         self.extensions: dict[bytes, bytes] = {}
@@ -86,9 +95,7 @@ class Initiator:
         self._pipelines = False
         self._size_limit = 0
         self.transid = b""
-        """What names the transaction that was prepared last; b"" when it could not be a resend of
-        what the peer has under that name, and was begun anew without one.
-        """
+        """What names the transaction that was prepared last; b"" if it was begun anew without."""
 
     # -- facts
 
@@ -312,10 +319,14 @@ class Initiator:
         if row.action == "refused":
             events += [Refused(reply), *self._end(reply.text, polite=True)]
         elif row.action == "opened":
-            self._learn(reply)
-            events.append(Opened())
-        elif row.action == "opened plainly":
-            events.append(Opened())
+            self._opened(reply, events)
+        elif row.action in {"opened plainly", "no TLS"}:
+            self._open_or_refuse(events)
+        elif row.action == "start TLS":
+            if not self._reader.is_clean:  # put there by others, to be taken for a reply under TLS
+                raise RemoteProtocolError("the peer spoke behind its reply to STARTTLS", reply.text)
+            self._owed.append((Wait.HANDSHAKE, 0))
+            events.append(StartTls())
         elif row.action == "ended":
             events += self._end(reply.text, polite=True)
         else:
@@ -327,6 +338,36 @@ class Initiator:
                 verb = b"LHLO"
             self._output.append(b"%b %b\r\n" % (verb, self._name))
             self._owed.append((Wait.HELLO, 0))
+
+    def _opened(self, reply: Reply, events: list[Event]) -> None:
+        """EHLO is answered: TLS comes first, if it is wanted and is to be had."""
+        self._learn(reply)
+        is_wanted = self._secrecy is not Secrecy.NEVER and not self.is_secure
+        if is_wanted and b"STARTTLS" in self.extensions:
+            self.state = State.STARTTLS
+            self._output.append(b"STARTTLS\r\n")
+            self._owed.append((Wait.STARTTLS, 0))
+        else:
+            self._open_or_refuse(events)
+
+    def _open_or_refuse(self, events: list[Event]) -> None:
+        if self.is_secure or self._secrecy is not Secrecy.ALWAYS:
+            events.append(Opened())
+        else:
+            self.state = State.OPEN
+            events += [Refused(NO_TLS), *self._end(NO_TLS.text)]
+
+    def secured(self) -> None:
+        """TLS is there. EHLO is said anew (RFC 3207 section 4.2)."""
+        if self.state is not State.HANDSHAKE:
+            raise LocalProtocolError("TLS that nobody negotiated")
+        self.is_secure = True
+        self._owed.popleft()
+        self.extensions = {}
+        self.state = State.HELLO
+        verb = b"LHLO" if self.role is Role.LMTP else b"EHLO"
+        self._output.append(b"%b %b\r\n" % (verb, self._name))
+        self._owed.append((Wait.HELLO, 0))
 
     def _learn(self, reply: Reply) -> None:
         """Keep what the EHLO reply announces."""
@@ -360,7 +401,7 @@ class Initiator:
         transaction = self._preparing
         assert transaction is not None  # whoever forgets a transaction forgets what it is owed
         if (klass is Class.INTERMEDIATE) and wait is not Wait.DATA:
-            if wait is not Wait.MAIL or not transaction.is_resend or reply.code != _OFFSET:
+            if wait is not Wait.MAIL or not transaction.is_resend or reply.code != OFFSET:
                 text = "the peer answers an envelope command with 3yz"
                 raise RemoteProtocolError(text, reply.text)
             self._resume(transaction, reply)
@@ -395,7 +436,7 @@ class Initiator:
         if (
             not transaction.is_data_said
             and self._said >= len(transaction.commands)
-            and not any(owed in _ENVELOPE for owed, _ in self._owed)
+            and not any(owed in ENVELOPE for owed, _ in self._owed)
         ):
             self._needs_reset = transaction.mail_reply is None
             events += self._settle_preparing()
@@ -482,8 +523,6 @@ class Initiator:
         events.append(Committed(transaction.tag, outcomes))
         events += self._end(f"refused within the content: {reply.text}")
 
-    # -- ends
-
     def _closing(self, reply: Reply, events: list[Event]) -> None:
         """421: it answers what is owed first, and nothing more will come."""
         transaction = self._sending
@@ -515,8 +554,6 @@ class Initiator:
         self.state = State.ENDED
         self._owed.clear()
         return [Ended(reason, polite)]
-
-    # -- saying
 
     def _say_more(self) -> None:
         """Put out what may be said now of the transaction being prepared.
@@ -561,7 +598,3 @@ class Initiator:
             self._owed.append((Wait.DATA, 0))
         else:
             self._owed.append((Wait.RCPT, transaction.recipients[self._said - 2]))
-
-
-_OFFSET = 355
-_ENVELOPE = frozenset((Wait.MAIL, Wait.RCPT, Wait.DATA))

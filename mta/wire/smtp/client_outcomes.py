@@ -9,6 +9,9 @@ from __future__ import annotations
 from mta.model import Outcome, OutcomeKind, Reply
 from mta.wire.smtp.client_states import Event, NotSent, Phase, Prepared, Transaction, Withdrawn
 
+NO_TLS = Reply(450, "4.7.4", (b"TLS is required, and the next server does not offer it",))
+"""For now: a server without TLS today is no verdict on the message."""
+
 
 def recipient_outcome(index: int, reply: Reply, transaction: Transaction) -> Outcome:
     """RFC 5321 4.5.3.1.10: 452, and 552 from old servers, may mean that the list is too long:

@@ -21,6 +21,9 @@ class Wait(enum.Enum):
 
     GREETING = "greeting"
     HELLO = "reply to EHLO"
+    STARTTLS = "reply to STARTTLS"
+    HANDSHAKE = "TLS to be negotiated"
+    """No reply: the engine below says when."""
     MAIL = "reply to MAIL"
     RCPT = "reply to RCPT"
     DATA = "reply to DATA"
@@ -32,6 +35,11 @@ class Wait(enum.Enum):
     QUIT = "reply to QUIT"
 
     __hash__ = object.__hash__
+
+
+ENVELOPE = frozenset((Wait.MAIL, Wait.RCPT, Wait.DATA))
+OFFSET = 355
+"""RFC 1845's reply to MAIL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,8 @@ class Timeouts:
         return {
             Wait.GREETING: self.greeting,
             Wait.HELLO: self.hello,
+            Wait.STARTTLS: self.hello,
+            Wait.HANDSHAKE: self.hello,
             Wait.MAIL: self.mail,
             Wait.RCPT: self.rcpt,
             Wait.DATA: self.data,
@@ -65,8 +75,8 @@ class Timeouts:
 
 
 class State(enum.Enum):
-    """Where an association stands. GREETING -> HELLO (-> HELO) -> OPEN -> QUITTING -> ENDED; ENDED
-    from everywhere.
+    """Where an association stands. GREETING -> HELLO (-> HELO) -> OPEN -> QUITTING -> ENDED; with
+    TLS, HELLO -> STARTTLS -> HANDSHAKE -> HELLO between. ENDED from everywhere.
     """
 
     GREETING = "greeting"
@@ -75,6 +85,10 @@ class State(enum.Enum):
     """EHLO (LHLO) was said."""
     HELO = "helo"
     """EHLO was not understood; HELO was said."""
+    STARTTLS = "starttls"
+    """STARTTLS was said."""
+    HANDSHAKE = "handshake"
+    """TLS is being negotiated; then EHLO is said anew, and what was announced before is void."""
     OPEN = "open"
     """Transactions may come, one after the other, or one overlapping the next."""
     QUITTING = "quitting"
@@ -83,6 +97,15 @@ class State(enum.Enum):
     """Nothing is said or heard any more."""
 
     __hash__ = object.__hash__
+
+
+class Secrecy(enum.Enum):
+    """What TLS is to an association that we open."""
+
+    NEVER = "never"
+    IF_OFFERED = "if offered"
+    ALWAYS = "always"
+    """Without it nothing is sent."""
 
 
 class Class(enum.Enum):
@@ -120,6 +143,11 @@ TABLE: dict[tuple[State, Class], Row] = {
     (State.HELLO, Class.TRANSIENT): Row(State.ENDED, "refused"),
     (State.HELLO, Class.PERMANENT): Row(State.HELO, "say HELO"),
     (State.HELLO, Class.CLOSING): Row(State.ENDED, "refused"),
+    # Whether a refusal ends it is the policy's word: `Secrecy`.
+    (State.STARTTLS, Class.POSITIVE): Row(State.HANDSHAKE, "start TLS"),
+    (State.STARTTLS, Class.TRANSIENT): Row(State.OPEN, "no TLS"),
+    (State.STARTTLS, Class.PERMANENT): Row(State.OPEN, "no TLS"),
+    (State.STARTTLS, Class.CLOSING): Row(State.ENDED, "refused"),
     # A HELO reply announces nothing, whatever its lines look like (RFC 5321 4.1.1.1).
     (State.HELO, Class.POSITIVE): Row(State.OPEN, "opened plainly"),
     (State.HELO, Class.TRANSIENT): Row(State.ENDED, "refused"),
@@ -207,6 +235,10 @@ class Opened(NamedTuple):
     """The greetings are over: transfers may begin."""
 
 
+class StartTls(NamedTuple):
+    """The peer is ready: negotiate, then call `secured`; or report the connection lost."""
+
+
 class Refused(NamedTuple):
     """The peer does not want us now (4yz) or at all (5yz); the association is over."""
 
@@ -247,4 +279,4 @@ class Ended(NamedTuple):
     polite: bool = False
 
 
-Event = Opened | Refused | Prepared | NotSent | Committed | Withdrawn | Ended
+Event = Opened | StartTls | Refused | Prepared | NotSent | Committed | Withdrawn | Ended

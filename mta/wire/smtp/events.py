@@ -31,6 +31,10 @@ class Rcpt(NamedTuple):
     parameters: Parameters
 
 
+class StartTls(NamedTuple):
+    """STARTTLS, and nothing behind it. None as answer: 220; then `secured` when TLS is there."""
+
+
 class Data(NamedTuple):
     """DATA with at least one accepted recipient; None as answer: 354."""
 
@@ -70,4 +74,4 @@ class Quit(NamedTuple):
     polite: bool
 
 
-Event = Helo | Mail | Rcpt | Data | End | Chunk | Reset | Rejected | Quit
+Event = Helo | StartTls | Mail | Rcpt | Data | End | Chunk | Reset | Rejected | Quit

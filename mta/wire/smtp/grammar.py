@@ -35,6 +35,11 @@ class Refused(RemoteProtocolError):
         self.reply = Reply(code, enhanced, (text,))
 
 
+def refusal(reply: Reply) -> Refused:
+    """The same with a reply that is known beforehand."""
+    return Refused(reply.code, reply.enhanced, reply.lines[0])
+
+
 _ATEXT = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
 # Underscores are no letters of a host name, but names with them exist and receive mail.

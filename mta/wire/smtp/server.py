@@ -9,19 +9,31 @@ event that wants an answer (the first group below) by `answer` before the next; 
 `take_output()`. Commands that arrived together are thus answered in one write (RFC 2920).
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
-RFC 2034 (ENHANCEDSTATUSCODES), RFC 3461 (DSN), RFC 1845 (CHECKPOINT, of which only whole
-transactions are kept).
+RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 1845 (CHECKPOINT, of which
+only whole transactions are kept).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mta.errors import LocalProtocolError
 from mta.model import Reply
+from mta.wire.smtp import server_replies as said
 from mta.wire.smtp.content import ContentReader, Fault
-from mta.wire.smtp.events import Chunk, Data, End, Event, Helo, Mail, Quit, Rcpt, Rejected, Reset
+from mta.wire.smtp.events import (
+    Chunk,
+    Data,
+    End,
+    Event,
+    Helo,
+    Mail,
+    Quit,
+    Rcpt,
+    Rejected,
+    Reset,
+    StartTls,
+)
 from mta.wire.smtp.grammar import (
     CHECKPOINT_PARAMETERS,
     MAIL_PARAMETERS,
@@ -30,29 +42,13 @@ from mta.wire.smtp.grammar import (
     parse_helo,
     parse_mail,
     parse_rcpt,
+    refusal,
 )
+from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
 from mta.wire.smtp.notification import NOTIFICATION_MAIL, NOTIFICATION_RCPT
 from mta.wire.smtp.reply import render
-from mta.wire.smtp.states import TABLE, Role, State, Verb, out_of_place
+from mta.wire.smtp.states import TABLE, Role, Security, State, Verb, out_of_place
 from mta.wire.text import neutralise
-
-COMMAND_LIMIT = 2048
-"""Octets of a command line with CRLF. RFC 5321 4.5.3.1.4 says 512, and each extension adds to it:
-with all registered ones (AUTH, ORCPT, RRVS ...) a MAIL or RCPT may legally have about 1700."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a peer may use; the reasons of the defaults stand in SmtpListenerSettings."""
-
-    size_octets: int = 25 * 2**20
-    recipients: int = 1000
-    errors: int = 20
-    commands: int = 0
-    """Commands of one association before 421; 0 means no limit."""
-    line_octets: int = 998
-    normalise_newlines: bool = False
-
 
 _VERBS = {verb.value.encode(): verb for verb in Verb if verb not in {Verb.END, Verb.REPEAT}}
 _OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
@@ -65,26 +61,16 @@ _MAIL_WITH_NAMES: Checks = {**CHECKPOINT_PARAMETERS, **NOTIFICATION_MAIL}
 _OK = b"250 2.0.0 Ok\r\n"
 _KNOWN = 355
 """RFC 1845's reply to MAIL: what follows is the offset at which the content is to go on."""
+_STARTTLS_OFFERED = frozenset((Security.OFFERED, Security.REQUIRED))
+_DEAF = frozenset((State.CLOSED, State.GREETING, State.HANDSHAKE))
 _IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN))
 _USUAL = {
     Verb.MAIL: b"250 2.1.0 Ok\r\n",
     Verb.RCPT: b"250 2.1.5 Ok\r\n",
     Verb.DATA: b"354 End data with <CR><LF>.<CR><LF>\r\n",
+    Verb.STARTTLS: b"220 2.0.0 Ready to start TLS\r\n",
     Verb.END: _OK,
 }
-_NOT_CRLF = Reply(500, "5.5.2", (b"A command ends in CR LF",))
-_TOO_LONG = Reply(500, "5.5.2", (b"The line is too long",))
-_RUBBISH = Reply(500, "5.5.2", (b"That is no command",))
-_UNKNOWN = Reply(500, "5.5.1", (b"Command not recognised",))
-_WRONG_ROLE = Reply(500, "5.5.1", (b"That greeting belongs to another protocol",))
-_NO_ARGUMENT = Reply(501, "5.5.4", (b"This command takes no argument",))
-_NOT_OFFERED = Reply(502, "5.5.1", (b"Command not implemented",))
-_VRFY = Reply(252, "2.0.0", (b"Cannot say, but will take mail for it and try",))
-_HELP = Reply(214, "2.0.0", (b"See RFC 5321",))
-_TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", (b"Too many recipients, send the rest separately",))
-_TOO_MANY_ERRORS = Reply(421, "4.7.0", (b"Too many errors",))
-_TOO_MANY_COMMANDS = Reply(421, "4.7.0", (b"Too many commands on one connection",))
-_BROWSER = Reply(421, "4.7.0", (b"This is a mail server",))
 _FAULTS = {
     Fault.BARE_NEWLINE: Reply(
         550, "5.5.2", (b"The content has a bare CR or LF; lines end in CR LF",)
@@ -104,10 +90,13 @@ class Responder:
         banner: bytes = b"",
         *,
         checkpoint: bool = False,
+        security: Security = Security.NONE,
     ) -> None:
         """`name` is the virtual server's network name; `banner` what follows it in the greeting;
-        with `checkpoint` (not LMTP's) this client may name its transactions.
+        with `checkpoint` (not LMTP's) this client may name its transactions. `security` is that of
+        the beginning: PRESENT where TLS comes before the greeting.
         """
+        self.security = security
         self.role = role
         self.state = State.GREETING
         self.helo = b""
@@ -124,19 +113,8 @@ class Responder:
             b"LMTP" if role is Role.LMTP else b"ESMTP",
             b" " + banner if banner else b"",
         )
-        size = b"SIZE %d" % self._limits.size_octets if self._limits.size_octets else b"SIZE"
-        self._hello = b"".join(
-            b"250%b%b\r\n" % (b" " if word == b"ENHANCEDSTATUSCODES" else b"-", word)
-            for word in (
-                name,
-                b"PIPELINING",
-                size,
-                b"8BITMIME",
-                b"DSN",
-                *((b"CHECKPOINT",) if checkpoint else ()),
-                b"ENHANCEDSTATUSCODES",
-            )
-        )
+        self._offers_checkpoint = checkpoint
+        self._hello = self._announcement()
         self._mail_parameters = _MAIL_WITH_NAMES if checkpoint else _MAIL
         self._awaiting: Verb | None = None
         self._after = State.START
@@ -152,12 +130,38 @@ class Responder:
         self._at = 0
         self._output: list[bytes] = []
 
+    def _announcement(self) -> bytes:
+        limit, may_secure = self._limits.size_octets, self.security in _STARTTLS_OFFERED
+        words = (
+            self._name,
+            b"PIPELINING",
+            b"SIZE %d" % limit if limit else b"SIZE",
+            b"8BITMIME",
+            b"DSN",
+            *((b"STARTTLS",) if may_secure else ()),
+            *((b"CHECKPOINT",) if self._offers_checkpoint else ()),
+            b"ENHANCEDSTATUSCODES",
+        )
+        return b"".join(
+            b"250%b%b\r\n" % (b" " if word is words[-1] else b"-", word) for word in words
+        )
+
+    def secured(self) -> None:
+        """TLS is there, and nothing that was said before counts (RFC 3207 section 4.2)."""
+        self.security = Security.PRESENT
+        self.helo = b""
+        self._hello = self._announcement()
+        if self.state is State.HANDSHAKE:
+            self.state = State.START
+
     # -- in and out
 
     def receive(self, data: bytes) -> None:
         """Take octets. Nothing is looked at before `next_event`."""
         if self.state is State.CLOSED:
             return
+        if self.state is State.HANDSHAKE:
+            raise LocalProtocolError("octets of a handshake are no SMTP")
         if self._at < len(self._buffer):
             self._buffer = self._buffer[self._at :] + data
         else:
@@ -287,7 +291,7 @@ class Responder:
         if is_error and reply.code != 421:
             self._errors += 1
             if self._errors >= self._limits.errors:
-                reply = _TOO_MANY_ERRORS
+                reply = said.TOO_MANY_ERRORS
         self._output.append(render(reply))
         if reply.code == 421:
             self._close(polite=False)
@@ -315,7 +319,7 @@ class Responder:
             state = self.state
             if state is State.CONTENT:
                 return self._content_event()
-            if state is State.CLOSED or state is State.GREETING:
+            if state in _DEAF:
                 return None
             at = self._at
             end = self._buffer.find(b"\n", at)
@@ -330,13 +334,13 @@ class Responder:
             is_crlf = end > at and self._buffer[end - 1] == 13
             if end - at >= COMMAND_LIMIT:
                 self._discarding = not is_crlf
-                self._reject("UNKNOWN", _TOO_LONG)
+                self._reject("UNKNOWN", said.TOO_LONG)
                 continue
             if not is_crlf:
                 # Refused whatever it says, and so is all up to the next CRLF: what an upstream
                 # that does not know this let through can never become a command.
                 self._discarding = True
-                self._reject("UNKNOWN", _NOT_CRLF)
+                self._reject("UNKNOWN", said.NOT_CRLF)
                 continue
             event = self._command(self._buffer[at : end - 1])
             if event is not None:
@@ -353,7 +357,7 @@ class Responder:
         if waiting < COMMAND_LIMIT:
             return True
         self._discarding = True
-        self._reject("UNKNOWN", _TOO_LONG)
+        self._reject("UNKNOWN", said.TOO_LONG)
         return False
 
     def _content_event(self) -> Event | None:
@@ -394,7 +398,7 @@ class Responder:
         """One command line without CRLF: an event to answer, or None when it is dealt with."""
         self._commands += 1
         if self._limits.commands and self._commands > self._limits.commands:
-            self._reject("UNKNOWN", _TOO_MANY_COMMANDS)
+            self._reject("UNKNOWN", said.TOO_MANY_COMMANDS)
             return None
         word, _, argument = line.partition(b" ")
         verb = _VERBS.get(word) or _VERBS.get(word.upper())
@@ -402,7 +406,7 @@ class Responder:
             self._unknown(line, word)
             return None
         if line.translate(None, _PRINTABLE) and not _is_utf8_path(verb, line):
-            self._reject(verb.value, _RUBBISH)
+            self._reject(verb.value, said.RUBBISH)
             return None
         self._last = verb
         count = self.counts.get(verb)
@@ -431,11 +435,11 @@ class Responder:
     def _unknown(self, line: bytes, word: bytes) -> None:
         self.counts.setdefault(None, [0, 0])[1] += 1
         if word.upper() in _OF_BROWSERS:
-            self._reject("UNKNOWN", _BROWSER)
+            self._reject("UNKNOWN", said.BROWSER)
         elif line.translate(None, _PRINTABLE):
-            self._reject("UNKNOWN", _RUBBISH)
+            self._reject("UNKNOWN", said.RUBBISH)
         else:
-            self._reject("UNKNOWN", _UNKNOWN)
+            self._reject("UNKNOWN", said.UNKNOWN)
 
     def _reject(self, stage: str, reply: Reply, argument: bytes = b"") -> None:
         """Refuse by ourselves: the reply goes, the state stays, the log hears of it."""
@@ -448,11 +452,12 @@ class Responder:
 
     def _do_hello(self, verb: Verb, argument: bytes) -> Event | None:
         if (verb is Verb.LHLO) is not (self.role is Role.LMTP):
-            raise Refused(_WRONG_ROLE.code, _WRONG_ROLE.enhanced, _WRONG_ROLE.lines[0])
+            raise refusal(said.WRONG_ROLE)
         name = parse_helo(argument)
         self.helo = name
         if verb is not Verb.LHLO:
-            self.protocol = "SMTP" if verb is Verb.HELO else "ESMTP"
+            secure = "S" if self.security is Security.PRESENT else ""
+            self.protocol = "SMTP" if verb is Verb.HELO else f"ESMTP{secure}"
         hello = Helo(name, self.protocol)
         if self.state in _IN_TRANSACTION:
             self.state = State.IDLE
@@ -462,6 +467,8 @@ class Responder:
         return hello
 
     def _do_mail(self, verb: Verb, argument: bytes) -> Event | None:
+        if self.security is Security.REQUIRED:
+            raise refusal(said.STARTTLS_FIRST)
         sender, parameters = parse_mail(argument, self._mail_parameters)
         size = parameters.get(b"SIZE")
         if size is not None and 0 < self._limits.size_octets < int(size):
@@ -474,12 +481,23 @@ class Responder:
         self._recipients_said += 1
         if self._recipients_said > self._limits.recipients:
             if self._recipients_said == self._limits.recipients + 1:
-                self._reject(verb.value, _TOO_MANY_RECIPIENTS, argument)
+                self._reject(verb.value, said.TOO_MANY_RECIPIENTS, argument)
             else:
-                self._say_no(_TOO_MANY_RECIPIENTS, False)  # one line in the log is enough
+                self._say_no(said.TOO_MANY_RECIPIENTS, False)  # one line in the log is enough
             return None
         recipient, parameters = parse_rcpt(argument, NOTIFICATION_RCPT)
         return Rcpt(recipient, parameters)
+
+    def _do_starttls(self, verb: Verb, argument: bytes) -> Event | None:
+        self._no_argument(argument)
+        if self.security not in _STARTTLS_OFFERED:
+            raise refusal(said.NOT_OFFERED)
+        if self._at < len(self._buffer):
+            # Somebody in the middle put commands of his own before the client's (RFC 3207 6);
+            # no honest client speaks here.
+            self._reject(verb.value, said.BEHIND_STARTTLS)
+            return None
+        return StartTls()
 
     def _do_data(self, verb: Verb, argument: bytes) -> Event | None:
         self._no_argument(argument)
@@ -502,15 +520,15 @@ class Responder:
     def _do_vrfy(self, verb: Verb, argument: bytes) -> Event | None:
         if not argument.strip():
             raise Refused(501, "5.5.4", b"Syntax: VRFY address")
-        self._count_and_say(verb, render(_VRFY))
+        self._count_and_say(verb, render(said.VRFY))
         return None
 
     def _do_expn(self, verb: Verb, argument: bytes) -> Event | None:
-        self._reject(verb.value, _NOT_OFFERED)
+        self._reject(verb.value, said.NOT_OFFERED)
         return None
 
     def _do_help(self, verb: Verb, argument: bytes) -> Event | None:
-        self._count_and_say(verb, render(_HELP))
+        self._count_and_say(verb, render(said.HELP))
         return None
 
     def _do_quit(self, verb: Verb, argument: bytes) -> Event | None:
@@ -520,7 +538,7 @@ class Responder:
 
     def _no_argument(self, argument: bytes) -> None:
         if argument.strip():
-            raise Refused(_NO_ARGUMENT.code, _NO_ARGUMENT.enhanced, _NO_ARGUMENT.lines[0])
+            raise refusal(said.NO_ARGUMENT)
 
     def _count_and_say(self, verb: Verb, wire: bytes) -> None:
         self.counts[verb][0] += 1
@@ -545,6 +563,7 @@ class Responder:
 
 _ACTIONS = {
     "hello": Responder._do_hello,
+    "starttls": Responder._do_starttls,
     "mail": Responder._do_mail,
     "rcpt": Responder._do_rcpt,
     "data": Responder._do_data,

@@ -4,7 +4,8 @@ Law: a transition that is not in `TABLE` does not happen; the peer is told why i
 `OUT_OF_PLACE`. NOOP, RSET, QUIT and a new EHLO are never out of place after the greeting.
 
 RFC 5321 4.1.4 (order of commands), 4.2.4 (503), RFC 2920 3.1 (DATA behind refused recipients),
-RFC 2033 4.2 (the same in LMTP), RFC 1845 (a named transaction that was completed before).
+RFC 2033 4.2 (the same in LMTP), RFC 3207 (STARTTLS), RFC 1845 (a named transaction that was
+completed before).
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ class Role(enum.Enum):
 
     SMTP = "SMTP"
     LMTP = "LMTP"
+
+
+class Security(enum.Enum):
+    """What TLS is to an association."""
+
+    NONE = "none"
+    """Not offered."""
+    OFFERED = "offered"
+    """A client may say STARTTLS."""
+    REQUIRED = "required"
+    """It must, before MAIL."""
+    PRESENT = "present"
+    """All that is said is under TLS."""
 
 
 class State(enum.Enum):
@@ -42,6 +56,8 @@ class State(enum.Enum):
     """MAIL was answered 355: the whole transaction is ours already, but for the final dot."""
     CONTENT = "content"
     """Behind 354."""
+    HANDSHAKE = "handshake"
+    """TLS is being negotiated; what comes is no SMTP. Then START, and all is forgotten."""
     CLOSED = "closed"
     """Nothing is read any more."""
 
@@ -53,6 +69,7 @@ class Verb(enum.Enum):
 
     HELO = "HELO"
     EHLO = "EHLO"
+    STARTTLS = "STARTTLS"
     LHLO = "LHLO"
     MAIL = "MAIL"
     RCPT = "RCPT"
@@ -93,6 +110,7 @@ TABLE: dict[tuple[State, Verb], Row] = {
     (State.KNOWN, Verb.HELO): Row(State.IDLE, "hello"),
     (State.KNOWN, Verb.EHLO): Row(State.IDLE, "hello"),
     (State.KNOWN, Verb.LHLO): Row(State.IDLE, "hello"),
+    (State.IDLE, Verb.STARTTLS): Row(State.HANDSHAKE, "starttls"),
     (State.IDLE, Verb.MAIL): Row(State.MAIL, "mail"),
     (State.IDLE, Verb.REPEAT): Row(State.KNOWN, "mail"),
     (State.KNOWN, Verb.DATA): Row(State.CONTENT, "data"),
@@ -134,7 +152,12 @@ TABLE: dict[tuple[State, Verb], Row] = {
 """(state, verb) -> (state once it is accepted, what is done). A refusal leaves the state as it is.
 What is absent here is out of place: `OUT_OF_PLACE` says with which words."""
 _HELLO_FIRST = Reply(503, "5.5.1", (b"Say HELO or EHLO first",))
+_NOT_NOW = Reply(503, "5.5.1", (b"Not within a transaction",))
 OUT_OF_PLACE: dict[tuple[State, Verb], Reply] = {
+    (State.START, Verb.STARTTLS): _HELLO_FIRST,
+    (State.MAIL, Verb.STARTTLS): _NOT_NOW,
+    (State.RECIPIENTS, Verb.STARTTLS): _NOT_NOW,
+    (State.KNOWN, Verb.STARTTLS): _NOT_NOW,
     (State.START, Verb.MAIL): _HELLO_FIRST,
     (State.START, Verb.RCPT): _HELLO_FIRST,
     (State.START, Verb.DATA): _HELLO_FIRST,

@@ -1,0 +1,130 @@
+"""The association kinds `smtp` and `lmtp` in the initiator's role: how one is opened.
+
+Law: an association has a slot of its own, unique in the epoch, and TLS as its connector wants it:
+where that is a must nothing is sent without; where it is a wish, a server that fails at it is asked
+anew without.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from mta.association.smtp_out import Flusher, SmtpSender
+from mta.association.smtp_settings import (
+    LmtpConnectorSettings,
+    SmtpConnectorSettings,
+    WireConnectorSettings,
+)
+from mta.association.tls_wish import Plainly, TlsWish
+from mta.errors import TransientFailure
+from mta.interfaces import IAssociationKind, ISender, ISurroundings, ITenure
+from mta.model import NextHop
+from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.client_states import Secrecy
+from mta.wire.smtp.states import Role
+
+__all__ = ["LmtpConnectorSettings", "LmtpInitiator", "SmtpConnectorSettings", "SmtpInitiator"]
+
+_SECRECY = {
+    "none": Secrecy.NEVER,
+    "opportunistic": Secrecy.IF_OFFERED,
+    "require": Secrecy.ALWAYS,
+    "verify": Secrecy.ALWAYS,
+}
+
+
+@implementer(IAssociationKind)
+class SmtpInitiator:
+    """Opens SMTP associations."""
+
+    name = "smtp"
+    commit_point = "final dot"
+    may_send = True
+    may_receive = False
+    role = Role.SMTP
+
+    def __init__(self, settings: WireConnectorSettings, surroundings: ISurroundings) -> None:
+        self._settings = settings
+        self._surroundings = surroundings
+        self._checkpoint = getattr(settings, "checkpoint", False)
+        self._plainly = Plainly()
+        self._clock = surroundings.clock
+        self._doors = surroundings.doors
+        self._flusher = Flusher(surroundings.clock)
+        # Every connector has its kind's object, but slots are unique in the epoch: the counter that
+        # all of them share numbers them.
+        self._number = surroundings.telemetry.counter(
+            "mta_associations_opened_total", "Associations that we opened.", kind=self.name
+        )
+
+    def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
+        return Deferred.fromCoroutine(self._open(tenure, hop))
+
+    def _sender(
+        self, tenure: ITenure, relay: str, secrecy: Secrecy = Secrecy.NEVER, name: str = ""
+    ) -> SmtpSender:
+        self._number.inc()
+        slot = f"{self.name}/out/{int(self._number.value)}"
+        timeouts = self._settings.timeouts.of_machine()
+        machine = Initiator(tenure.network_name.encode(), self.role, timeouts, secrecy)
+        wish = None
+        if secrecy is not Secrecy.NEVER:
+            verify = self._settings.tls == "verify"
+            wish = TlsWish(self._surroundings.tls, name, verify, self._surroundings.telemetry)
+        return SmtpSender(
+            slot,
+            self.name,
+            relay,
+            machine,
+            tenure=tenure,
+            clock=self._clock,
+            flusher=self._flusher,
+            checkpoint=self._checkpoint,
+            wish=wish,
+        )
+
+    async def _open(self, tenure: ITenure, hop: NextHop) -> ISender:
+        """Where TLS is only a wish, a server that cannot do it is asked anew without, and for an
+        hour no more.
+        """
+        secrecy = _SECRECY[self._settings.tls]
+        if secrecy is Secrecy.IF_OFFERED and self._plainly.holds(hop, self._clock.monotonic()):
+            secrecy = Secrecy.NEVER
+        while True:
+            sender = self._sender(tenure, hop.relay, secrecy, hop.name or hop.host)
+            timeout = self._settings.timeouts.connect
+            await self._doors.connect(tenure, hop.host, hop.port, sender, timeout)
+            try:
+                return await sender.opened()
+            except TransientFailure:
+                if not sender.tls_fault or secrecy is not Secrecy.IF_OFFERED:
+                    raise
+            self._plainly.remember(hop, self._clock.monotonic())
+            self._surroundings.telemetry.notice(
+                "warning", "association", f"{hop.relay}: without TLS: {sender.tls_fault}"
+            )
+            secrecy = Secrecy.NEVER
+
+
+class LmtpInitiator(SmtpInitiator):
+    """Opens LMTP associations: over TCP to a bridgehead, or to a UNIX socket of this node."""
+
+    name = "lmtp"
+    role = Role.LMTP
+
+    def __init__(self, settings: LmtpConnectorSettings, surroundings: ISurroundings) -> None:
+        super().__init__(settings, surroundings)
+        self._path = settings.path
+
+    def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
+        if self._path is None:
+            return super().open(tenure, hop)
+        sender = self._sender(tenure, f"{hop.host}[{self._path}]")
+        return Deferred.fromCoroutine(self._open_path(tenure, self._path, sender))
+
+    async def _open_path(self, tenure: ITenure, path: str, sender: SmtpSender) -> ISender:
+        # A UNIX socket has no address that could be wrong, but it must not outlive the tenure.
+        tenure.check()
+        await self._doors.service_connect("store", f"unix:{path}", sender)
+        return await sender.opened(adopt=True)

@@ -1,0 +1,242 @@
+"""The association kinds `smtp` and `lmtp` in the responder's role: the listener.
+
+Law: it opens its port on every address of the tenure, counts who is connected, and turns away what
+is beyond a limit by one reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IProtocol
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure as TwistedFailure
+from zope.interface import implementer
+
+from mta.association.deadline import Deadline
+from mta.association.smtp_in import LINGER_SECONDS, SmtpResponder
+from mta.association.smtp_settings import (
+    ListenerLimits,
+    LmtpListenerSettings,
+    SmtpListenerSettings,
+)
+from mta.association.transport import abort_now, send_now
+from mta.errors import MTAError, StartRefused
+from mta.interfaces import (
+    IClock,
+    IDrains,
+    IListenerKind,
+    IReceptionHost,
+    IRevocable,
+    ISurroundings,
+    ITenure,
+)
+from mta.model import PeerInfo, Reply
+from mta.settings import is_within
+from mta.wire.smtp.reply import render
+from mta.wire.smtp.server import Responder
+from mta.wire.smtp.states import Role, Security
+
+__all__ = [
+    "LmtpListenerSettings",
+    "SmtpListener",
+    "SmtpListenerSettings",
+    "TurnedAway",
+    "build_submission_responder",
+]
+
+_NOT_NOW = Reply(421, "4.3.2", (b"Not in service now, try again later",))
+_TOO_MANY = Reply(421, "4.7.0", (b"Too many connections, try again later",))
+_TOO_MANY_OF_YOURS = Reply(421, "4.7.0", (b"Too many connections from your address",))
+_SECURITY = {
+    "none": Security.NONE,
+    "offer": Security.OFFERED,
+    "require": Security.REQUIRED,
+    "implicit": Security.PRESENT,
+}
+
+
+class TurnedAway(Protocol):
+    """Says one reply and closes: a connection beyond a limit."""
+
+    transport: Any
+
+    def __init__(self, reply: Reply, clock: IClock) -> None:
+        self._reply = reply
+        self._deadline = Deadline(clock, self._expired)
+
+    def connectionMade(self) -> None:
+        send_now(self.transport, render(self._reply))
+        self.transport.loseConnection()
+        self._deadline.set(LINGER_SECONDS)
+
+    def connectionLost(self, reason: TwistedFailure = connectionDone) -> None:
+        self._deadline.cancel()
+
+    def _expired(self) -> None:
+        abort_now(self.transport)
+
+
+@implementer(IListenerKind, IDrains)
+class SmtpListener:
+    """A `listeners:` block: opens its port on every address and counts who is connected."""
+
+    def __init__(
+        self, settings: LmtpListenerSettings, surroundings: ISurroundings, lmtp: bool = False
+    ) -> None:
+        self.kind = "lmtp" if lmtp else "smtp"
+        self.settings = settings
+        self.name = settings.name or f"{self.kind}:{settings.port}"
+        self._role = Role.LMTP if lmtp else Role.SMTP
+        self._surroundings = surroundings
+        self._limits = settings.of_machine()
+        self._banner = settings.banner.encode()
+        self._checkpoint_from = getattr(settings, "checkpoint_from", ())
+        self._tls = surroundings.tls
+        self._security = self._secure(settings.tls)
+        self._open: set[SmtpResponder] = set()
+        self._clients: dict[str, int] = {}
+        self._drained: list[Deferred[None]] = []
+        self._is_full = False
+        self._turned_away = surroundings.telemetry.counter(
+            "mta_connections_refused_total",
+            "Connections answered with 421 for a limit.",
+            listener=self.name,
+        )
+
+    def _secure(self, wanted: str) -> Security:
+        """@raise StartRefused: TLS is a must here, and there is no certificate for it."""
+        if self._tls.has_certificate:
+            return _SECURITY[wanted]
+        if wanted in {"require", "implicit"}:
+            raise StartRefused(
+                f"listener {self.name} cannot do `tls: {wanted}`",
+                "no certificate is configured",
+                "give one for the network name in tls.certificates",
+            )
+        return Security.NONE
+
+    def listen(self, tenure: ITenure, host: IReceptionHost) -> Sequence[IRevocable]:
+        def build(peer: PeerInfo) -> IProtocol:
+            return self.build(tenure, host, peer)
+
+        ports: list[IRevocable] = []
+        try:
+            for address in tenure.addresses:
+                ports.append(
+                    self._surroundings.doors.listen(
+                        tenure,
+                        address,
+                        self.settings.port,
+                        build,
+                        name=self.kind,
+                        backlog=self.settings.limits.backlog,
+                    )
+                )
+        except MTAError:
+            for port in ports:
+                port.revoke()
+            raise
+        return ports
+
+    def build(self, tenure: ITenure, host: IReceptionHost, peer: PeerInfo) -> IProtocol:
+        """The protocol of one accepted connection."""
+        limits, clock = self.settings.limits, self._surroundings.clock
+        mine = self._clients.get(peer.host, 0)
+        if len(self._open) >= limits.connections or mine >= limits.connections_per_client:
+            full = len(self._open) >= limits.connections
+            self._turn_away(peer, full)
+            return TurnedAway(_TOO_MANY if full else _TOO_MANY_OF_YOURS, clock)
+        peer = replace(peer, listener=self.name, protocol=self._role.value)
+        try:
+            reception = host.reception(tenure, peer)
+        except MTAError as error:
+            self._surroundings.telemetry.notice("warning", "association", f"{self.name}: {error}")
+            return TurnedAway(_NOT_NOW, clock)
+        responder = SmtpResponder(
+            Responder(
+                tenure.network_name.encode(),
+                self._role,
+                self._limits,
+                self._banner,
+                checkpoint=is_within(peer.host, self._checkpoint_from),
+                security=self._security,
+            ),
+            reception,
+            peer,
+            self.settings.timeouts,
+            tls=self._tls,
+            clock=clock,
+            telemetry=self._surroundings.telemetry,
+            on_lost=self._ended,
+        )
+        responder.association_kind = self.kind
+        self._open.add(responder)
+        self._clients[peer.host] = mine + 1
+        return responder
+
+    @property
+    def open_associations(self) -> int:
+        return len(self._open)
+
+    def drain(self) -> Deferred[None]:
+        if not self._open:
+            return succeed(None)
+        done: Deferred[None] = Deferred()
+        self._drained.append(done)
+        for responder in tuple(self._open):
+            responder.drain()
+        return done
+
+    def _turn_away(self, peer: PeerInfo, full: bool) -> None:
+        self._turned_away.inc()
+        if not self._is_full:  # one line a flood
+            self._is_full = True
+            limits = self.settings.limits
+            which = (
+                f"{limits.connections} connections"
+                if full
+                else f"{limits.connections_per_client} connections from {peer.host}"
+            )
+            self._surroundings.telemetry.notice(
+                "warning", "association", f"{self.name}: {which} are open, more are told 421"
+            )
+
+    def _ended(self, responder: SmtpResponder) -> None:
+        if responder not in self._open:
+            return
+        self._open.discard(responder)
+        host = responder.peer.host
+        left = self._clients.get(host, 1) - 1
+        if left:
+            self._clients[host] = left
+        else:
+            self._clients.pop(host, None)
+        if len(self._open) < self.settings.limits.connections // 2:
+            self._is_full = False
+        if not self._open:
+            drained, self._drained = self._drained, []
+            for done in drained:
+                done.callback(None)
+
+
+def build_submission_responder(
+    tenure: ITenure,
+    host: IReceptionHost,
+    peer: PeerInfo,
+    surroundings: ISurroundings,
+    settings: SmtpListenerSettings | None = None,
+) -> IProtocol:
+    """The responder for this node's own programs (submit.sock). `host` sets the size limit."""
+    settings = settings or SmtpListenerSettings(limits=ListenerLimits(size=0, line=0), tls="none")
+    return SmtpResponder(
+        Responder(tenure.network_name.encode(), Role.SMTP, settings.of_machine()),
+        host.reception(tenure, peer),
+        peer,
+        settings.timeouts,
+        clock=surroundings.clock,
+        telemetry=surroundings.telemetry,
+    )

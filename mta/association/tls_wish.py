@@ -1,0 +1,42 @@
+"""TLS towards a server: what is wanted of one association, and who is spared the attempt.
+
+Law: only where TLS is a wish and no must is a failed handshake remembered; it is forgotten within
+the hour, for a downgrade that somebody in the middle forced must not outlive him by much.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mta.interfaces import ITls
+from mta.model import NextHop
+from mta.telemetry import Telemetry
+
+PLAINLY_SECONDS = 3600.0
+MOST = 10_000
+"""Servers remembered; of more the oldest are forgotten."""
+
+
+class TlsWish(NamedTuple):
+    """`name` is the server's, for SNI and, with `verify`, for its certificate."""
+
+    tls: ITls
+    name: str
+    verify: bool
+    telemetry: Telemetry
+
+
+class Plainly:
+    """Servers whose handshake failed of late. Pure: time comes in as monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, int], float] = {}
+
+    def remember(self, hop: NextHop, now: float) -> None:
+        self._until.pop((hop.host, hop.port), None)
+        while len(self._until) >= MOST:
+            self._until.pop(next(iter(self._until)))
+        self._until[hop.host, hop.port] = now + PLAINLY_SECONDS
+
+    def holds(self, hop: NextHop, now: float) -> bool:
+        return self._until.get((hop.host, hop.port), 0.0) > now

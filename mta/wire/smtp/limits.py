@@ -1,0 +1,25 @@
+"""What a responder lets a peer use.
+
+Law: with them whatever a peer sends takes a bounded memory. RFC 5321 4.5.3.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COMMAND_LIMIT = 2048
+"""Octets of a command line with CRLF. RFC 5321 4.5.3.1.4 says 512, and each extension adds to it:
+with all registered ones (AUTH, ORCPT, RRVS ...) a MAIL or RCPT may legally have about 1700."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may use; the reasons of the defaults stand in SmtpListenerSettings."""
+
+    size_octets: int = 25 * 2**20
+    recipients: int = 1000
+    errors: int = 20
+    commands: int = 0
+    """Commands of one association before 421; 0 means no limit."""
+    line_octets: int = 998
+    normalise_newlines: bool = False

@@ -1,0 +1,24 @@
+"""What a responder says of its own accord, besides the usual positive replies.
+
+Law: a client reads what to do, nothing of our insides. RFC 5321 4.2, RFC 3463.
+"""
+
+from __future__ import annotations
+
+from mta.model import Reply
+
+NOT_CRLF = Reply(500, "5.5.2", (b"A command ends in CR LF",))
+TOO_LONG = Reply(500, "5.5.2", (b"The line is too long",))
+RUBBISH = Reply(500, "5.5.2", (b"That is no command",))
+UNKNOWN = Reply(500, "5.5.1", (b"Command not recognised",))
+WRONG_ROLE = Reply(500, "5.5.1", (b"That greeting belongs to another protocol",))
+NO_ARGUMENT = Reply(501, "5.5.4", (b"This command takes no argument",))
+NOT_OFFERED = Reply(502, "5.5.1", (b"Command not implemented",))
+VRFY = Reply(252, "2.0.0", (b"Cannot say, but will take mail for it and try",))
+STARTTLS_FIRST = Reply(530, "5.7.0", (b"Say STARTTLS first",))
+BEHIND_STARTTLS = Reply(421, "5.5.1", (b"Nothing may follow STARTTLS before its reply",))
+HELP = Reply(214, "2.0.0", (b"See RFC 5321",))
+TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", (b"Too many recipients, send the rest separately",))
+TOO_MANY_ERRORS = Reply(421, "4.7.0", (b"Too many errors",))
+TOO_MANY_COMMANDS = Reply(421, "4.7.0", (b"Too many commands on one connection",))
+BROWSER = Reply(421, "4.7.0", (b"This is a mail server",))
