@@ -9,8 +9,8 @@ dot and MAIL, RCPT, DATA of n+1 then leave together, one round trip a message (R
 DATA end a group, and what follows a dot begins a new one).
 
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
-RFC 1870, RFC 6152, RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 1047 (why UNKNOWN exists), RFC 1845
-(named transactions, which end it).
+RFC 1870, RFC 6152, RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1047 (why UNKNOWN
+exists), RFC 1845 (named transactions, which end it).
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from mta.wire.smtp.client_states import (
     State,
     Timeouts,
     Transaction,
+    Unfit,
     Wait,
     Withdrawn,
 )
@@ -163,7 +164,7 @@ class Initiator:
         envelope: Envelope | None = None,
     ) -> list[Event]:
         """Begin a transaction: MAIL, RCPT, DATA. Answers Prepared at once when nothing is left to
-        ask; otherwise it comes from `receive`.
+        ask, or Unfit; otherwise it comes from `receive`.
 
         May be called while the last message waits for its reply only if `pipelines`. `transid`, in
         its brackets, names it to a peer that `checkpoints`; with `is_resend` the peer may have
@@ -176,16 +177,15 @@ class Initiator:
         if self.state is not State.OPEN:
             return [NotSent(tag, gone("the association has ended"))]
         offered = self.extensions
-        refusal = impossible(
-            offered, self._size_limit, sender, recipients, size=size_octets, eight_bit=eight_bit
-        )
+        refusal = impossible(offered, self._size_limit, size=size_octets, eight_bit=eight_bit)
         if refusal is not None:
             failed = tuple(Outcome(i, OutcomeKind.FAILED, refusal) for i in indexes)
             return [Prepared(tag, failed)]
         lines = commands(
-            offered, sender, recipients, size=size_octets, eight_bit=eight_bit, transid=transid,
-            envelope=envelope,
-        )  # fmt: skip
+            offered, sender, recipients, envelope, size_octets, eight_bit=eight_bit, transid=transid
+        )
+        if isinstance(lines, Reply):
+            return [Unfit(tag, lines)]
         self._preparing = Transaction(tag, indexes, lines, size_octets)
         self._preparing.is_resend = is_resend
         self.transid = transid
