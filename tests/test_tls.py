@@ -233,7 +233,7 @@ class PlainlyTests(SynchronousTestCase):
         self.assertTrue(plainly.holds(NextHop("hub", "x", "192.0.2.1", MOST + 4), 1.0))
 
 
-class MailTests(TlsTestCase):
+class HardDetail16TlsTests(TlsTestCase):
     """A bridgehead in front, one behind it, each as its configuration makes it."""
 
     def labs(
