@@ -158,11 +158,15 @@ class Transferred(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A report was queued. Postfix: `QID: sender non-delivery notification: QID2`."""
+    """A report was queued. Postfix: `QID: sender non-delivery notification: QID2`, and of QID2 what
+    it says of every message: `from=<>, size=, nrcpt= (queue active)`.
+    """
 
     queue_id: str
     report_id: str
     kind: str
+    size_octets: int
+    recipients: int
 
 
 class Doubted(NamedTuple):

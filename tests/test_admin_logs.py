@@ -195,18 +195,19 @@ class Shapes(SynchronousTestCase):
         self.assertIn(f" {QID}: reject: END-OF-MESSAGE from", late)
 
     def test_reported(self) -> None:
-        """bounce says which report tells of which message."""
+        """bounce says which report tells of which message, and qmgr what it says of every one."""
+        queued = "mta/qmgr[42]: R1: from=<>, size=900, nrcpt=1 (queue active)"
         self.assertEqual(
-            [f"mta/bounce[42]: {QID}: sender non-delivery notification: R1"],
-            postfix(Reported(QID, "R1", "failed")),
+            [f"mta/bounce[42]: {QID}: sender non-delivery notification: R1", queued],
+            postfix(Reported(QID, "R1", "failed", 900, 1)),
         )
         self.assertEqual(
-            [f"mta/bounce[42]: {QID}: sender delay notification: R1"],
-            postfix(Reported(QID, "R1", "delayed")),
+            [f"mta/bounce[42]: {QID}: sender delay notification: R1", queued],
+            postfix(Reported(QID, "R1", "delayed", 900, 1)),
         )
         self.assertEqual(
-            [f"mta/bounce[42]: {QID}: postmaster notification: R1"],
-            postfix(Reported(QID, "R1", "postmaster notification")),
+            [f"mta/bounce[42]: {QID}: postmaster notification: R1", queued],
+            postfix(Reported(QID, "R1", "postmaster notification", 900, 1)),
         )
 
     def test_house_events(self) -> None:

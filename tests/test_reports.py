@@ -67,7 +67,9 @@ class ReportTests(SynchronousTestCase):
             self.assertIn(words, content)
         self.assertNotIn(b"carol", content)
         self.assertNotIn(b"body", content)
-        self.assertIn(Reported(name, report_id, "sender non-delivery notification"), bench.events)
+        (told,) = [event for event in bench.events if type(event) is Reported]
+        self.assertEqual(told[:3], (name, report_id, "sender non-delivery notification"))
+        self.assertEqual((told.size_octets > 300, told.recipients), (True, 1))
 
     def test_report_is_sent(self):
         """The report itself goes out by the same queue."""

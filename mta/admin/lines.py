@@ -195,7 +195,11 @@ class PostfixLines:
         what = neutral(e.kind, 60)
         if not what.endswith("notification"):
             what = _REPORTS.get(what, f"sender {what} notification")
-        return [("bounce", INFO, f"{e.queue_id}: {what}: {e.report_id}")]
+        size = f"size={e.size_octets}, nrcpt={e.recipients}"
+        return [
+            ("bounce", INFO, f"{e.queue_id}: {what}: {e.report_id}"),
+            ("qmgr", INFO, f"{e.report_id}: from=<>, {size} (queue active)"),
+        ]
 
     def _doubted(self, epoch: int, e: Doubted) -> list[tuple[str, int, str]]:
         text = f"{e.queue_id}: in doubt: side={e.side}, slot={neutral(e.slot, 300)}"

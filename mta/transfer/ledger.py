@@ -208,7 +208,8 @@ class Ledger:
                 kind = "sender non-delivery notification"
                 if report.envelope.recipients[0].address.text == b"":
                     kind = "postmaster notification"
-                self._telemetry.event(Reported(queue_id, report.queue_id, kind))
+                size, many = len(report.content), len(report.envelope.recipients)
+                self._telemetry.event(Reported(queue_id, report.queue_id, kind, size, many))
             message = self.active.get(queue_id)
             if result.state is None:
                 self.active.pop(queue_id, None)
