@@ -26,6 +26,7 @@ from mta.model import (
     Address,
     AddressFact,
     AddressInstance,
+    BodyType,
     Claim,
     Connector,
     Doubt,
@@ -724,6 +725,15 @@ class ISecured(Interface):
         """TLS was established (version, cipher, bits); what the peer said before is void."""
 
 
+class IChunkedReception(Interface):
+    """Add-on of IReception: takes content as it is, whatever octets it has (RFC 3030)."""
+
+    def bdat() -> Reply | None | Deferred[Reply | None]:
+        """In the place of `data`: what `chunk` brings from now on is no wire form, and no line. Who
+        sends it need not have read any reply: the first octets may have come with MAIL.
+        """
+
+
 class IReceptionHost(Interface):
     """Gives every inbound association its reception."""
 
@@ -767,7 +777,6 @@ class ISender(Interface):
         """Everything before the commit point (MAIL, RCPT, DATA). Fires with the outcomes of the
         recipients that are settled already; when some are left, `commit` is next.
         @raise TransientFailure: the association ended; nothing was sent of this message.
-        @raise Unfit: this far end cannot take it as it is. The association is as it was before.
         """
 
     def commit(content: IContent) -> Deferred[tuple[Outcome, ...]]:
@@ -794,6 +803,12 @@ class INotifies(Interface):
     """Add-on of ISender: the far end may take over what senders ask of reports (RFC 3461)."""
 
     notifies: bool = Attribute("It does: who asked to be told of success is told by the far end.")
+
+
+class IBodyTypes(Interface):
+    """Add-on of ISender: the far end does not take every content as it is (RFC 6152, RFC 3030)."""
+
+    takes: BodyType = Attribute("The most that it takes; what needs more is converted before.")
 
 
 class ICheckpoints(Interface):

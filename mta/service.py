@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -207,7 +206,7 @@ class MTAService(Service):
                 status=self.status,
                 spool=self._owned_spool,
                 routing=lambda: self.tenant.routing,
-                parse_address=partial(parse_mailbox, utf8=True),
+                parse_address=parse_mailbox,
                 retry_now=self.tenant.retry_now,
                 pump=self.tenant.pump,
                 forget=self.tenant.forget,

@@ -12,6 +12,7 @@ from mta.testing.dialogues import Corpus
 from mta.testing.fuzz import GAMES, hold, main, run
 from mta.wire.smtp import client, content
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_chunks import ChunkingResponder
 
 HERE = Path(os.path.dirname(os.path.abspath(__file__)))
 FOLDERS = (HERE / "transcripts", HERE / "fuzz")
@@ -31,14 +32,16 @@ class FuzzTests(SynchronousTestCase):
         for _ in range(2):
             pieces: list[bytes] = []
 
-            class Noting(Responder):
+            class Noting(ChunkingResponder):
                 def receive(self, data: bytes, pieces: list[bytes] = pieces) -> None:
                     pieces.append(data)
                     super().receive(data)
 
-            patch = self.patch(fuzz, "Responder", Noting)
+            names = ("Responder", "ChunkingResponder")
+            patches = [self.patch(fuzz, name, Noting) for name in names]
             hold(7, 3 * len(GAMES), self.corpus)
-            patch.restore()
+            for patch in patches:
+                patch.restore()
             heard.append(pieces)
         self.assertTrue(heard[0])
         self.assertEqual(heard[0], heard[1])

@@ -216,6 +216,19 @@ class InboundTests(SynchronousTestCase):
         lab.fail("a", to="b")
         self.assertIn(first, [d.queue_id for d in inbound(lab.owner)])
 
+    def test_chunks_prove_nothing(self) -> None:
+        """BDAT waits for no reply: chunks of the next message may have been sent with the last one,
+        and that stays on the list.
+        """
+        lab = self.lab()
+        client = lab.client()
+        first = client.send().split()[-1].decode()
+        client.say(b"MAIL FROM:<me@example.net>", b"RCPT TO:<you@example.com>")
+        client.pour(b"BDAT 9\r\nA: b\r\n\r\nxBDAT 5\r\nxx\r\nx")
+        lab.send()
+        lab.fail("a", to="b")
+        self.assertIn(first, [d.queue_id for d in inbound(lab.owner)])
+
     def test_the_address_goes(self) -> None:
         """The address flaps under the same epoch: the reply that was cut off is in doubt at once,
         and said so when the address is back; and it still is after a takeover.

@@ -9,6 +9,7 @@ from mta.model import Reply
 from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected, Reset, StartTls
 from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import OUT_OF_PLACE, TABLE, Role, Security, State, Verb
 
 LIGHT = settings(max_examples=100, deadline=None, derandomize=True)
@@ -20,6 +21,7 @@ SAID = {
     Verb.MAIL: b"MAIL FROM:<a@example.com>",
     Verb.RCPT: b"RCPT TO:<b@example.org>",
     Verb.DATA: b"DATA",
+    Verb.BDAT: b"BDAT 0",
     Verb.STARTTLS: b"STARTTLS",
     Verb.RSET: b"RSET",
     Verb.NOOP: b"NOOP",
@@ -35,15 +37,19 @@ WAY = {
     State.RECIPIENTS: [Verb.EHLO, Verb.MAIL, Verb.RCPT],
     State.CONTENT: [Verb.EHLO, Verb.MAIL, Verb.RCPT, Verb.DATA],
     State.KNOWN: [Verb.EHLO, Verb.REPEAT],
+    State.CHUNKS: [Verb.EHLO, Verb.MAIL, Verb.RCPT, Verb.BDAT],
+    State.FAILED: [Verb.EHLO, Verb.MAIL, Verb.BDAT],
 }
-COMMANDED = (State.START, State.IDLE, State.MAIL, State.RECIPIENTS, State.KNOWN)
+COMMANDED = (State.START, *(state for state in WAY if state not in (State.START, State.CONTENT)))
 """The states in which commands are heard."""
 KNOWN = Reply(355, "", (b"120 is the transaction offset",))
 
 
 def responder(state: State = State.START, role: Role = Role.SMTP, **limits: int) -> Responder:
     """A machine that was led into `state`, with nothing left to say."""
-    machine = Responder(b"mx.example.org", role, Limits(**limits), security=Security.OFFERED)
+    machine = ChunkingResponder(
+        b"mx.example.org", role, Limits(**limits), security=Security.OFFERED
+    )
     if state is State.GREETING:
         return machine
     machine.greet()
@@ -83,7 +89,11 @@ class TableTests(SynchronousTestCase):
                 code = int(machine.take_output()[:3])
                 if row is None:
                     self.assertEqual(code, OUT_OF_PLACE[state, verb].code)
-                    self.assertIs(machine.state, state, (state, verb))
+                    begun = verb is Verb.BDAT and state is State.MAIL  # a chunk failed
+                    self.assertIs(machine.state, State.FAILED if begun else state, (state, verb))
+                elif verb is Verb.BDAT:  # an empty chunk has ended already
+                    self.assertEqual((code, row.after), (250, State.CHUNK))
+                    self.assertIs(machine.state, TABLE[State.CHUNK, Verb.CHUNK].after)
                 elif verb is Verb.EXPN:
                     self.assertEqual((code, machine.state), (502, state))
                 else:

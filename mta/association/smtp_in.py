@@ -28,6 +28,7 @@ from mta.association.tls import handshake_fault
 from mta.association.transport import abort_now, send_now
 from mta.errors import Failure, Fenced, Full, MTAError, SpoolError, TenureRevoked, Unknown
 from mta.interfaces import (
+    IChunkedReception,
     IClock,
     IReception,
     ISecured,
@@ -57,6 +58,7 @@ LINGER_SECONDS = 30.0
 """How long a peer may take to read our last words."""
 
 _AT_REST = (State.START, State.IDLE)
+_IN_CONTENT = (State.CONTENT, State.CHUNK)
 _LOCAL_ERROR = Reply(451, "4.3.0", (b"Local error, try again later",))
 _FULL = Reply(452, "4.3.1", (b"No room for mail now, try again later",))
 _TIMEOUT = Reply(421, "4.4.2", (b"Timeout, closing the connection",))
@@ -95,7 +97,7 @@ class SmtpResponder(Protocol):
         self._telemetry = telemetry
         self._on_lost = on_lost
         self._deadline = Deadline(clock, self._expired)
-        self._transaction_ends = 0.0
+        self._transaction_ends = clock.monotonic() + timeouts.transaction
         self._waiting: Deferred[Any] | None = None
         """A hook's answer, or the end of a pause that a chunk asked for."""
         self._is_pumping = False
@@ -263,7 +265,7 @@ class SmtpResponder(Protocol):
 
     def _arm(self) -> None:
         timeouts, state = self._timeouts, self._machine.state
-        seconds = timeouts.block if state is State.CONTENT else timeouts.command
+        seconds = timeouts.block if state in _IN_CONTENT else timeouts.command
         if state is State.CLOSED:
             seconds = LINGER_SECONDS
         elif state is not State.IDLE and state is not State.START:
@@ -391,7 +393,8 @@ class SmtpResponder(Protocol):
         self._ask(self._reception.rcpt(event.recipient, event.parameters))
 
     def _on_data(self, event: Data) -> None:
-        self._ask(self._reception.data())
+        reception = self._reception
+        self._ask(IChunkedReception(reception).bdat() if event.is_chunked else reception.data())
 
     def _on_chunk(self, event: Chunk) -> None:
         if self._content_fault is not None:

@@ -26,6 +26,7 @@ from mta.association.smtp_settings import (
 from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, StartRefused
 from mta.interfaces import (
+    IChunkedReception,
     IClock,
     IDrains,
     IListenerKind,
@@ -38,6 +39,7 @@ from mta.model import PeerInfo, Reply
 from mta.settings import is_within
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, Security
 
 __all__ = [
@@ -156,8 +158,10 @@ class SmtpListener:
         except MTAError as error:
             self._surroundings.telemetry.notice("warning", "association", f"{self.name}: {error}")
             return TurnedAway(_NOT_NOW, clock)
+        is_chunking = self.settings.chunking and IChunkedReception.providedBy(reception)
+        machine = ChunkingResponder if is_chunking else Responder
         responder = SmtpResponder(
-            Responder(
+            machine(
                 tenure.network_name.encode(),
                 self._role,
                 self._limits,

@@ -19,13 +19,13 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mta import errors
 from mta.association.deadline import Deadline
 from mta.association.tls import handshake_fault
 from mta.association.tls_wish import TlsWish
 from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, PermanentFailure, TransientFailure
 from mta.interfaces import (
+    IBodyTypes,
     ICheckpoints,
     IClock,
     IContent,
@@ -47,6 +47,7 @@ from mta.model import (
 )
 from mta.telemetry import Secured
 from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.client_envelope import takes_binary
 from mta.wire.smtp.client_states import (
     Committed,
     Ended,
@@ -57,7 +58,6 @@ from mta.wire.smtp.client_states import (
     Refused,
     StartTls,
     State,
-    Unfit,
     Wait,
     Withdrawn,
 )
@@ -85,7 +85,8 @@ class Flusher:
             sender.flush()
 
 
-@implementer(ISender, IEnds, ICheckpoints, INotifies, IPushProducer, IRevocable, IHandshakeListener)
+@implementer(ISender, IEnds, IBodyTypes, ICheckpoints, INotifies)
+@implementer(IPushProducer, IRevocable, IHandshakeListener)
 class SmtpSender(Protocol):
     """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
 
@@ -185,16 +186,18 @@ class SmtpSender(Protocol):
         self._asked = recipients
         self._is_opaque = envelope.content_form is ContentForm.OPAQUE
         everyone = envelope.recipients
+        body = envelope.body_type
         events = self._machine.prepare(
             queue_id,
             envelope.sender,
             [(index, everyone[index].address) for index in recipients],
             size_octets,
-            envelope.body_type is not BodyType.SEVEN_BIT
-            or bool(envelope.requires & Requires.EIGHT_BIT),
+            body is not BodyType.SEVEN_BIT or bool(envelope.requires & Requires.EIGHT_BIT),
             transid=transaction.encode(),
             is_resend=is_resend,
             envelope=envelope,
+            binary=body is BodyType.BINARY_MIME,
+            chunked=self._is_opaque and self._machine.chunks,
         )
         self.flush()
         if events:
@@ -255,6 +258,15 @@ class SmtpSender(Protocol):
     @property
     def notifies(self) -> bool:
         return self._machine.notifies
+
+    # -- IBodyTypes
+
+    @property
+    def takes(self) -> BodyType:
+        offered = self._machine.extensions
+        if takes_binary(offered):
+            return BodyType.BINARY_MIME
+        return BodyType.EIGHT_BIT_MIME if b"8BITMIME" in offered else BodyType.SEVEN_BIT
 
     # -- ICheckpoints
 
@@ -450,13 +462,6 @@ class SmtpSender(Protocol):
         if done is not None:
             done.callback(event.outcomes)
 
-    def _on_unfit(self, event: Unfit) -> None:
-        reply = event.reply
-        done, self._prepared = self._prepared, None
-        if done is not None:
-            why = b" ".join(reply.lines).decode()
-            done.errback(errors.Unfit(self.relay, why, code=reply.code, enhanced=reply.enhanced))
-
     def _on_not_sent(self, event: NotSent) -> None:
         self._gone = event.reply
         done, self._prepared = self._prepared, None
@@ -518,7 +523,6 @@ _HANDLERS: dict[type[Any], Callable[[SmtpSender, Any], None]] = {
     StartTls: SmtpSender._on_start_tls,
     Refused: SmtpSender._on_refused,
     Prepared: SmtpSender._on_prepared,
-    Unfit: SmtpSender._on_unfit,
     NotSent: SmtpSender._on_not_sent,
     Committed: SmtpSender._on_committed,
     Withdrawn: SmtpSender._on_withdrawn,

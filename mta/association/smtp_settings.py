@@ -94,6 +94,11 @@ class LmtpListenerSettings(Settings):
         description="Content with a CR or LF that is not part of CRLF: reject it with 550 5.5.2, "
         "or normalise each to CRLF. Neither ends the content.",
     )
+    chunking: Boolean = Field(
+        default=True,
+        description="Offer CHUNKING and BINARYMIME (RFC 3030): clients may send content as it is,"
+        " by BDAT. What a next hop does not take is converted, or returned where it cannot be.",
+    )
     limits: ListenerLimits = Field(
         default_factory=ListenerLimits, description="What clients may use."
     )

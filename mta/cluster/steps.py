@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from mta.cluster.nap import Nap
 from mta.errors import ClusterNotInitialised
 from mta.interfaces import IClock
 
@@ -43,7 +42,7 @@ class Steps:
         self._running: list[_Step] = []
         self.generation = 0
         """Counts the steps that were wanted. One that awaited compares it before it acts."""
-        self._nap = Nap(clock)
+        self._sleeping: Deferred[None] | None = None
 
     @property
     def present(self) -> tuple[str, float]:
@@ -152,7 +151,17 @@ class Steps:
 
     async def sleep(self, seconds: float) -> None:
         """Wait, or until `wake`."""
-        await self._nap.sleep(seconds)
+        sleeping: Deferred[None] = Deferred()
+        timer = self._clock.call_later(seconds, self.wake)
+        self._sleeping = sleeping
+        try:
+            await sleeping
+        finally:
+            timer.cancel()
+            if self._sleeping is sleeping:
+                self._sleeping = None
 
     def wake(self) -> None:
-        self._nap.wake()
+        sleeping, self._sleeping = self._sleeping, None
+        if sleeping is not None:
+            sleeping.callback(None)

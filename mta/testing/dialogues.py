@@ -36,6 +36,9 @@ _SPICES = (
     b"QUIT\r\n",
     b"RSET\r\n",
     b"DATA\r\n",
+    b"BDAT 0\r\n",
+    b"BDAT 7 LAST\r\n",
+    b"BDAT 30\r\n",
     b"MAIL FROM:<a@x.org>\r\n",
     b"RCPT TO:<b@x.org>\r\n",
     b"EHLO x\r\n",
@@ -47,6 +50,7 @@ _SPICES = (
     b"452 4.5.3 Too many\r\n",
     b"550 5.1.1 No\r\n",
     b"250-PIPELINING\r\n",
+    b"250-CHUNKING\r\n",
 )
 
 

@@ -29,6 +29,7 @@ from mta.wire.smtp.content import END_OF_DATA, Stuffer
 from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
 from mta.wire.smtp.reply import LINE_LIMIT, ReplyReader
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, State
 
 REPLY_OCTETS = 1100
@@ -59,6 +60,8 @@ class _Told:
     output: bytes = b""
     happened: list[str] = field(default_factory=list)
     messages: Lines = field(default_factory=list)
+    opaque: Lines = field(default_factory=list)
+    """Those that came by BDAT."""
     repeated: Lines = field(default_factory=list)
     """Names of transactions that came again."""
 
@@ -73,9 +76,12 @@ class _Host:
         answers: Sequence[Reply | None],
         *,
         checkpoint: bool = False,
+        chunking: bool = False,
     ) -> None:
         checkpoint &= role is Role.SMTP
-        self.machine = Responder(b"mx.example.org", role, limits, checkpoint=checkpoint)
+        kind = ChunkingResponder if chunking else Responder
+        self.machine = kind(b"mx.example.org", role, limits, checkpoint=checkpoint)
+        self._is_opaque = False
         self._known = b""
         """The name of the present transaction, if it is complete already."""
         self.told = _Told()
@@ -128,6 +134,7 @@ class _Host:
                 reply = Reply(355, "", (size + b" is the transaction offset",))
         if isinstance(event, events.Data):
             self._content.clear()
+            self._is_opaque = event.is_chunked
         elif isinstance(event, events.End):
             content = b"".join(self._content)
             self._content.clear()
@@ -140,7 +147,8 @@ class _Host:
                 if reply is None and self._known:
                     self.told.repeated.append(self._known)
                 elif reply is None:
-                    self.told.messages.append(content)
+                    kept = self.told.opaque if self._is_opaque else self.told.messages
+                    kept.append(content)
             else:
                 happened = "End with a fault"
                 reply = None
@@ -188,8 +196,9 @@ def against_responder(rng: Random, corpus: Corpus) -> None:
     named = rng.random() < 0.5
     if rng.random() < 0.1:
         answers.append(_CLOSING)
-    at_once = _Host(role, limits, answers, checkpoint=named)
-    in_pieces = _Host(role, limits, answers, checkpoint=named)
+    chunking = rng.random() < 0.6
+    at_once = _Host(role, limits, answers, checkpoint=named, chunking=chunking)
+    in_pieces = _Host(role, limits, answers, checkpoint=named, chunking=chunking)
     for host in (at_once, in_pieces):
         host.machine.greet()
         host.pump()
@@ -236,6 +245,7 @@ def _inspect_dialogue(told_: _Told, data: bytes, limits: Limits) -> None:
         bare = content.replace(b"\r\n", b"")
         if b"\r" in bare or b"\n" in bare or b"\0" in bare:
             raise Broken(f"an accepted content has a bare newline or NUL: {content!r}")
+    for content in (*told_.messages, *told_.opaque):
         if limits.size_octets and len(content) > limits.size_octets:
             raise Broken(f"{len(content)} octets were accepted")
 
@@ -246,8 +256,6 @@ _SENDER = Address(b"alice@example.com", b"example.com")
 _RECIPIENTS = tuple(
     Address(b"%c@example.org" % letter, b"example.org") for letter in b"bcdefghijklmnop"
 )
-_ABROAD = Address("é@bücher.example".encode(), b"xn--bcher-kva.example")
-"""It needs SMTPUTF8."""
 
 
 class _Agent:
@@ -260,6 +268,8 @@ class _Agent:
         self.over: set[str] = set()
         """Tags that were not sent or withdrawn: nothing of them may be told delivered."""
         self.dotted: set[str] = set()
+        self.chunked: set[str] = set()
+        """Tags of what goes by BDAT."""
         self.ended: told.Ended | None = None
         self._rng = rng
         self._asked: dict[str, tuple[int, ...]] = {}
@@ -313,9 +323,10 @@ class _Agent:
         content = self.contents[int(tag)]
         size, eight = len(content), not content.isascii()
         to = list(enumerate(_RECIPIENTS[:many]))
-        if self._rng.random() < 0.1:
-            to[-1] = (many - 1, _ABROAD)
         named = self.machine.checkpoints and self._rng.random() < 0.7
+        chunked = self.machine.chunks and self._rng.random() < 0.6
+        if chunked:
+            self.chunked.add(tag)
         self._note(
             self.machine.prepare(
                 tag,
@@ -325,7 +336,9 @@ class _Agent:
                 eight,
                 transid=b"<%b@x>" % tag.encode() if named else b"",
                 is_resend=named and self._rng.random() < 0.7,
-                envelope=wishes(self._rng, _SENDER, [address for _, address in to]),
+                envelope=wishes(self._rng, _SENDER, _RECIPIENTS[:many]),
+                binary=chunked and self._rng.random() < 0.5,
+                chunked=chunked,
             )
         )
 
@@ -354,12 +367,14 @@ class _Agent:
                         self._sending = None
                     if len(self.outcomes[tag]) != len(self._asked[tag]):
                         raise Broken(f"{tag} is committed and some have no outcome")
-                case told.NotSent(tag) | told.Withdrawn(tag) | told.Unfit(tag):
+                case told.NotSent(tag) | told.Withdrawn(tag):
                     if tag in self.over or tag in self.dotted:
                         raise Broken(f"{event} of what was sent or told before")
                     self.over.add(tag)
                     if tag in self._ready:
                         self._ready.remove(tag)
+                    if self._sending is not None and self._sending[0] == tag:
+                        self._sending = None
                 case told.Ended():
                     self.ended = event
 
@@ -437,7 +452,8 @@ def between_both(rng: Random, corpus: Corpus) -> None:
         for _ in range(rng.randint(1, 9))
     ]
     limits = Limits(line_octets=0, errors=1000)
-    host = _Host(role, limits, answers, checkpoint=rng.random() < 0.5)
+    chunking = rng.random() < 0.6
+    host = _Host(role, limits, answers, checkpoint=rng.random() < 0.5, chunking=chunking)
     agent = _Agent(rng, role, contents)
     host.machine.greet(rng.choice(_REFUSALS) if rng.random() < 0.05 else None)
     breaks_at = rng.randrange(4000) if rng.random() < 0.4 else -1
@@ -458,7 +474,8 @@ def between_both(rng: Random, corpus: Corpus) -> None:
         if sent:
             host.machine.receive(sent)
         passed += len(piece) + len(sent)
-        idle = 0 if piece or sent else idle + 1
+        # A chunk is held back until it is whole.
+        idle = 0 if piece or sent or agent._sending is not None else idle + 1
     if breaks_at < 0 and idle >= 200:
         raise Broken("both wait for the other")
     if breaks_at < 0 and role is Role.SMTP and any(_in_doubt(agent)):
@@ -468,9 +485,14 @@ def between_both(rng: Random, corpus: Corpus) -> None:
     arrived = [_wire(content) for content in contents]
     if any(message not in arrived for message in host.told.messages):
         raise Broken("something arrived that was not sent")
+    if any(message not in contents for message in host.told.opaque):
+        raise Broken("something arrived by BDAT that was not sent so")
     for tag, outcomes in agent.outcomes.items():
         kinds = {outcome.kind for outcome in outcomes.values()}
-        is_there = arrived[int(tag)] in host.told.messages
+        if tag in agent.chunked:
+            is_there = contents[int(tag)] in host.told.opaque
+        else:
+            is_there = arrived[int(tag)] in host.told.messages
         is_there |= b"<%b@x>" % tag.encode() in host.told.repeated
         if OutcomeKind.DELIVERED in kinds and not is_there:
             raise Broken(f"{tag} is told delivered and did not arrive")

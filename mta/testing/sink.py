@@ -34,7 +34,8 @@ class Sunk:
 class Sink:
     """`answer("RCPT", b"550 5.1.1 No such user")` changes what is said from now on, until `mend`.
 
-    A stage is GREETING, a verb, or "." for the content's end; an answer may be a function of the
+    A stage is GREETING, a verb, or "." for the content's end (also that of a last chunk, where
+    CHUNKING is among the extensions); an answer may be a function of the
     command's argument (the content for "."); DROP closes, SILENCE waits. What a negative answer is
     given to is not taken.
     """
@@ -101,6 +102,9 @@ class _Conversation(Protocol):
         self._sender: bytes | None = None
         self._recipients: list[bytes] = []
         self._in_content = False
+        self._chunk: tuple[int, bool] | None = None
+        """Octets to come, and whether they are the last."""
+        self._chunks = b""
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -123,6 +127,17 @@ class _Conversation(Protocol):
                 self._buffer, self._in_content = rest, False
                 self._take(content[2:] + b"\r\n" if len(content) > 2 else b"")
                 continue
+            if self._chunk is not None:
+                octets, is_last = self._chunk
+                if len(self._buffer) < octets:
+                    return
+                self._chunks += self._buffer[:octets]
+                self._buffer, self._chunk = self._buffer[octets:], None
+                if is_last:
+                    self._taken(self._chunks)
+                else:
+                    self._say("BDAT", b"", b"250 2.0.0 Go on")
+                continue
             line, end, rest = self._buffer.partition(b"\r\n")
             if not end:
                 return
@@ -141,13 +156,16 @@ class _Conversation(Protocol):
             self._say(name, argument, usual)
         elif name == "MAIL":
             if self._say(name, argument, b"250 2.1.0 Ok"):
-                self._sender, self._recipients = _path(argument), []
+                self._sender, self._recipients, self._chunks = _path(argument), [], b""
         elif name == "RCPT":
             if self._say(name, argument, b"250 2.1.5 Ok"):
                 self._recipients.append(_path(argument))
         elif name == "DATA":
             usual = b"354 Go on" if self._recipients else b"554 5.5.1 No valid recipients"
             self._in_content = self._say(name, argument, usual)
+        elif name == "BDAT" and b"CHUNKING" in self._sink.extensions:
+            words = argument.split()
+            self._chunk = int(words[0]), words[-1] == b"LAST"
         elif name == "RSET":
             self._sender, self._recipients = None, []
             self._say(name, argument, b"250 2.0.0 Ok")
@@ -160,7 +178,9 @@ class _Conversation(Protocol):
             self._say(name, argument, b"500 5.5.2 What?")
 
     def _take(self, stuffed: bytes) -> None:
-        content = (b"\r\n" + stuffed).replace(b"\r\n..", b"\r\n.")[2:]
+        self._taken((b"\r\n" + stuffed).replace(b"\r\n..", b"\r\n.")[2:])
+
+    def _taken(self, content: bytes) -> None:
         sender, recipients = self._sender or b"", tuple(self._recipients)
         self._sender, self._recipients = None, []
         if self._say(".", content, b"250 2.0.0 Ok: taken as %d" % len(self._sink.messages)):

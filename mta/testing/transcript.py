@@ -8,7 +8,7 @@ A transcript begins with comments and `key: value` settings up to an empty line:
     side: responder (we answer) or initiator (we ask)      role: smtp or lmtp
     limit: recipients=2                                     the responder's Limits
     offer: checkpoint                                       what not every client is offered; also
-                                                            starttls, and a must: starttls!
+                                                            chunking, starttls (a must: starttls!)
     hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on";
                                                             `-` where there is no enhanced code
     tls: never, if offered or always                        what the initiator wants
@@ -16,9 +16,9 @@ Then lines, each with who speaks:
     C: EHLO x     the client, with CRLF; `C.` without CRLF
     S: 220 x      the server, likewise
     A: prepare 1 <a@x> <b@y> <c@y>      what our own side is told to do (initiator only);
-       options: size=100 8bit transid=1@x (a new named transaction) resend=1@x (the same again)
-       utf8 (its header needs SMTPUTF8) ret=FULL envid=QQ1, and behind a recipient
-       notify=SUCCESS,DELAY orcpt=rfc822;x
+       options: size=100 8bit binary chunked
+       transid=1@x (a new named transaction) resend=1@x (the same again)
+       ret=FULL envid=QQ1, and behind a recipient notify=SUCCESS,DELAY orcpt=rfc822;x
     E: ...        the events of the machine
 Lines of the far end that follow one another arrive in one piece.
 Escapes: \\r \\n \\0 \\t \\\\ \\xNN; `x\\*1000` is 1000 times `x`. Any other backslash is one.
@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mta.model import Address, Envelope, Outcome, Recipient, Reply, Requires
+from mta.model import Address, Envelope, Outcome, Recipient, Reply
 from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
@@ -41,6 +41,7 @@ from mta.wire.smtp.grammar import parse_path
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import notify_of
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, Security, State
 
 Splitter = Callable[[bytes], Sequence[bytes]]
@@ -185,7 +186,8 @@ class _Responding:
         for hook in transcript.settings.get("hook", []):
             self._learn(hook)
         offers = transcript.settings.get("offer", [])
-        self._machine = Responder(
+        machine = ChunkingResponder if "chunking" in offers else Responder
+        self._machine = machine(
             b"mx.example.org",
             transcript.role,
             Limits(**limits),
@@ -247,10 +249,10 @@ class _Responding:
             case events.Rcpt(recipient, parameters):
                 answer(hooks.get(("rcpt", recipient.text)))
                 return f"rcpt <{recipient}>{_parameters(parameters)}"
-            case events.Data():
+            case events.Data(is_chunked):
                 self._content = b""
                 answer(hooks.get(("data", b"")))
-                return "data"
+                return "bdat" if is_chunked else "data"
             case events.Chunk(data):
                 self._content += data
                 return ""
@@ -304,6 +306,8 @@ class _Initiating:
                         "8bit" in options,
                         transid=b"<%b>" % name if name else b"",
                         is_resend=bool(named) and named[0].startswith("resend="),
+                        binary="binary" in options,
+                        chunked="chunked" in options,
                         envelope=_envelope(_address(sender, True), recipients),
                     )
                 )
@@ -340,8 +344,6 @@ class _Initiating:
                 return "; ".join([f"{verb} {tag}", *map(_outcome, outcomes)])
             case told.StartTls():
                 return "start TLS"
-            case told.Unfit(tag, reply):
-                return f"unfit {tag}: {reply.text}"
             case told.NotSent(tag, reply):
                 return f"not sent {tag}: {reply.text}"
             case told.Withdrawn(tag):
@@ -353,7 +355,7 @@ class _Initiating:
 
 
 def _address(path: str, is_reverse: bool) -> Address:
-    return parse_path(path.encode(), is_reverse=is_reverse, utf8=True)[0]
+    return parse_path(path.encode(), is_reverse=is_reverse)[0]
 
 
 def _envelope(sender: Address, words: Sequence[str]) -> Envelope:
@@ -375,7 +377,6 @@ def _envelope(sender: Address, words: Sequence[str]) -> Envelope:
         tuple(recipients),
         envelope_id=asked.get("envid", "").encode(),
         ret_full=asked["ret"] == "FULL" if "ret" in asked else None,
-        requires=Requires.UTF8 if "utf8" in asked else Requires.NOTHING,
     )
 
 

@@ -24,11 +24,11 @@ from mta.errors import (
     SpoolError,
     TenureRevoked,
     TransientFailure,
-    Unfit,
 )
 from mta.interfaces import IClock, IContent, IEnds, ISender, ISpool, ITenure
 from mta.model import Outcome, Result, Route
 from mta.telemetry import Counter, Telemetry
+from mta.transfer.conversion import Fitting
 from mta.transfer.hops import Hop, HopFinder, HopHealth
 from mta.transfer.ledger import Ledger, Via
 from mta.transfer.naming import Naming
@@ -101,11 +101,6 @@ class Floor(Protocol):
     async def unreachable(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
         """No association could be opened for `job`."""
 
-    async def unfit(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
-        """No server that was reached can take `job`; `failure` says it, or what one that was not
-        reached is waited for by.
-        """
-
     async def refuse(self, job: Job, lane: Lane[Job], failure: PermanentFailure) -> None:
         """Nothing of this lane can ever be sent."""
 
@@ -125,7 +120,6 @@ class Agent:
         "_recording",
         "_refused",
         "_stages",
-        "_unfit",
         "_untried",
         "_waiting",
         "idle_since",
@@ -144,8 +138,6 @@ class Agent:
         self._stages: list[Route] = []
         self._failure: Failure | None = None
         self._refused: PermanentFailure | None = None
-        self._unfit: Unfit | None = None
-        """A server that let us in in this attempt could not take the message."""
         self._hop: Hop | None = None
         self._job: Job | None = None
         """In hand, and not concluded: what a defect must not swallow."""
@@ -188,12 +180,9 @@ class Agent:
             if fresh_attempt:
                 self._stages = [job.route, *job.route.alternatives]
                 self._untried = []
-                self._failure = self._refused = self._unfit = None
+                self._failure = self._refused = None
             sender = await self._reach(job)
             self._job = None
-            if sender is None and self._unfit is not None:
-                await floor.unfit(job, lane, self._failure or self._unfit)
-                return
             if sender is None:
                 failure = self._failure or TransientFailure(f"{lane.key} cannot be reached")
                 if self._refused is not None and self._refused is failure:
@@ -280,6 +269,7 @@ class Agent:
         floor = self._floor
         spool, clock = floor.spool, floor.clock
         via = floor.via(hop, sender, self._opening_seconds)
+        fitting = Fitting(spool, sender, floor.telemetry)
         slot = sender.slot
         results: list[Result] = []
         preparing: Deferred[tuple[Outcome, ...]] | None = None
@@ -300,17 +290,13 @@ class Agent:
                         began_at = clock.monotonic()
                         opened = spool.content(message.queue_id)
                         content = await opened if isinstance(opened, Deferred) else opened
-                        preparing = naming.prepare(job, content.size_octets)
+                        if fitting.must_convert(message.envelope):
+                            content = await fitting.fit(message, content)
+                        preparing = naming.prepare(job, content)
                     settled = await preparing
                     preparing = None
                 except (CancelledError, Fenced, TenureRevoked):
                     raise
-                except Unfit as problem:
-                    preparing = None
-                    self._unfit = problem
-                    await self._flush(results)
-                    await sender.close()
-                    return job, carried > 0
                 except SpoolError as problem:
                     preparing = None
                     self._unreadable(job, problem)
@@ -367,7 +353,7 @@ class Agent:
                     if sender.can_overlap:
                         following = self._more(carried + 1)
                         if following is not None:
-                            ready = self._resident(following)
+                            ready = self._resident(following, fitting)
                             if ready is not None:
                                 next_content, next_began = ready, clock.monotonic()
                                 preparing = self._prepare(naming, following, ready)
@@ -461,12 +447,14 @@ class Agent:
     def _prepare(naming: Naming, job: Job, content: IContent) -> Deferred[tuple[Outcome, ...]]:
         """Ahead of its turn: what it raises is heard in its turn."""
         try:
-            return naming.prepare(job, content.size_octets)
+            return naming.prepare(job, content)
         except Exception:
             return fail()
 
-    def _resident(self, job: Job) -> IContent | None:
+    def _resident(self, job: Job, fitting: Fitting) -> IContent | None:
         """The content for an overlapping prepare, if it is at hand without waiting."""
+        if fitting.must_convert(job.message.envelope):
+            return None
         try:
             opened = self._floor.spool.content(job.message.queue_id)
         except (SpoolError, KeyError):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from mta.interfaces import ICheckpoints, ISender
+from mta.interfaces import ICheckpoints, IContent, ISender
 from mta.model import Intent, Outcome
 from mta.telemetry import Counter
+from mta.transfer.conversion import envelope_for
 from mta.transfer.work import Job
 
 NAME_OCTETS = 80
@@ -50,11 +51,12 @@ class Naming:
         self._network_name = network_name
         self._named = named
 
-    def prepare(self, job: Job, size_octets: int) -> Deferred[tuple[Outcome, ...]]:
-        message, recipients = job.message, job.recipients
+    def prepare(self, job: Job, content: IContent) -> Deferred[tuple[Outcome, ...]]:
+        message, recipients, size_octets = job.message, job.recipients, content.size_octets
+        envelope = envelope_for(content, message.envelope)
         checkpoints = self._checkpoints
         if checkpoints is None:
-            return self._sender.prepare(message.queue_id, message.envelope, recipients, size_octets)
+            return self._sender.prepare(message.queue_id, envelope, recipients, size_octets)
         name, doubt = "", job.doubt
         if doubt is not None and doubt.peer == self._peer and doubt.recipients == recipients:
             name = doubt.transaction
@@ -65,7 +67,7 @@ class Naming:
             name = new_name(message.queue_id, self._epoch, serial, self._network_name)
         return checkpoints.prepare_named(
             message.queue_id,
-            message.envelope,
+            envelope,
             recipients,
             size_octets,
             transaction=name,

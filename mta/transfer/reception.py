@@ -2,7 +2,7 @@
 
 Law: a step that nobody objects to costs no Deferred; only `end` has one. The relay rule comes
 before every policy. Every refusal is said in the log with the peer, the stage and the reply.
-RFC 5321 3.3, 4.4, 4.5.3.1, 6.3; RFC 6409 8; RFC 1845 (named transactions).
+RFC 5321 3.3, 4.4, 4.5.3.1, 6.3; RFC 6409 8; RFC 1845 (named transactions); RFC 3030.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from mta.errors import (
     TenureRevoked,
     Unavailable,
 )
-from mta.interfaces import IReception, ISecured, IStaging, ITenure
+from mta.interfaces import IChunkedReception, IReception, ISecured, IStaging, ITenure
 from mta.model import (
     Address,
     AddressKind,
     BodyType,
+    ContentForm,
     Envelope,
     FourTuple,
     MessageState,
@@ -34,7 +35,6 @@ from mta.model import (
     Recipient,
     Remembered,
     Reply,
-    Requires,
     fresh_state,
 )
 from mta.policy.stream import Stream
@@ -49,8 +49,9 @@ from mta.transfer.header_block import (
     needs_separator,
     received_count,
 )
-from mta.transfer.trace import received_field, received_from, utf8_protocol
+from mta.transfer.trace import received_field, received_from
 from mta.wire.dsn import original_recipient
+from mta.wire.mime.texts import TextScan
 
 LOOP: Final = Reply(554, "5.4.6", (b"Too many hops, this message is in a loop",))
 OVERTAKEN: Final = Reply(
@@ -66,7 +67,7 @@ _NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
 Answer = Reply | None | Deferred[Reply | None]
 
 
-@implementer(IReception, ISecured)
+@implementer(IReception, IChunkedReception, ISecured)
 class Reception:
     """Made by Intake. What it raises (Fenced, TenureRevoked), and what the Deferred of `end` fails
     with (also Unknown), must abort the association without a reply.
@@ -89,6 +90,7 @@ class Reception:
         "_staging",
         "_stream",
         "_tenure",
+        "_text",
         "_transaction",
         "_waiting",
     )
@@ -104,6 +106,8 @@ class Reception:
         self._staging: IStaging | None = None
         self._scan: HeaderScan | None = None
         self._stream: Stream | None = None
+        self._text: TextScan | None = None
+        """Of content that comes as it is."""
         self._waiting: Deferred[Any] | None = None
         self._is_journalled = False
         self._is_unacknowledged = False
@@ -295,6 +299,14 @@ class Reception:
     # --- the content ---
 
     def data(self) -> Answer:
+        self._text = None
+        return self._begin_content()
+
+    def bdat(self) -> Answer:
+        self._text = TextScan()
+        return self._begin_content()
+
+    def _begin_content(self) -> Answer:
         desk, transaction = self._desk, self._present()
         if self._repeat is not None:
             return None
@@ -319,7 +331,9 @@ class Reception:
         staging, scan, stream, transaction = self._content()
         if stream is not None and stream.refusal is not None:
             return None  # refused already; the peer is heard to the end all the same
-        if self._is_unread and transaction.size_octets:
+        if self._text is not None:
+            self._text.feed(chunk)  # and nothing was read to get here: BDAT waits for no reply
+        elif self._is_unread and transaction.size_octets:
             # A later piece of content: its client has read the 354 before it, and so the reply to
             # the last message. A command would prove nothing: MAIL, RSET and QUIT may follow a
             # final dot in one group (RFC 2920 3.1). A message in one piece says it by itself.
@@ -414,27 +428,26 @@ class Reception:
         if transaction.discarded:
             return succeed(self._discarded(transaction))
         desk, wall = self._desk, self._desk.clock.wall()
-        body_type, envelope_id, ret_full = BodyType.SEVEN_BIT, b"", None
-        requires = Requires.NOTHING
+        body_type, form = BodyType.SEVEN_BIT, ContentForm.DOT_STUFFED
+        envelope_id, ret_full = b"", None
         parameters = transaction.parameters
         if parameters:
             body = parameters.get(b"BODY")
             # Some clients declare 8BITMIME for whatever they send; what is plain ASCII travels to
             # every peer, so only content that needs the extension says so.
-            if body is not None and self._has_eight_bits:
+            if body is not None and (self._has_eight_bits or body == b"BINARYMIME"):
                 body_type = _BODY_TYPES.get(body.upper(), BodyType.SEVEN_BIT)
             envelope_id = parameters.get(b"ENVID") or b""
             ret = parameters.get(b"RET")
             ret_full = None if ret is None else ret.upper() == b"FULL"
-            # Likewise: SMTPUTF8 for plain mail closes no way. Addresses speak for themselves.
-            if b"SMTPUTF8" in parameters and not scan.block.isascii():
-                requires = Requires.UTF8
+        if self._text is not None:
+            body_type, form = _as_it_is(self._text, body_type)
         self._ordinal += 1
         envelope = Envelope(
             sender=transaction.sender,
             recipients=tuple(transaction.kept),
-            requires=requires,
             body_type=body_type,
+            content_form=form,
             envelope_id=envelope_id,
             ret_full=ret_full,
             received_at=wall,
@@ -475,13 +488,15 @@ class Reception:
     ) -> bytes:
         """Our Received, then what policies added, then what a local program left out."""
         desk, association = self._desk, self._association
-        parameters = transaction.parameters
-        if parameters and b"SMTPUTF8" in parameters:
-            shared = self._received(utf8_protocol(association.protocol))
-        else:
-            shared = self._received_from
-            if not shared:
-                shared = self._received_from = self._received(association.protocol)
+        shared = self._received_from
+        if not shared:
+            shared = self._received_from = received_from(
+                association.peer,
+                association.helo,
+                association.protocol,
+                self._tenure.network_name,
+                desk.settings.received_client or not association.admitted,
+            )
         kept = transaction.kept
         date = desk.dates.at(wall)
         only = kept[0].address.text if len(kept) == 1 else b""
@@ -494,17 +509,6 @@ class Reception:
             if not has_field(lowered, b"date:"):
                 text += b"Date: %b\r\n" % date
         return text + b"\r\n" if needs_separator(block) else text
-
-    def _received(self, protocol: str) -> bytes:
-        """The part of Received that does not change from message to message."""
-        desk, association = self._desk, self._association
-        return received_from(
-            association.peer,
-            association.helo,
-            protocol,
-            self._tenure.network_name,
-            desk.settings.received_client or not association.admitted,
-        )
 
     # --- refusals ---
 
@@ -553,6 +557,16 @@ class Reception:
         )
         self.reset()
         return queued(transaction.queue_id)
+
+
+def _as_it_is(text: TextScan, declared: BodyType) -> tuple[BodyType, ContentForm]:
+    """What came by BDAT is stored as it came. Text without a dot at the start of a line is its own
+    wire form; what is no text travels as BINARYMIME, whatever it was declared to be.
+    """
+    text.finish()
+    if not text.is_text or declared is BodyType.BINARY_MIME:
+        return BodyType.BINARY_MIME, ContentForm.OPAQUE
+    return declared, ContentForm.DOT_STUFFED if text.is_wire_form else ContentForm.OPAQUE
 
 
 def _both(one: Deferred[None] | None, other: Deferred[None] | None) -> Deferred[None] | None:

@@ -6,11 +6,12 @@ before `finish`. Whatever a peer says, each recipient gets exactly one outcome.
 
 With PIPELINING the envelope of message n+1 may be prepared while n waits for its reply: body n, its
 dot and MAIL, RCPT, DATA of n+1 then leave together, one round trip a message (RFC 2920 3.1 lets
-DATA end a group, and what follows a dot begins a new one).
+DATA end a group, and what follows a dot begins a new one). Behind a content that goes by BDAT the
+envelope waits: after a refused chunk RSET must come first (RFC 3030 section 2).
 
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
-RFC 1870, RFC 6152, RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1047 (why UNKNOWN
-exists), RFC 1845 (named transactions, which end it).
+RFC 1870, RFC 6152, RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 1047
+(why UNKNOWN exists), RFC 1845 (named transactions, which end it).
 """
 
 from __future__ import annotations
@@ -20,23 +21,21 @@ from collections.abc import Sequence
 
 from mta.errors import LocalProtocolError, RemoteProtocolError
 from mta.model import Address, Envelope, Outcome, OutcomeKind, Reply
-from mta.wire.smtp.client_envelope import commands, impossible, size_limit, without_name
+from mta.wire.smtp.client_chunks import ChunkWriter
+from mta.wire.smtp.client_envelope import commands, impossible, size_limit
 from mta.wire.smtp.client_outcomes import (
     NO_TLS,
     gone,
     left_over,
     outcome_kind,
-    recipient_outcome,
     unprepared,
 )
+from mta.wire.smtp.client_replies import EnvelopeReplies
 from mta.wire.smtp.client_states import (
     CLASSES,
-    ENVELOPE,
-    OFFSET,
     TABLE,
     Class,
     Committed,
-    Ended,
     Event,
     NotSent,
     Opened,
@@ -48,7 +47,6 @@ from mta.wire.smtp.client_states import (
     State,
     Timeouts,
     Transaction,
-    Unfit,
     Wait,
     Withdrawn,
 )
@@ -57,7 +55,7 @@ from mta.wire.smtp.reply import ReplyReader
 from mta.wire.smtp.states import Role
 
 
-class Initiator:
+class Initiator(EnvelopeReplies):
     """One association's protocol, from the peer's greeting to the end.
 
     Every method that takes something answers the events it made; what is to be sent then lies in
@@ -121,6 +119,11 @@ class Initiator:
         return self._pipelines
 
     @property
+    def chunks(self) -> bool:
+        """Content may go by BDAT. Without PIPELINING each chunk would cost a round trip."""
+        return self._pipelines and b"CHUNKING" in self.extensions
+
+    @property
     def is_idle(self) -> bool:
         """Open, and no transaction is under way."""
         return self.state is State.OPEN and self._preparing is None and self._sending is None
@@ -162,9 +165,11 @@ class Initiator:
         transid: bytes = b"",
         is_resend: bool = False,
         envelope: Envelope | None = None,
+        binary: bool = False,
+        chunked: bool = False,
     ) -> list[Event]:
-        """Begin a transaction: MAIL, RCPT, DATA. Answers Prepared at once when nothing is left to
-        ask, or Unfit; otherwise it comes from `receive`.
+        """Begin a transaction: MAIL, RCPT, and DATA unless its content is to go in `chunks`.
+        Answers Prepared at once when nothing is left to ask; otherwise it comes from `receive`.
 
         May be called while the last message waits for its reply only if `pipelines`. `transid`, in
         its brackets, names it to a peer that `checkpoints`; with `is_resend` the peer may have
@@ -177,17 +182,21 @@ class Initiator:
         if self.state is not State.OPEN:
             return [NotSent(tag, gone("the association has ended"))]
         offered = self.extensions
-        refusal = impossible(offered, self._size_limit, size=size_octets, eight_bit=eight_bit)
+        refusal = impossible(
+            offered, self._size_limit, sender, recipients, size=size_octets, eight_bit=eight_bit,
+            binary=binary,
+        )  # fmt: skip
         if refusal is not None:
             failed = tuple(Outcome(i, OutcomeKind.FAILED, refusal) for i in indexes)
             return [Prepared(tag, failed)]
         lines = commands(
-            offered, sender, recipients, envelope, size_octets, eight_bit=eight_bit, transid=transid
-        )
-        if isinstance(lines, Reply):
-            return [Unfit(tag, lines)]
+            offered, sender, recipients, size=size_octets, eight_bit=eight_bit, transid=transid,
+            envelope=envelope, binary=binary, chunked=chunked,
+        )  # fmt: skip
         self._preparing = Transaction(tag, indexes, lines, size_octets)
         self._preparing.is_resend = is_resend
+        if chunked:
+            self._preparing.chunks = ChunkWriter()
         self.transid = transid
         self._said = 0
         self._say_more()
@@ -200,6 +209,12 @@ class Initiator:
             transaction = self._begin_content()
         if transaction.phase is not Phase.SENDING:
             raise LocalProtocolError("content behind the final dot")
+        if transaction.chunks is not None:
+            chunk = transaction.chunks.take(piece)
+            if chunk:
+                self._output += chunk
+                self._owed.append((Wait.CHUNK, 0))
+            return
         if opaque:
             if self._stuffer is None:
                 self._stuffer = Stuffer()
@@ -222,19 +237,18 @@ class Initiator:
         return transaction
 
     def finish(self) -> None:
-        """The final dot. From here on silence means UNKNOWN."""
+        """The final dot, or the last chunk. From here on silence means UNKNOWN."""
         transaction = self._sending
         if transaction is None:
             transaction = self._begin_content(is_empty=True)
         if transaction.phase is not Phase.SENDING:
             raise LocalProtocolError("a second final dot")
-        if self._stuffer is not None:
-            last = self._stuffer.finish()
-            if last:
-                self._output.append(last)
-        elif self._tail != b"\r\n":
-            self._output.append(b"\r\n")
-        self._output.append(b".\r\n")
+        if transaction.chunks is not None:
+            self._output += transaction.chunks.finish()
+        elif self._stuffer is not None:
+            self._output.append(self._stuffer.finish() + b".\r\n")
+        else:
+            self._output.append(b".\r\n" if self._tail == b"\r\n" else b"\r\n.\r\n")
         transaction.phase = Phase.IN_DOUBT
         replies = len(transaction.accepted) if self.role is Role.LMTP else 1
         self._owed.extend([(Wait.DOT, 0)] * replies)
@@ -247,6 +261,10 @@ class Initiator:
         transaction = self._preparing
         if transaction is None:
             return []
+        if transaction.phase is Phase.PREPARED and transaction.chunks is not None:
+            self._preparing = None
+            self._needs_reset = True
+            return [Withdrawn(transaction.tag)]
         if transaction.phase is Phase.PREPARED:
             # Any octet or a dot would now be a message: only the end of the association is none.
             self._preparing = None
@@ -386,6 +404,9 @@ class Initiator:
         wait, index = self._owed.popleft()
         if wait is Wait.DOT:
             self._dot_reply(reply, klass, events)
+        elif wait is Wait.CHUNK:
+            if klass is not Class.POSITIVE:
+                self._refused_content(reply, klass, events)
         elif wait is Wait.LONE_DOT:
             pass  # nobody was to get anything; whatever it says is right
         elif wait is Wait.RSET:
@@ -394,102 +415,6 @@ class Initiator:
         else:
             self._envelope_reply(wait, index, reply, klass, events)
         self._say_more()
-
-    def _envelope_reply(
-        self, wait: Wait, index: int, reply: Reply, klass: Class, events: list[Event]
-    ) -> None:
-        transaction = self._preparing
-        assert transaction is not None  # whoever forgets a transaction forgets what it is owed
-        if (klass is Class.INTERMEDIATE) and wait is not Wait.DATA:
-            if wait is not Wait.MAIL or not transaction.is_resend or reply.code != OFFSET:
-                text = "the peer answers an envelope command with 3yz"
-                raise RemoteProtocolError(text, reply.text)
-            self._resume(transaction, reply)
-        elif wait is Wait.MAIL:
-            if klass is not Class.POSITIVE:
-                transaction.mail_reply = reply
-                self._drop_unsaid(transaction)
-        elif wait is Wait.RCPT:
-            if transaction.mail_reply is None:
-                if klass is Class.POSITIVE:
-                    transaction.accepted.append(index)
-                else:
-                    transaction.outcomes.append(recipient_outcome(index, reply, transaction))
-            elif klass is Class.POSITIVE:
-                # A lone dot could now make an empty message for this recipient.
-                raise RemoteProtocolError("the peer takes a recipient without a sender", reply.text)
-            is_last = index == transaction.recipients[-1]
-            if is_last and not transaction.accepted:
-                self._drop_unsaid(transaction)
-        elif klass is Class.POSITIVE:
-            raise RemoteProtocolError("the peer answers DATA with 2yz", reply.text)
-        elif klass is Class.INTERMEDIATE:
-            self._data_accepted(transaction, events)
-            return
-        else:
-            if transaction.accepted and transaction.mail_reply is None:
-                kind = outcome_kind(reply)
-                transaction.outcomes += [Outcome(i, kind, reply) for i in transaction.accepted]
-            self._needs_reset = transaction.mail_reply is None
-            events += self._settle_preparing()
-            return
-        if (
-            not transaction.is_data_said
-            and self._said >= len(transaction.commands)
-            and not any(owed in ENVELOPE for owed, _ in self._owed)
-        ):
-            self._needs_reset = transaction.mail_reply is None
-            events += self._settle_preparing()
-
-    def _resume(self, transaction: Transaction, reply: Reply) -> None:
-        """355: the peer knows this transaction, and says how many octets of its content it has."""
-        if transaction.is_withdrawn:
-            return
-        offset = reply.lines[0].partition(b" ")[0]
-        if offset.isdigit() and int(offset[:20]) == transaction.size_octets:
-            transaction.is_known = True
-            transaction.accepted = list(transaction.recipients)
-            del transaction.commands[1:-1]
-            return
-        # It has something else under that name, or a part. What it did not complete it has not
-        # sent on, so a transaction without a name brings nothing twice, and never too little.
-        transaction.commands[0] = without_name(transaction.commands[0])
-        transaction.is_resend = False
-        self.transid = b""
-        self._said = 0
-        self._needs_reset = True
-
-    def _drop_unsaid(self, transaction: Transaction) -> None:
-        """Commands that have become pointless are not said (without pipelining)."""
-        del transaction.commands[self._said :]
-
-    def _data_accepted(self, transaction: Transaction, events: list[Event]) -> None:
-        if transaction.mail_reply is None and transaction.accepted:
-            if transaction.is_withdrawn:
-                self._preparing = None
-                events.append(Withdrawn(transaction.tag))
-                events += self._end("withdrawn behind 354")
-                return
-            transaction.phase = Phase.PREPARED
-            events.append(Prepared(transaction.tag, tuple(transaction.outcomes)))
-            return
-        # RFC 2920 3.1: DATA was accepted although no recipient was: end it at once.
-        self._output.append(b".\r\n")
-        self._owed.append((Wait.LONE_DOT, 0))
-        events += self._settle_preparing()
-
-    def _settle_preparing(self) -> list[Event]:
-        """No content will follow: every recipient has its outcome."""
-        transaction, self._preparing = self._preparing, None
-        assert transaction is not None
-        transaction.phase = Phase.SETTLED
-        if transaction.is_withdrawn:
-            return [Withdrawn(transaction.tag)]
-        reply = transaction.mail_reply
-        if reply is not None:
-            kind = outcome_kind(reply)
-            transaction.outcomes = [Outcome(i, kind, reply) for i in transaction.recipients]
-        return [Prepared(transaction.tag, tuple(transaction.outcomes))]
 
     def _dot_reply(self, reply: Reply, klass: Class, events: list[Event]) -> None:
         transaction = self._sending
@@ -509,11 +434,18 @@ class Initiator:
         else:
             outcomes = tuple([Outcome(i, kind, reply) for i in transaction.accepted])
         self._sending = None
+        self._needs_reset |= transaction.chunks is not None and kind is not OutcomeKind.DELIVERED
         transaction.phase = Phase.SETTLED
         events.append(Committed(transaction.tag, outcomes))
 
     def _unasked(self, reply: Reply, klass: Class, events: list[Event]) -> None:
         """A reply that nobody asked for. In the middle of content a refusal is an early answer."""
+        if self._sending is None:
+            raise RemoteProtocolError("the peer said something unasked", reply.text)
+        self._refused_content(reply, klass, events)
+
+    def _refused_content(self, reply: Reply, klass: Class, events: list[Event]) -> None:
+        """In the middle of it, or one of its chunks: nothing that follows can make it whole."""
         transaction = self._sending
         if transaction is None or klass not in (Class.TRANSIENT, Class.PERMANENT):
             raise RemoteProtocolError("the peer said something unasked", reply.text)
@@ -521,14 +453,16 @@ class Initiator:
         kind = outcome_kind(reply)
         outcomes = tuple(Outcome(i, kind, reply) for i in transaction.accepted)
         events.append(Committed(transaction.tag, outcomes))
-        events += self._end(f"refused within the content: {reply.text}")
+        events += self._lost(f"refused within the content: {reply.text}")
 
     def _closing(self, reply: Reply, events: list[Event]) -> None:
         """421: it answers what is owed first, and nothing more will come."""
         transaction = self._sending
         if transaction is not None:
-            is_answer = bool(self._owed) and self._owed[0][0] is Wait.DOT
-            if transaction.phase is Phase.SENDING or (is_answer and self.role is Role.SMTP):
+            wait = self._owed[0][0] if self._owed else None
+            is_answer = wait is Wait.DOT
+            is_open = transaction.phase is Phase.SENDING or wait is Wait.CHUNK
+            if is_open or (is_answer and self.role is Role.SMTP):
                 left = transaction.accepted
                 deferred = tuple(Outcome(i, OutcomeKind.DEFERRED, reply) for i in left)
                 events.append(Committed(transaction.tag, deferred))
@@ -550,21 +484,17 @@ class Initiator:
             events.append(unprepared(transaction, reply or gone(reason)))
         return events + self._end(reason)
 
-    def _end(self, reason: str, polite: bool = False) -> list[Event]:
-        self.state = State.ENDED
-        self._owed.clear()
-        return [Ended(reason, polite)]
-
     def _say_more(self) -> None:
         """Put out what may be said now of the transaction being prepared.
 
-        Nothing of it goes between DATA and dot of the one before; without pipelining, one command
-        at a time.
+        Nothing of it goes between DATA and dot of the one before, nor before the reply to its last
+        chunk: were that refused, RSET would be next. Without pipelining, one command at a time.
         """
         transaction = self._preparing
         if transaction is None or self.state is not State.OPEN:
             return
-        if self._sending is not None and self._sending.phase is Phase.SENDING:
+        sending = self._sending
+        if sending is not None and (sending.phase is Phase.SENDING or sending.chunks is not None):
             return
         commands = transaction.commands
         if self._said == 0 and self._needs_reset:
@@ -582,8 +512,9 @@ class Initiator:
             owed.append((Wait.MAIL, 0))
             for index in transaction.recipients:
                 owed.append((Wait.RCPT, index))
-            owed.append((Wait.DATA, 0))
-            transaction.is_data_said = True
+            if transaction.chunks is None:
+                owed.append((Wait.DATA, 0))
+                transaction.is_data_said = True
             return
         # One command at a time: the peer does not pipeline, or its reply to MAIL decides.
         if self._owed or self._said >= len(commands):
@@ -593,7 +524,7 @@ class Initiator:
         self._output.append(command)
         if self._said == 1:
             self._owed.append((Wait.MAIL, 0))
-        elif self._said == len(commands):
+        elif self._said == len(commands) and transaction.chunks is None:
             transaction.is_data_said = True
             self._owed.append((Wait.DATA, 0))
         else:

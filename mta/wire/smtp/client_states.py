@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mta.model import Outcome, Reply
+from mta.wire.smtp.client_chunks import ChunkWriter
 
 # --- what is waited for -----------------------------------------------------------------------
 
@@ -29,6 +30,7 @@ class Wait(enum.Enum):
     DATA = "reply to DATA"
     CONTENT = "the peer to take the content"
     """No reply: the peer must read on while we write."""
+    CHUNK = "reply to BDAT"
     DOT = "reply to the final dot"
     LONE_DOT = "reply to the dot that ended an unwanted DATA"
     RSET = "reply to RSET"
@@ -67,6 +69,7 @@ class Timeouts:
             Wait.RCPT: self.rcpt,
             Wait.DATA: self.data,
             Wait.CONTENT: self.block,
+            Wait.CHUNK: self.block,
             Wait.DOT: self.dot,
             Wait.LONE_DOT: self.dot,
             Wait.RSET: self.reset,
@@ -192,6 +195,7 @@ class Transaction:
 
     __slots__ = (
         "accepted",
+        "chunks",
         "commands",
         "is_data_said",
         "is_known",
@@ -212,7 +216,8 @@ class Transaction:
         self.tag = tag
         self.recipients = recipients
         self.commands = commands
-        """The first is MAIL, the last DATA."""
+        """The first is MAIL, the last DATA, unless there are `chunks`."""
+        self.chunks: ChunkWriter | None = None
         self.size_octets = size_octets
         self.phase = Phase.PREPARING
         self.mail_reply: Reply | None = None
@@ -252,15 +257,6 @@ class Prepared(NamedTuple):
     outcomes: tuple[Outcome, ...]
 
 
-class Unfit(NamedTuple):
-    """This peer lacks what the message needs, another may have it. Nothing was said of it; the
-    association goes on.
-    """
-
-    tag: str
-    reply: Reply
-
-
 class NotSent(NamedTuple):
     """The association ended before anything of this message was settled or sent."""
 
@@ -288,4 +284,4 @@ class Ended(NamedTuple):
     polite: bool = False
 
 
-Event = Opened | StartTls | Refused | Prepared | Unfit | NotSent | Committed | Withdrawn | Ended
+Event = Opened | StartTls | Refused | Prepared | NotSent | Committed | Withdrawn | Ended

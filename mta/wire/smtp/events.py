@@ -36,7 +36,11 @@ class StartTls(NamedTuple):
 
 
 class Data(NamedTuple):
-    """DATA with at least one accepted recipient; None as answer: 354."""
+    """DATA with at least one accepted recipient; None as answer: 354. `is_chunked`: it was the
+    first BDAT, and what comes are octets as they are.
+    """
+
+    is_chunked: bool = False
 
 
 class End(NamedTuple):
@@ -50,7 +54,7 @@ class End(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A piece of content in wire form."""
+    """A piece of content: in wire form, or behind BDAT as it is."""
 
     data: bytes
 

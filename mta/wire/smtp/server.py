@@ -9,18 +9,18 @@ event that wants an answer (the first group below) by `answer` before the next; 
 `take_output()`. Commands that arrived together are thus answered in one write (RFC 2920).
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
-RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1845
-(CHECKPOINT, of which only whole transactions are kept).
+RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 1845 (CHECKPOINT, of which
+only whole transactions are kept).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mta.errors import LocalProtocolError
 from mta.model import Reply
 from mta.wire.smtp import server_replies as said
-from mta.wire.smtp.content import ContentReader, Fault
+from mta.wire.smtp.content import ContentReader
 from mta.wire.smtp.events import (
     Chunk,
     Data,
@@ -50,7 +50,8 @@ from mta.wire.smtp.reply import render
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb, out_of_place
 from mta.wire.text import neutralise
 
-_VERBS = {verb.value.encode(): verb for verb in Verb if verb not in {Verb.END, Verb.REPEAT}}
+_NO_COMMANDS = {Verb.END, Verb.CHUNK, Verb.REPEAT}
+_VERBS = {verb.value.encode(): verb for verb in Verb if verb not in _NO_COMMANDS}
 _OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
 """A web page can make a browser send these to port 25, with SMTP commands behind them."""
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t"
@@ -63,8 +64,7 @@ _KNOWN = 355
 """RFC 1845's reply to MAIL: what follows is the offset at which the content is to go on."""
 _STARTTLS_OFFERED = frozenset((Security.OFFERED, Security.REQUIRED))
 _DEAF = frozenset((State.CLOSED, State.GREETING, State.HANDSHAKE))
-_IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN))
-_WITH_ADDRESS = frozenset((Verb.MAIL, Verb.RCPT, Verb.VRFY, Verb.EXPN))
+_IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN, State.CHUNKS, State.FAILED))
 _USUAL = {
     Verb.MAIL: b"250 2.1.0 Ok\r\n",
     Verb.RCPT: b"250 2.1.5 Ok\r\n",
@@ -72,16 +72,13 @@ _USUAL = {
     Verb.STARTTLS: b"220 2.0.0 Ready to start TLS\r\n",
     Verb.END: _OK,
 }
-_FAULTS = {
-    Fault.BARE_NEWLINE: Reply(
-        550, "5.5.2", (b"The content has a bare CR or LF; lines end in CR LF",)
-    ),
-    Fault.NUL: Reply(550, "5.6.0", (b"The content has a NUL octet",)),
-}
 
 
 class Responder:
     """One association's protocol, from the greeting to the end."""
+
+    extensions: tuple[bytes, ...] = ()
+    """What a further machine offers (server_chunks.py)."""
 
     def __init__(
         self,
@@ -117,6 +114,7 @@ class Responder:
         self._offers_checkpoint = checkpoint
         self._hello = self._announcement()
         self._mail_parameters = _MAIL_WITH_NAMES if checkpoint else _MAIL
+        self._is_binary = False
         self._awaiting: Verb | None = None
         self._after = State.START
         self._queued: list[Event] = []
@@ -124,8 +122,6 @@ class Responder:
         self._errors = 0
         self._commands = 0
         self._recipients_said = 0
-        self._has_utf8 = False
-        """MAIL said SMTPUTF8."""
         self._content = ContentReader(
             self._limits.size_octets, self._limits.line_octets, self._limits.normalise_newlines
         )
@@ -140,8 +136,8 @@ class Responder:
             b"PIPELINING",
             b"SIZE %d" % limit if limit else b"SIZE",
             b"8BITMIME",
-            b"SMTPUTF8",
             b"DSN",
+            *self.extensions,
             *((b"STARTTLS",) if may_secure else ()),
             *((b"CHECKPOINT",) if self._offers_checkpoint else ()),
             b"ENHANCEDSTATUSCODES",
@@ -323,6 +319,11 @@ class Responder:
             state = self.state
             if state is State.CONTENT:
                 return self._content_event()
+            if state is State.CHUNK:
+                event = self._chunk_event()
+                if event is not None or self.state is State.CHUNK:
+                    return event
+                continue
             if state in _DEAF:
                 return None
             at = self._at
@@ -388,15 +389,7 @@ class Responder:
 
     def _fault(self) -> Reply | None:
         fault = self._content.fault
-        if fault is None:
-            return None
-        if fault is Fault.TOO_BIG:
-            text = b"The message is bigger than %d octets" % self._limits.size_octets
-            return Reply(552, "5.3.4", (text,))
-        if fault is Fault.LINE_TOO_LONG:
-            text = b"The content has a line of more than %d octets" % self._limits.line_octets
-            return Reply(554, "5.6.0", (text,))
-        return _FAULTS[fault]
+        return None if fault is None else said.of_fault(fault, self._limits)
 
     def _command(self, line: bytes) -> Event | None:
         """One command line without CRLF: an event to answer, or None when it is dealt with."""
@@ -420,7 +413,7 @@ class Responder:
             count[1] += 1
         row = TABLE.get((self.state, verb))
         if row is None:
-            self._reject(verb.value, out_of_place(self.state, verb, self.role))
+            self._out_of_place(verb, argument)
             return None
         try:
             event = _ACTIONS[row.action](self, verb, argument)
@@ -435,6 +428,9 @@ class Responder:
             self._queued.append(event)
             return None
         return event
+
+    def _out_of_place(self, verb: Verb, argument: bytes) -> None:
+        self._reject(verb.value, out_of_place(self.state, verb, self.role))
 
     def _unknown(self, line: bytes, word: bytes) -> None:
         self.counts.setdefault(None, [0, 0])[1] += 1
@@ -479,7 +475,7 @@ class Responder:
             text = b"The message is bigger than %d octets" % self._limits.size_octets
             raise Refused(552, "5.3.4", text)
         self.sender = sender.text
-        self._has_utf8 = b"SMTPUTF8" in parameters
+        self._is_binary = parameters.get(b"BODY") == b"BINARYMIME"
         return Mail(sender, parameters)
 
     def _do_rcpt(self, verb: Verb, argument: bytes) -> Event | None:
@@ -490,7 +486,7 @@ class Responder:
             else:
                 self._say_no(said.TOO_MANY_RECIPIENTS, False)  # one line in the log is enough
             return None
-        recipient, parameters = parse_rcpt(argument, NOTIFICATION_RCPT, utf8=self._has_utf8)
+        recipient, parameters = parse_rcpt(argument, NOTIFICATION_RCPT)
         return Rcpt(recipient, parameters)
 
     def _do_starttls(self, verb: Verb, argument: bytes) -> Event | None:
@@ -506,7 +502,15 @@ class Responder:
 
     def _do_data(self, verb: Verb, argument: bytes) -> Event | None:
         self._no_argument(argument)
+        if self._is_binary:
+            raise refusal(said.NEEDS_BDAT)
         return Data()
+
+    def _do_bdat(self, verb: Verb, argument: bytes) -> Event | None:
+        raise refusal(said.NOT_OFFERED)
+
+    def _chunk_event(self) -> Event | None:
+        raise LocalProtocolError("a chunk that was not offered")
 
     def _do_rset(self, verb: Verb, argument: bytes) -> Event | None:
         self._no_argument(argument)
@@ -523,11 +527,8 @@ class Responder:
         return None
 
     def _do_vrfy(self, verb: Verb, argument: bytes) -> Event | None:
-        words = argument.split()
-        if not words:
+        if not argument.strip():
             raise Refused(501, "5.5.4", b"Syntax: VRFY address")
-        if not argument.isascii() and words[-1].upper() != b"SMTPUTF8":
-            raise Refused(553, "5.6.7", b"An address with UTF-8 needs the parameter SMTPUTF8")
         self._count_and_say(verb, render(said.VRFY))
         return None
 
@@ -569,12 +570,13 @@ class Responder:
         return " ".join([*words, f"commands={_fraction(accepted, said)}"])
 
 
-_ACTIONS = {
+_ACTIONS: dict[str, Callable[[Responder, Verb, bytes], Event | None]] = {
     "hello": Responder._do_hello,
     "starttls": Responder._do_starttls,
     "mail": Responder._do_mail,
     "rcpt": Responder._do_rcpt,
     "data": Responder._do_data,
+    "bdat": lambda machine, verb, argument: machine._do_bdat(verb, argument),
     "rset": Responder._do_rset,
     "noop": Responder._do_noop,
     "vrfy": Responder._do_vrfy,
@@ -589,7 +591,7 @@ def _fraction(accepted: int, said: int) -> str:
 
 
 def _is_utf8_path(verb: Verb, line: bytes) -> bool:
-    """Commands that take an address may hold 8 bits, and look at them themselves."""
-    if verb not in _WITH_ADDRESS:
+    """8 bits in a path get the reply that names SMTPUTF8, not "rubbish"."""
+    if verb is not Verb.MAIL and verb is not Verb.RCPT:
         return False
     return not line.translate(None, _PRINTABLE + bytes(range(0x80, 0x100)))

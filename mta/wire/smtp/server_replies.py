@@ -6,6 +6,8 @@ Law: a client reads what to do, nothing of our insides. RFC 5321 4.2, RFC 3463.
 from __future__ import annotations
 
 from mta.model import Reply
+from mta.wire.smtp.content import Fault
+from mta.wire.smtp.limits import Limits
 
 NOT_CRLF = Reply(500, "5.5.2", (b"A command ends in CR LF",))
 TOO_LONG = Reply(500, "5.5.2", (b"The line is too long",))
@@ -22,3 +24,21 @@ TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", (b"Too many recipients, send the rest 
 TOO_MANY_ERRORS = Reply(421, "4.7.0", (b"Too many errors",))
 TOO_MANY_COMMANDS = Reply(421, "4.7.0", (b"Too many commands on one connection",))
 BROWSER = Reply(421, "4.7.0", (b"This is a mail server",))
+NEEDS_BDAT = Reply(503, "5.5.1", (b"BODY=BINARYMIME needs BDAT",))
+_FAULTS = {
+    Fault.BARE_NEWLINE: Reply(
+        550, "5.5.2", (b"The content has a bare CR or LF; lines end in CR LF",)
+    ),
+    Fault.NUL: Reply(550, "5.6.0", (b"The content has a NUL octet",)),
+}
+
+
+def of_fault(fault: Fault, limits: Limits) -> Reply:
+    """What a content is told that cannot be taken."""
+    if fault is Fault.TOO_BIG:
+        text = b"The message is bigger than %d octets" % limits.size_octets
+        return Reply(552, "5.3.4", (text,))
+    if fault is Fault.LINE_TOO_LONG:
+        text = b"The content has a line of more than %d octets" % limits.line_octets
+        return Reply(554, "5.6.0", (text,))
+    return _FAULTS[fault]

@@ -4,8 +4,8 @@ Law: a transition that is not in `TABLE` does not happen; the peer is told why i
 `OUT_OF_PLACE`. NOOP, RSET, QUIT and a new EHLO are never out of place after the greeting.
 
 RFC 5321 4.1.4 (order of commands), 4.2.4 (503), RFC 2920 3.1 (DATA behind refused recipients),
-RFC 2033 4.2 (the same in LMTP), RFC 3207 (STARTTLS), RFC 1845 (a named transaction that was
-completed before).
+RFC 2033 4.2 (the same in LMTP), RFC 3030 (BDAT), RFC 3207 (STARTTLS), RFC 1845 (a named transaction
+that was completed before).
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Security(enum.Enum):
 
 class State(enum.Enum):
     """Where an association stands. GREETING -> START -> IDLE -> MAIL -> RECIPIENTS -> CONTENT ->
-    IDLE; with a named transaction that was completed before, IDLE -> KNOWN -> CONTENT. CLOSED from
-    everywhere, and nothing from CLOSED.
+    IDLE; with a named transaction that was completed before, IDLE -> KNOWN -> CONTENT. With BDAT
+    RECIPIENTS -> CHUNK (-> CHUNKS -> CHUNK) -> IDLE, and FAILED behind a chunk that was refused.
+    CLOSED from everywhere, and nothing from CLOSED.
     """
 
     GREETING = "greeting"
@@ -56,6 +57,12 @@ class State(enum.Enum):
     """MAIL was answered 355: the whole transaction is ours already, but for the final dot."""
     CONTENT = "content"
     """Behind 354."""
+    CHUNK = "chunk"
+    """Behind BDAT: so many octets are read, wanted or not."""
+    CHUNKS = "chunks"
+    """A chunk was taken, and it was not the last."""
+    FAILED = "failed"
+    """A chunk was refused: nothing but the end of this transaction can follow."""
     HANDSHAKE = "handshake"
     """TLS is being negotiated; what comes is no SMTP. Then START, and all is forgotten."""
     CLOSED = "closed"
@@ -74,6 +81,8 @@ class Verb(enum.Enum):
     MAIL = "MAIL"
     RCPT = "RCPT"
     DATA = "DATA"
+    BDAT = "BDAT"
+    CHUNK = "END-OF-CHUNK"
     END = "END-OF-MESSAGE"
     REPEAT = "MAIL-AGAIN"
     """MAIL of a named transaction that was completed before: its answer, 355, says so."""
@@ -108,52 +117,85 @@ TABLE: dict[tuple[State, Verb], Row] = {
     (State.RECIPIENTS, Verb.EHLO): Row(State.IDLE, "hello"),
     (State.RECIPIENTS, Verb.LHLO): Row(State.IDLE, "hello"),
     (State.KNOWN, Verb.HELO): Row(State.IDLE, "hello"),
+    (State.CHUNKS, Verb.HELO): Row(State.IDLE, "hello"),
+    (State.FAILED, Verb.HELO): Row(State.IDLE, "hello"),
     (State.KNOWN, Verb.EHLO): Row(State.IDLE, "hello"),
+    (State.CHUNKS, Verb.EHLO): Row(State.IDLE, "hello"),
+    (State.FAILED, Verb.EHLO): Row(State.IDLE, "hello"),
     (State.KNOWN, Verb.LHLO): Row(State.IDLE, "hello"),
+    (State.CHUNKS, Verb.LHLO): Row(State.IDLE, "hello"),
+    (State.FAILED, Verb.LHLO): Row(State.IDLE, "hello"),
     (State.IDLE, Verb.STARTTLS): Row(State.HANDSHAKE, "starttls"),
     (State.IDLE, Verb.MAIL): Row(State.MAIL, "mail"),
     (State.IDLE, Verb.REPEAT): Row(State.KNOWN, "mail"),
     (State.KNOWN, Verb.DATA): Row(State.CONTENT, "data"),
+    (State.KNOWN, Verb.BDAT): Row(State.CHUNK, "bdat"),
     (State.MAIL, Verb.RCPT): Row(State.RECIPIENTS, "rcpt"),
     (State.RECIPIENTS, Verb.RCPT): Row(State.RECIPIENTS, "rcpt"),
     (State.RECIPIENTS, Verb.DATA): Row(State.CONTENT, "data"),
     (State.CONTENT, Verb.END): Row(State.IDLE, "end"),
+    (State.RECIPIENTS, Verb.BDAT): Row(State.CHUNK, "bdat"),
+    (State.CHUNKS, Verb.BDAT): Row(State.CHUNK, "bdat"),
+    (State.CHUNK, Verb.CHUNK): Row(State.CHUNKS, "chunk"),
+    (State.CHUNK, Verb.END): Row(State.IDLE, "end"),
     (State.START, Verb.RSET): Row(State.START, "rset"),
     (State.IDLE, Verb.RSET): Row(State.IDLE, "rset"),
     (State.MAIL, Verb.RSET): Row(State.IDLE, "rset"),
     (State.RECIPIENTS, Verb.RSET): Row(State.IDLE, "rset"),
     (State.KNOWN, Verb.RSET): Row(State.IDLE, "rset"),
+    (State.CHUNKS, Verb.RSET): Row(State.IDLE, "rset"),
+    (State.FAILED, Verb.RSET): Row(State.IDLE, "rset"),
     (State.START, Verb.NOOP): Row(State.START, "noop"),
     (State.IDLE, Verb.NOOP): Row(State.IDLE, "noop"),
     (State.MAIL, Verb.NOOP): Row(State.MAIL, "noop"),
     (State.RECIPIENTS, Verb.NOOP): Row(State.RECIPIENTS, "noop"),
     (State.KNOWN, Verb.NOOP): Row(State.KNOWN, "noop"),
+    (State.CHUNKS, Verb.NOOP): Row(State.CHUNKS, "noop"),
+    (State.FAILED, Verb.NOOP): Row(State.FAILED, "noop"),
     (State.START, Verb.VRFY): Row(State.START, "vrfy"),
     (State.IDLE, Verb.VRFY): Row(State.IDLE, "vrfy"),
     (State.MAIL, Verb.VRFY): Row(State.MAIL, "vrfy"),
     (State.RECIPIENTS, Verb.VRFY): Row(State.RECIPIENTS, "vrfy"),
     (State.KNOWN, Verb.VRFY): Row(State.KNOWN, "vrfy"),
+    (State.CHUNKS, Verb.VRFY): Row(State.CHUNKS, "vrfy"),
+    (State.FAILED, Verb.VRFY): Row(State.FAILED, "vrfy"),
     (State.START, Verb.EXPN): Row(State.START, "expn"),
     (State.IDLE, Verb.EXPN): Row(State.IDLE, "expn"),
     (State.MAIL, Verb.EXPN): Row(State.MAIL, "expn"),
     (State.RECIPIENTS, Verb.EXPN): Row(State.RECIPIENTS, "expn"),
     (State.KNOWN, Verb.EXPN): Row(State.KNOWN, "expn"),
+    (State.CHUNKS, Verb.EXPN): Row(State.CHUNKS, "expn"),
+    (State.FAILED, Verb.EXPN): Row(State.FAILED, "expn"),
     (State.START, Verb.HELP): Row(State.START, "help"),
     (State.IDLE, Verb.HELP): Row(State.IDLE, "help"),
     (State.MAIL, Verb.HELP): Row(State.MAIL, "help"),
     (State.RECIPIENTS, Verb.HELP): Row(State.RECIPIENTS, "help"),
     (State.KNOWN, Verb.HELP): Row(State.KNOWN, "help"),
+    (State.CHUNKS, Verb.HELP): Row(State.CHUNKS, "help"),
+    (State.FAILED, Verb.HELP): Row(State.FAILED, "help"),
     (State.START, Verb.QUIT): Row(State.CLOSED, "quit"),
     (State.IDLE, Verb.QUIT): Row(State.CLOSED, "quit"),
     (State.MAIL, Verb.QUIT): Row(State.CLOSED, "quit"),
     (State.RECIPIENTS, Verb.QUIT): Row(State.CLOSED, "quit"),
     (State.KNOWN, Verb.QUIT): Row(State.CLOSED, "quit"),
+    (State.CHUNKS, Verb.QUIT): Row(State.CLOSED, "quit"),
+    (State.FAILED, Verb.QUIT): Row(State.CLOSED, "quit"),
 }
 """(state, verb) -> (state once it is accepted, what is done). A refusal leaves the state as it is.
 What is absent here is out of place: `OUT_OF_PLACE` says with which words."""
 _HELLO_FIRST = Reply(503, "5.5.1", (b"Say HELO or EHLO first",))
 _NOT_NOW = Reply(503, "5.5.1", (b"Not within a transaction",))
+_IN_CHUNKS = Reply(503, "5.5.1", (b"The content has begun, go on with BDAT or say RSET",))
+_REFUSED = Reply(503, "5.5.1", (b"A chunk was refused, say RSET",))
+_ENVELOPE = (Verb.MAIL, Verb.RCPT, Verb.DATA)
 OUT_OF_PLACE: dict[tuple[State, Verb], Reply] = {
+    **{(State.CHUNKS, verb): _IN_CHUNKS for verb in _ENVELOPE},
+    **{(State.FAILED, verb): _REFUSED for verb in (*_ENVELOPE, Verb.BDAT)},
+    (State.CHUNKS, Verb.STARTTLS): _NOT_NOW,
+    (State.FAILED, Verb.STARTTLS): _NOT_NOW,
+    (State.START, Verb.BDAT): _HELLO_FIRST,
+    (State.IDLE, Verb.BDAT): Reply(503, "5.5.1", (b"Say MAIL and RCPT first",)),
+    (State.MAIL, Verb.BDAT): Reply(554, "5.5.1", (b"No valid recipients",)),
     (State.START, Verb.STARTTLS): _HELLO_FIRST,
     (State.MAIL, Verb.STARTTLS): _NOT_NOW,
     (State.RECIPIENTS, Verb.STARTTLS): _NOT_NOW,
@@ -179,6 +221,6 @@ def out_of_place(state: State, verb: Verb, role: Role) -> Reply:
     """What a command is told that has no row in `TABLE`. LMTP's DATA without a recipient differs
     from SMTP's (RFC 2033 4.2: it MUST be 503).
     """
-    if role is Role.LMTP and state is State.MAIL and verb is Verb.DATA:
+    if role is Role.LMTP and state is State.MAIL and verb in {Verb.DATA, Verb.BDAT}:
         return _LMTP_NOBODY
     return OUT_OF_PLACE[state, verb]

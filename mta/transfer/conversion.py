@@ -1,0 +1,140 @@
+"""Fits contents to what the far end of one association takes: converted where it takes less.
+
+Law: what is sent in another encoding than it came in is decided before anything of it is said to
+the far end; what cannot be converted is offered as it is, and refused by the sender's machine
+(5.6.3). The stored content never changes. However long it is, a piece of it is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from mta.interfaces import IBodyTypes, IContent, ISender, ISpool
+from mta.model import BodyType, ContentForm, Envelope, Requires
+from mta.telemetry import Telemetry
+from mta.transfer.work import Message
+from mta.wire.mime.convert import Converter, Plan, Survey, Unconvertible
+
+PIECE_OCTETS = 256 * 1024
+"""What a content hands out at most (IContent.read), and up to which a converted one is kept."""
+_RANKS = {BodyType.SEVEN_BIT: 0, BodyType.EIGHT_BIT_MIME: 1, BodyType.BINARY_MIME: 2}
+
+
+class Fitting:
+    """Of one association."""
+
+    __slots__ = ("_rank", "_relay", "_spool", "_takes", "_telemetry")
+
+    def __init__(self, spool: ISpool, sender: ISender, telemetry: Telemetry) -> None:
+        types = IBodyTypes(sender, None)
+        self._takes = BodyType.BINARY_MIME if types is None else types.takes
+        self._rank = _RANKS[self._takes]
+        self._spool = spool
+        self._relay = sender.relay
+        self._telemetry = telemetry
+
+    def must_convert(self, envelope: Envelope) -> bool:
+        """The far end does not take it as it is, and it may be changed."""
+        if _RANKS[envelope.body_type] <= self._rank:
+            return False
+        return not (envelope.requires & Requires.EIGHT_BIT and self._rank == 0)
+
+    async def fit(self, message: Message, content: IContent) -> IContent:
+        """What to send in the place of `content`, which is used up. @raise Corrupt, Unavailable,
+        KeyError: as ISpool.content.
+        """
+        envelope = message.envelope
+        is_stuffed = envelope.content_form is ContentForm.DOT_STUFFED
+        survey = Survey(self._takes, is_stuffed=is_stuffed)
+        what = f"for {self._relay}, which takes {self._takes.value} at most"
+        try:
+            async for piece in _pieces(content):
+                survey.take(piece)
+            plan = survey.plan()
+        except Unconvertible as why:
+            text = f"cannot be converted {what}: {why}"
+            self._telemetry.notice("warning", "transfer", text, message.queue_id)
+            return content
+        content.close()
+        self._telemetry.notice("info", "transfer", f"converted {what}", message.queue_id)
+        new = replace(envelope, body_type=self._takes, content_form=ContentForm.DOT_STUFFED)
+        size, kept = 0, list[bytes]()
+        source = await self._open(message.queue_id)
+        try:
+            async for piece in _converted(source, plan):
+                size += len(piece)
+                if size <= PIECE_OCTETS:
+                    kept.append(piece)
+        finally:
+            source.close()
+        if size <= PIECE_OCTETS:
+            return Converted(new, size, tuple(kept), None, plan)
+        return Converted(new, size, None, await self._open(message.queue_id), plan)
+
+    async def _open(self, queue_id: str) -> IContent:
+        opened = self._spool.content(queue_id)
+        return await opened if isinstance(opened, Deferred) else opened
+
+
+@implementer(IContent)
+class Converted:
+    """Another form of a stored content, in wire form; `envelope` is what it travels under."""
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        size_octets: int,
+        resident: tuple[bytes, ...] | None,
+        source: IContent | None,
+        plan: Plan,
+    ) -> None:
+        self.envelope = envelope
+        self.size_octets = size_octets
+        self.resident = resident
+        self._source = source
+        self._coming = _converted(source, plan) if source is not None else _all(resident or ())
+
+    def read(self) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(self._read())
+
+    async def _read(self) -> bytes:
+        return await anext(self._coming, b"")
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+
+
+def envelope_for(content: IContent, envelope: Envelope) -> Envelope:
+    """What `content` of a message with this envelope travels under."""
+    return content.envelope if isinstance(content, Converted) else envelope
+
+
+async def _all(pieces: tuple[bytes, ...]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def _pieces(content: IContent) -> AsyncIterator[bytes]:
+    if content.resident is not None:
+        for piece in content.resident:
+            yield piece
+        return
+    while piece := await content.read():
+        yield piece
+
+
+async def _converted(source: IContent, plan: Plan) -> AsyncIterator[bytes]:
+    """In pieces that are neither empty nor too long."""
+    converter = Converter(plan)
+    async for piece in _pieces(source):
+        said = converter.take(piece)
+        for at in range(0, len(said), PIECE_OCTETS):
+            yield said[at : at + PIECE_OCTETS]
+    said = converter.end()
+    for at in range(0, len(said), PIECE_OCTETS):
+        yield said[at : at + PIECE_OCTETS]
