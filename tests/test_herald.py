@@ -135,6 +135,23 @@ class WhenTheyGo(SynchronousTestCase):
         self.here.clock.advance(0.7)
         self.assertEqual(self.door.segments, [tickle(ours)] * 3)
 
+    def test_a_port_that_was_here_before(self) -> None:
+        """A peer whose port our kernel still keeps in TIME_WAIT is tickled once more when that is
+        over; not when the tenure has ended meanwhile.
+        """
+        ours = FourTuple(str(V4), 25, "203.0.113.5", 4711)
+        for stays in (True, False):
+            self.door.segments.clear()
+            self.online((ours,))
+            for seconds in (0.3, 0.7, 4.0, 5.0, 54.9):
+                self.here.clock.advance(seconds)
+            self.assertEqual(self.door.segments, [tickle(ours)] * 3)
+            if not stays:
+                self.herald.offline()
+                self.assertEqual(self.here.clock.reactor.getDelayedCalls(), [])
+            self.here.clock.advance(0.1)
+            self.assertEqual(len(self.door.segments), 4 if stays else 3)
+
     def test_our_own_peers(self) -> None:
         """After a flap the peers that our own tenure's end cut off are tickled, and only once."""
         ours = FourTuple(str(V4), 25, "203.0.113.5", 4711)

@@ -21,8 +21,11 @@ ANNOUNCE_SECONDS = 5.0
 """How often the owner repeats it: a switch or a peer that restarted, a split that healed."""
 FIRST_SECONDS = (0.0, 0.2, 1.0)
 """After going online: the first may be lost while a bridge learns its ports."""
-TICKLE_SECONDS = (0.0, 0.3, 1.0)
-"""A peer's answer may go astray while its neighbour entry is stale."""
+TICKLE_SECONDS = (0.0, 0.3, 1.0, 65.0)
+"""A peer's answer may go astray while its neighbour entry is stale. The last one is for a port that
+the peer had over an association with this very node before, which we closed in order: our kernel is
+in TIME_WAIT for it, 60 s from the last answer, and acknowledges instead of resetting (measured).
+"""
 MOST_TICKLES = 10_000
 """Associations that one takeover releases; more than a bridgehead has."""
 
@@ -38,6 +41,7 @@ class Herald:
         self._telemetry = telemetry
         self._is_wanted = is_wanted
         self._timers: list[ITimer] = []
+        self._repeating: ITimer | None = None
         self._why_not = ""
         self.cut_off: tuple[FourTuple, ...] = ()
         """What our last tenure's end closed; with the address away no reset got through."""
@@ -56,7 +60,7 @@ class Herald:
             return "not possible here"
         if self._why_not:
             return f"not sent: {self._why_not}"
-        return f"every {ANNOUNCE_SECONDS:g} s" if self._timers else "while online"
+        return f"every {ANNOUNCE_SECONDS:g} s" if self._repeating else "while online"
 
     def online(
         self,
@@ -80,7 +84,7 @@ class Herald:
         for seconds in FIRST_SECONDS:
             self._at(seconds, self._announce, ours)
         if ours:
-            self._at(ANNOUNCE_SECONDS, self._announce_again, ours)
+            self._repeat(ours)
         if stuck:
             for seconds in TICKLE_SECONDS:
                 self._at(seconds, self._tickle, stuck)
@@ -89,6 +93,9 @@ class Herald:
         timers, self._timers = self._timers, []
         for timer in timers:
             timer.cancel()
+        if self._repeating is not None:
+            self._repeating.cancel()
+            self._repeating = None
 
     def _at(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         if seconds <= 0.0:
@@ -98,7 +105,11 @@ class Herald:
 
     def _announce_again(self, instances: list[AddressInstance]) -> None:
         self._announce(instances)
-        self._timers = [self._clock.call_later(ANNOUNCE_SECONDS, self._announce_again, instances)]
+        self._repeat(instances)
+
+    def _repeat(self, instances: list[AddressInstance]) -> None:
+        again = self._announce_again
+        self._repeating = self._clock.call_later(ANNOUNCE_SECONDS, again, instances)
 
     def _announce(self, instances: list[AddressInstance]) -> None:
         door = self._door
