@@ -125,6 +125,10 @@ class PermanentFailure(Failure):
     exit_code = os.EX_UNAVAILABLE
 
 
+class Unfit(PermanentFailure):
+    """This far end lacks what the message needs (an extension); another of its kind may have it."""
+
+
 class LocalProtocolError(MTAError):
     """Our own code drove a protocol machine wrongly. Always a defect of ours."""
 

@@ -777,6 +777,7 @@ class ISender(Interface):
         """Everything before the commit point (MAIL, RCPT, DATA). Fires with the outcomes of the
         recipients that are settled already; when some are left, `commit` is next.
         @raise TransientFailure: the association ended; nothing was sent of this message.
+        @raise Unfit: this far end cannot take it as it is. The association is as it was before.
         """
 
     def commit(content: IContent) -> Deferred[tuple[Outcome, ...]]:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -206,7 +207,7 @@ class MTAService(Service):
                 status=self.status,
                 spool=self._owned_spool,
                 routing=lambda: self.tenant.routing,
-                parse_address=parse_mailbox,
+                parse_address=partial(parse_mailbox, utf8=True),
                 retry_now=self.tenant.retry_now,
                 pump=self.tenant.pump,
                 forget=self.tenant.forget,

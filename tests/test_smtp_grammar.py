@@ -105,7 +105,7 @@ class HardDetail21AddressTests(SynchronousTestCase):
         self.assertIn("501", self.refusal(b"<u@x.org..>"))
 
     def test_utf8(self) -> None:
-        """An internationalized address is refused by name as long as SMTPUTF8 is not offered."""
+        """An internationalized address is refused by name where SMTPUTF8 was not said."""
         self.assertIn("553 5.6.7", self.refusal("<jörg@example.org>".encode()))
         self.assertIn("553 5.6.7", self.refusal("<j@exämple.org>".encode()))
 

@@ -176,7 +176,8 @@ class PostfixLines:
     def _transferred(self, epoch: int, e: Transferred) -> list[tuple[str, int, str]]:
         text = f"{e.queue_id}: to=<{mailbox(e.recipient)}>"
         if e.original:
-            original = e.original[7:] if e.original[:7].lower() == b"rfc822;" else e.original
+            kind, _, address = e.original.partition(b";")
+            original = address if kind.lower() in {b"rfc822", b"utf-8"} else e.original
             if original != e.recipient:
                 text += f", orig_to=<{mailbox(original)}>"
         a, b, c, d = e.delays

@@ -19,6 +19,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mta import errors
 from mta.association.deadline import Deadline
 from mta.association.tls import handshake_fault
 from mta.association.tls_wish import TlsWish
@@ -58,6 +59,7 @@ from mta.wire.smtp.client_states import (
     Refused,
     StartTls,
     State,
+    Unfit,
     Wait,
     Withdrawn,
 )
@@ -462,6 +464,13 @@ class SmtpSender(Protocol):
         if done is not None:
             done.callback(event.outcomes)
 
+    def _on_unfit(self, event: Unfit) -> None:
+        reply = event.reply
+        done, self._prepared = self._prepared, None
+        if done is not None:
+            why = b" ".join(reply.lines).decode()
+            done.errback(errors.Unfit(self.relay, why, code=reply.code, enhanced=reply.enhanced))
+
     def _on_not_sent(self, event: NotSent) -> None:
         self._gone = event.reply
         done, self._prepared = self._prepared, None
@@ -523,6 +532,7 @@ _HANDLERS: dict[type[Any], Callable[[SmtpSender, Any], None]] = {
     StartTls: SmtpSender._on_start_tls,
     Refused: SmtpSender._on_refused,
     Prepared: SmtpSender._on_prepared,
+    Unfit: SmtpSender._on_unfit,
     NotSent: SmtpSender._on_not_sent,
     Committed: SmtpSender._on_committed,
     Withdrawn: SmtpSender._on_withdrawn,

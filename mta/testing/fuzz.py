@@ -256,6 +256,8 @@ _SENDER = Address(b"alice@example.com", b"example.com")
 _RECIPIENTS = tuple(
     Address(b"%c@example.org" % letter, b"example.org") for letter in b"bcdefghijklmnop"
 )
+_ABROAD = Address("é@bücher.example".encode(), b"xn--bcher-kva.example")
+"""It needs SMTPUTF8."""
 
 
 class _Agent:
@@ -323,6 +325,8 @@ class _Agent:
         content = self.contents[int(tag)]
         size, eight = len(content), not content.isascii()
         to = list(enumerate(_RECIPIENTS[:many]))
+        if self._rng.random() < 0.1:
+            to[-1] = (many - 1, _ABROAD)
         named = self.machine.checkpoints and self._rng.random() < 0.7
         chunked = self.machine.chunks and self._rng.random() < 0.6
         if chunked:
@@ -336,7 +340,7 @@ class _Agent:
                 eight,
                 transid=b"<%b@x>" % tag.encode() if named else b"",
                 is_resend=named and self._rng.random() < 0.7,
-                envelope=wishes(self._rng, _SENDER, _RECIPIENTS[:many]),
+                envelope=wishes(self._rng, _SENDER, [address for _, address in to]),
                 binary=chunked and self._rng.random() < 0.5,
                 chunked=chunked,
             )
@@ -367,7 +371,7 @@ class _Agent:
                         self._sending = None
                     if len(self.outcomes[tag]) != len(self._asked[tag]):
                         raise Broken(f"{tag} is committed and some have no outcome")
-                case told.NotSent(tag) | told.Withdrawn(tag):
+                case told.NotSent(tag) | told.Withdrawn(tag) | told.Unfit(tag):
                     if tag in self.over or tag in self.dotted:
                         raise Broken(f"{event} of what was sent or told before")
                     self.over.add(tag)

@@ -18,7 +18,8 @@ Then lines, each with who speaks:
     A: prepare 1 <a@x> <b@y> <c@y>      what our own side is told to do (initiator only);
        options: size=100 8bit binary chunked
        transid=1@x (a new named transaction) resend=1@x (the same again)
-       ret=FULL envid=QQ1, and behind a recipient notify=SUCCESS,DELAY orcpt=rfc822;x
+       utf8 (its header needs SMTPUTF8) ret=FULL envid=QQ1, and behind a recipient
+       notify=SUCCESS,DELAY orcpt=rfc822;x
     E: ...        the events of the machine
 Lines of the far end that follow one another arrive in one piece.
 Escapes: \\r \\n \\0 \\t \\\\ \\xNN; `x\\*1000` is 1000 times `x`. Any other backslash is one.
@@ -33,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mta.model import Address, Envelope, Outcome, Recipient, Reply
+from mta.model import Address, Envelope, Outcome, Recipient, Reply, Requires
 from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
@@ -344,6 +345,8 @@ class _Initiating:
                 return "; ".join([f"{verb} {tag}", *map(_outcome, outcomes)])
             case told.StartTls():
                 return "start TLS"
+            case told.Unfit(tag, reply):
+                return f"unfit {tag}: {reply.text}"
             case told.NotSent(tag, reply):
                 return f"not sent {tag}: {reply.text}"
             case told.Withdrawn(tag):
@@ -355,7 +358,7 @@ class _Initiating:
 
 
 def _address(path: str, is_reverse: bool) -> Address:
-    return parse_path(path.encode(), is_reverse=is_reverse)[0]
+    return parse_path(path.encode(), is_reverse=is_reverse, utf8=True)[0]
 
 
 def _envelope(sender: Address, words: Sequence[str]) -> Envelope:
@@ -377,6 +380,7 @@ def _envelope(sender: Address, words: Sequence[str]) -> Envelope:
         tuple(recipients),
         envelope_id=asked.get("envid", "").encode(),
         ret_full=asked["ret"] == "FULL" if "ret" in asked else None,
+        requires=Requires.UTF8 if "utf8" in asked else Requires.NOTHING,
     )
 
 

@@ -24,6 +24,7 @@ from mta.errors import (
     SpoolError,
     TenureRevoked,
     TransientFailure,
+    Unfit,
 )
 from mta.interfaces import IClock, IContent, IEnds, ISender, ISpool, ITenure
 from mta.model import Outcome, Result, Route
@@ -34,6 +35,7 @@ from mta.transfer.ledger import Ledger, Via
 from mta.transfer.naming import Naming
 from mta.transfer.outcomes import completed, in_doubt, local_problem
 from mta.transfer.schedule import Lane
+from mta.transfer.tasks import sleep
 from mta.transfer.work import Job
 
 FAIR_SHARE = 50
@@ -101,6 +103,11 @@ class Floor(Protocol):
     async def unreachable(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
         """No association could be opened for `job`."""
 
+    async def unfit(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
+        """No server that was reached can take `job`; `failure` says it, or what one that was not
+        reached is waited for by.
+        """
+
     async def refuse(self, job: Job, lane: Lane[Job], failure: PermanentFailure) -> None:
         """Nothing of this lane can ever be sent."""
 
@@ -120,6 +127,7 @@ class Agent:
         "_recording",
         "_refused",
         "_stages",
+        "_unfit",
         "_untried",
         "_waiting",
         "idle_since",
@@ -138,6 +146,8 @@ class Agent:
         self._stages: list[Route] = []
         self._failure: Failure | None = None
         self._refused: PermanentFailure | None = None
+        self._unfit: Unfit | None = None
+        """A server that let us in in this attempt could not take the message."""
         self._hop: Hop | None = None
         self._job: Job | None = None
         """In hand, and not concluded: what a defect must not swallow."""
@@ -180,9 +190,12 @@ class Agent:
             if fresh_attempt:
                 self._stages = [job.route, *job.route.alternatives]
                 self._untried = []
-                self._failure = self._refused = None
+                self._failure = self._refused = self._unfit = None
             sender = await self._reach(job)
             self._job = None
+            if sender is None and self._unfit is not None:
+                await floor.unfit(job, lane, self._failure or self._unfit)
+                return
             if sender is None:
                 failure = self._failure or TransientFailure(f"{lane.key} cannot be reached")
                 if self._refused is not None and self._refused is failure:
@@ -297,6 +310,12 @@ class Agent:
                     preparing = None
                 except (CancelledError, Fenced, TenureRevoked):
                     raise
+                except Unfit as problem:
+                    preparing = None
+                    self._unfit = problem
+                    await self._flush(results)
+                    await sender.close()
+                    return job, carried > 0
                 except SpoolError as problem:
                     preparing = None
                     self._unreadable(job, problem)
@@ -550,7 +569,7 @@ class Agent:
                     results[0].queue_id,
                 )
                 try:
-                    await _sleep(floor.clock, pause)
+                    await sleep(floor.clock, pause)
                 except CancelledError:
                     floor.recorded(floor.spool.journal(results, ()), results)
                     raise
@@ -563,15 +582,6 @@ class Agent:
     def _unreadable(self, job: Job, problem: SpoolError) -> None:
         self._floor.telemetry.notice("error", "transfer", str(problem), job.message.queue_id)
         self._floor.postpone(job, 60.0)
-
-
-async def _sleep(clock: IClock, seconds: float) -> None:
-    done: Deferred[None] = Deferred()
-    timer = clock.call_later(seconds, done.callback, None)
-    try:
-        await done
-    finally:
-        timer.cancel()
 
 
 def _close_quietly(sender: ISender) -> None:

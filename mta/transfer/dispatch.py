@@ -108,6 +108,7 @@ class Dispatch:
             settings.associations, settings.destination_retry, max(settings.backoff)
         )
         self._endings = Endings(self)
+        self.unfit = self._endings.unfit
         may_hold = any(c.in_doubt is InDoubt.HOLD for c, _ in self._connectors.values())
         log = doubt_log or DoubtLog(telemetry)
         self._doubts = Doubts(self.spool, self.ledger, telemetry, log, may_hold=may_hold)

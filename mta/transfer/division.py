@@ -50,14 +50,19 @@ class Division:
             if not self._ledger.doubts:
                 return [Part(found, (0,), None)], _NOBODY
             return self._parts(message, found, [0]), _NOBODY
-        groups: dict[str, tuple[Route, list[int]]] = {}
+        groups: dict[tuple[str, bool], tuple[Route, list[int]]] = {}
         lost: dict[Unroutable, list[int]] = {}
+        recipients = message.envelope.recipients
         for index in state.pending:
             found = self._route(message, index)
             if isinstance(found, Unroutable):
                 lost.setdefault(found, []).append(index)
             else:
-                groups.setdefault(found.destination, (found, []))[1].append(index)
+                # Who needs SMTPUTF8 travels apart: a server without it can take the others.
+                address = recipients[index].address
+                is_apart = not address.text.isascii() and not address.local.isascii()
+                key = (found.destination, is_apart)
+                groups.setdefault(key, (found, []))[1].append(index)
         return [
             part
             for route, indexes in groups.values()

@@ -12,11 +12,12 @@ from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from mta.errors import Fenced, SpoolError
+from mta.errors import Failure, Fenced, SpoolError, Unfit
 from mta.interfaces import IClock, ISpool
 from mta.model import Outcome, OutcomeKind, Reply, Result, Route, Unroutable
 from mta.telemetry import Telemetry
 from mta.transfer.ledger import Ledger, Via
+from mta.transfer.outcomes import reply_of
 from mta.transfer.schedule import Lane
 from mta.transfer.work import Job, Message
 
@@ -61,6 +62,12 @@ class Endings:
     async def nobody(self, message: Message) -> None:
         """Every recipient is settled; the record of the message's end was lost with a crash."""
         await self._conclude(_nowhere(message, ()), (), Via("none", "error"))
+
+    async def unfit(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
+        """Nobody who was reached can take it as it is. Where somebody was not, he is waited for."""
+        kind = OutcomeKind.FAILED if isinstance(failure, Unfit) else OutcomeKind.DEFERRED
+        reply = reply_of(failure, transient=kind is OutcomeKind.DEFERRED)
+        await self.told(job, lane, kind, reply)
 
     async def told(self, job: Job, lane: Lane[Job], kind: OutcomeKind, reply: Reply) -> None:
         """All of the job ends with what is known of its destination."""

@@ -35,6 +35,7 @@ from mta.model import (
     Recipient,
     Remembered,
     Reply,
+    Requires,
     fresh_state,
 )
 from mta.policy.stream import Stream
@@ -49,7 +50,7 @@ from mta.transfer.header_block import (
     needs_separator,
     received_count,
 )
-from mta.transfer.trace import received_field, received_from
+from mta.transfer.trace import received_field, received_from, utf8_protocol
 from mta.wire.dsn import original_recipient
 from mta.wire.mime.texts import TextScan
 
@@ -429,7 +430,7 @@ class Reception:
             return succeed(self._discarded(transaction))
         desk, wall = self._desk, self._desk.clock.wall()
         body_type, form = BodyType.SEVEN_BIT, ContentForm.DOT_STUFFED
-        envelope_id, ret_full = b"", None
+        envelope_id, ret_full, requires = b"", None, Requires.NOTHING
         parameters = transaction.parameters
         if parameters:
             body = parameters.get(b"BODY")
@@ -440,12 +441,16 @@ class Reception:
             envelope_id = parameters.get(b"ENVID") or b""
             ret = parameters.get(b"RET")
             ret_full = None if ret is None else ret.upper() == b"FULL"
+            # Likewise: SMTPUTF8 for plain mail closes no way. Addresses speak for themselves.
+            if b"SMTPUTF8" in parameters and not scan.block.isascii():
+                requires = Requires.UTF8
         if self._text is not None:
             body_type, form = _as_it_is(self._text, body_type)
         self._ordinal += 1
         envelope = Envelope(
             sender=transaction.sender,
             recipients=tuple(transaction.kept),
+            requires=requires,
             body_type=body_type,
             content_form=form,
             envelope_id=envelope_id,
@@ -488,15 +493,13 @@ class Reception:
     ) -> bytes:
         """Our Received, then what policies added, then what a local program left out."""
         desk, association = self._desk, self._association
-        shared = self._received_from
-        if not shared:
-            shared = self._received_from = received_from(
-                association.peer,
-                association.helo,
-                association.protocol,
-                self._tenure.network_name,
-                desk.settings.received_client or not association.admitted,
-            )
+        parameters = transaction.parameters
+        if parameters and b"SMTPUTF8" in parameters:
+            shared = self._received(utf8_protocol(association.protocol))
+        else:
+            shared = self._received_from
+            if not shared:
+                shared = self._received_from = self._received(association.protocol)
         kept = transaction.kept
         date = desk.dates.at(wall)
         only = kept[0].address.text if len(kept) == 1 else b""
@@ -509,6 +512,17 @@ class Reception:
             if not has_field(lowered, b"date:"):
                 text += b"Date: %b\r\n" % date
         return text + b"\r\n" if needs_separator(block) else text
+
+    def _received(self, protocol: str) -> bytes:
+        """The part of Received that does not change from message to message."""
+        desk, association = self._desk, self._association
+        return received_from(
+            association.peer,
+            association.helo,
+            protocol,
+            self._tenure.network_name,
+            desk.settings.received_client or not association.admitted,
+        )
 
     # --- refusals ---
 

@@ -27,6 +27,7 @@ from mta.model import (
     OutcomeKind,
     Recipient,
     Report,
+    Requires,
     derived_queue_id,
 )
 from mta.transfer.settle import ReportDue
@@ -146,10 +147,14 @@ class Reporter:
         queue_id = derived_queue_id(message.queue_id, due.kind, due.recipients)
         said = {outcome.recipient: outcome for outcome in outcomes}
         action = _ACTIONS[due.kind]
+        # A report whose recipient can be named in ASCII goes to every server.
+        to = due.to.text
+        if not to.isascii() and due.to.local.isascii():
+            to = due.to.local + b"@" + due.to.domain
         content = build_report(
             reporting_mta=self._network_name,
             report_id=queue_id,
-            to=due.to.text,
+            to=to,
             recipients=[
                 self._status(envelope, index, said[index], action, relay)
                 for index in due.recipients
@@ -162,12 +167,14 @@ class Reporter:
             # RFC 3461 4.3: RET is of failures only; a postmaster did not ask for the content.
             is_full=original.is_whole and due.kind == "failed",
             sender=envelope.sender.text if due.kind == "double-bounce" else None,
+            is_utf8=Requires.UTF8 in envelope.requires,
         )
         of_report = Envelope(
             sender=NULL_ADDRESS,
             recipients=(Recipient(due.to),),
             kind=EnvelopeKind.REPORT,
             body_type=BodyType.SEVEN_BIT,
+            requires=Requires.NOTHING if to.isascii() else Requires.UTF8,
             priority=envelope.priority,
             received_at=now,
             message_id=f"<{queue_id}@{self._network_name}>".encode(),

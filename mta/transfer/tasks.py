@@ -72,3 +72,13 @@ class Alarm:
     def _ring(self) -> None:
         self._timer, self._at = None, float("inf")
         self._call()
+
+
+async def sleep(clock: IClock, seconds: float) -> None:
+    """Cancelled at any time."""
+    done: Deferred[None] = Deferred()
+    timer = clock.call_later(seconds, done.callback, None)
+    try:
+        await done
+    finally:
+        timer.cancel()

@@ -58,6 +58,13 @@ def address_literal(host: str) -> bytes:
     )
 
 
+def utf8_protocol(protocol: str) -> str:
+    """The `with` keyword of a message that came with SMTPUTF8: ESMTPS is UTF8SMTPS, LMTP UTF8LMTP
+    (RFC 6531 4.3).
+    """
+    return "UTF8" + protocol.removeprefix("E")
+
+
 def received_from(
     peer: PeerInfo, helo: bytes, protocol: str, network_name: str, show_client: bool
 ) -> bytes:

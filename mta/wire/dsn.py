@@ -1,22 +1,27 @@
 """Delivery status notifications: facts about recipients become a multipart/report.
 
 Law: pure; the same facts give the same octets. The answer is SMTP wire form (CRLF, dots stuffed,
-without the final dot line), 7-bit, no line above 998 octets, whatever peers and senders wrote.
+without the final dot line), 7-bit, no line above 998 octets, whatever peers and senders wrote. One
+field may hold UTF-8: the To of a report to an internationalized address. Parts that need UTF-8 are
+encoded, so that such a report asks no more of its way than its recipient does.
 
 RFC 3462 (multipart/report, text/rfc822-headers), RFC 3464 (message/delivery-status), RFC 3461 6
-(which action is which), RFC 3834 (Auto-Submitted), RFC 5321 4.5.2 (transparency).
+(which action is which), RFC 6533 (message/global-...), RFC 3834 (Auto-Submitted), RFC 5321 4.5.2
+(transparency).
 """
 
 from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Sequence
+from binascii import b2a_base64, b2a_qp
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 
 from mta.wire.smtp.grammar import decode_xtext, encode_xtext
-from mta.wire.text import neutralise_ascii
+from mta.wire.smtp.utf8 import decode_utf8_address, encode_utf8_address, is_utf8_type
+from mta.wire.text import neutralise, neutralise_ascii
 
 _FOLD = 76
 """Octets of a line of ours; RFC 5322 2.1.1 wishes 78."""
@@ -94,6 +99,7 @@ def build_report(
     original: bytes = b"",
     is_full: bool = False,
     sender: bytes | None = None,
+    is_utf8: bool = False,
 ) -> bytes:
     """The report as content in SMTP wire form.
 
@@ -102,17 +108,21 @@ def build_report(
     seconds. `original` is the original's header block in wire form, with `is_full` the whole
     message (returned whole only if it is 7-bit and under 1 MiB; else its headers). `sender` is the
     original's, when the report goes to somebody else (a postmaster's copy, a double bounce).
-    The kind of the report is the action of the first recipient.
+    The kind of the report is the action of the first recipient. `is_utf8`: the original travelled
+    with SMTPUTF8 for the sake of its header, which is returned as it is.
     """
     kind = recipients[0].action
     name = reporting_mta.encode()
     text = _unstuffed(original)
     boundary = _boundary(report_id, text)
-    returns_all = is_full and text.isascii() and b"\0" not in text and len(text) <= FULL_LIMIT
+    is_global = _is_global(original, is_utf8, [to, sender or b"", *_addresses(recipients)])
+    clean = neutralise if is_global else neutralise_ascii
+    is_plain = text.isascii() or (is_utf8 and _is_utf8(text.partition(b"\r\n\r\n")[0]))
+    returns_all = is_full and is_plain and b"\0" not in text and len(text) <= FULL_LIMIT
     lines = [
         b"Date: " + _date(date),
         b"From: Mail Delivery System <MAILER-DAEMON@%b>" % name,
-        b"To: <%b>" % neutralise_ascii(to, 320),
+        b"To: <%b>" % clean(to, 320),
         b"Subject: " + _SUBJECTS[kind].encode(),
         b"Message-ID: <%b@%b>" % (report_id.encode(), name),
         b"Auto-Submitted: " + (b"auto-generated" if kind is Action.DELAYED else b"auto-replied"),
@@ -124,27 +134,30 @@ def build_report(
         b"",
         b"--" + boundary,
         b"Content-Description: Notification",
-        b"Content-Type: text/plain; charset=us-ascii",
-        b"",
-        *_words(kind, reporting_mta, recipients, postmaster, sender),
+        *_part(
+            _words(kind, reporting_mta, recipients, postmaster, sender, clean=clean),
+            b"text/plain; charset=us-ascii",
+            b"text/plain; charset=utf-8",
+        ),
         b"",
         b"--" + boundary,
         b"Content-Description: Delivery report",
-        b"Content-Type: message/delivery-status",
-        b"",
-        *_message_fields(name, envelope_id, arrival),
     ]
+    fields = _message_fields(name, envelope_id, arrival)
     for recipient in recipients:
-        lines.append(b"")
-        lines += _recipient_fields(recipient)
+        fields += [b"", *_recipient_fields(recipient, clean)]
+    lines += _part(fields, b"message/delivery-status", b"message/global-delivery-status")
     lines.append(b"")
     if text:
         lines += [b"--" + boundary, b"Content-Description: The message itself"]
-        if returns_all:
-            lines += [b"Content-Type: message/rfc822", b"", *_lines(text, FULL_LIMIT)]
+        if returns_all and text.isascii():
+            lines += [b"Content-Type: message/rfc822", b"", *_lines(text, FULL_LIMIT, clean)]
+        elif returns_all:
+            lines += [b"Content-Type: message/global", b"Content-Transfer-Encoding: base64", b""]
+            lines += [b2a_base64(text[i : i + 57], newline=False) for i in range(0, len(text), 57)]
         else:
-            head = text.partition(b"\r\n\r\n")[0]
-            lines += [b"Content-Type: text/rfc822-headers", b"", *_lines(head, _ORIGINAL_LIMIT)]
+            head = _lines(text.partition(b"\r\n\r\n")[0], _ORIGINAL_LIMIT, clean)
+            lines += _part(head, b"text/rfc822-headers", b"message/global-headers")
         lines.append(b"")
     lines += [b"--%b--" % boundary, b""]
     return b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines)
@@ -152,12 +165,24 @@ def build_report(
 
 def original_recipient(address: bytes) -> bytes:
     """The ORCPT of an address that a message came for, and that we replaced (RFC 3461 5.2.7)."""
+    if not address.isascii():
+        encoded = encode_utf8_address(address)
+        try:
+            if decode_utf8_address(encoded) == address:
+                return b"utf-8;" + encoded
+        except ValueError:
+            pass  # no address that a peer could have said
     return b"rfc822;" + encode_xtext(address)
 
 
 def decoded_original(original: bytes) -> bytes:
     """An ORCPT for people: `type;address`."""
     kind, semicolon, address = original.partition(b";")
+    if is_utf8_type(kind):
+        try:
+            return kind + b";" + decode_utf8_address(address)
+        except ValueError:
+            return original
     return kind + b";" + _decoded(address) if semicolon else b"rfc822;" + kind
 
 
@@ -170,21 +195,23 @@ def _words(
     recipients: Sequence[RecipientStatus],
     postmaster: bytes,
     sender: bytes | None,
+    *,
+    clean: Clean,
 ) -> list[bytes]:
     """The part for people."""
     words = [f"This is the mail system at host {reporting_mta}.".encode(), b""]
     if sender is not None:
-        shown = neutralise_ascii(sender, 320)
+        shown = clean(sender, 320)
         words += [b"The message was sent by <%b>." % shown, b""]
     words += [line.encode() for line in _OPENINGS[kind]]
     if postmaster:
         words.append(b"For help, write to <%b>." % neutralise_ascii(postmaster, 320))
     for recipient in recipients:
-        words += [b"", b"<%b>" % neutralise_ascii(recipient.final, 320)]
+        words += [b"", b"<%b>" % clean(recipient.final, 320)]
         if recipient.diagnostic:
             said = "" if recipient.is_local or not recipient.remote_mta else "host "
             said += f"{recipient.remote_mta} said: " if said else ""
-            words += _folded(b"    ", (said + recipient.diagnostic).encode(), b"    ")
+            words += _folded(b"    ", (said + recipient.diagnostic).encode(), b"    ", clean)
         if recipient.retry_until is not None:
             words.append(b"    It is tried until " + _date(recipient.retry_until))
     return words
@@ -200,12 +227,14 @@ def _message_fields(name: bytes, envelope_id: bytes, arrival: float) -> list[byt
     return fields
 
 
-def _recipient_fields(recipient: RecipientStatus) -> list[bytes]:
-    """RFC 3464 2.3."""
+def _recipient_fields(recipient: RecipientStatus, clean: Clean) -> list[bytes]:
+    """RFC 3464 2.3, RFC 6533 3."""
     fields = []
     if recipient.original:
-        fields += _folded(b"Original-Recipient: ", decoded_original(recipient.original))
-    fields += _folded(b"Final-Recipient: ", b"rfc822; " + recipient.final)
+        original = decoded_original(recipient.original)
+        fields += _folded(b"Original-Recipient: ", original, clean=clean)
+    kind = b"rfc822; " if recipient.final.isascii() or clean is neutralise_ascii else b"utf-8; "
+    fields += _folded(b"Final-Recipient: ", kind + recipient.final, clean=clean)
     fields.append(b"Action: " + recipient.action.value.encode())
     fields += _folded(b"Status: ", (recipient.status or _status(recipient.action)).encode())
     if recipient.remote_mta:
@@ -215,7 +244,7 @@ def _recipient_fields(recipient: RecipientStatus) -> list[bytes]:
     if recipient.diagnostic:
         kind_of_code = b"x-local" if recipient.is_local else b"smtp"
         said = recipient.diagnostic.encode()
-        fields += _folded(b"Diagnostic-Code: %b; " % kind_of_code, said)
+        fields += _folded(b"Diagnostic-Code: %b; " % kind_of_code, said, clean=clean)
     if recipient.last_attempt is not None:
         fields.append(b"Last-Attempt-Date: " + _date(recipient.last_attempt))
     if recipient.retry_until is not None and recipient.action is Action.DELAYED:
@@ -230,14 +259,55 @@ def _status(action: Action) -> str:
 # --- octets -----------------------------------------------------------------------------------
 
 
-def _folded(head: bytes, foreign: bytes, indent: bytes = b" ") -> list[bytes]:
+Clean = Callable[[bytes, int], bytes]
+"""Makes foreign text harmless: `neutralise`, or `neutralise_ascii` where no UTF-8 may stand."""
+
+
+def _is_utf8(octets: bytes) -> bool:
+    try:
+        octets.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _addresses(recipients: Sequence[RecipientStatus]) -> list[bytes]:
+    found = []
+    for recipient in recipients:
+        found += [recipient.final, decoded_original(recipient.original)]
+    return found
+
+
+def _is_global(original: bytes, is_utf8: bool, addresses: Sequence[bytes]) -> bool:
+    """The report speaks UTF-8 where it must: RFC 6533 leaves all others as they were."""
+    if is_utf8 and not original.isascii():
+        return True
+    return any(not address.isascii() and _is_utf8(address) for address in addresses)
+
+
+def _part(lines: Sequence[bytes], content_type: bytes, in_utf8: bytes) -> list[bytes]:
+    """The head of a part and its lines, encoded and of the other type if they hold UTF-8."""
+    body = b"\r\n".join(lines)
+    if body.isascii():
+        return [b"Content-Type: " + content_type, b"", *lines]
+    encoded = b2a_qp(body + b"\r\n").removesuffix(b"\r\n").split(b"\r\n")
+    head = [b"Content-Type: " + in_utf8, b"Content-Transfer-Encoding: quoted-printable", b""]
+    return head + encoded
+
+
+def _folded(
+    head: bytes, foreign: bytes, indent: bytes = b" ", clean: Clean = neutralise_ascii
+) -> list[bytes]:
     """`head` and harmless text, folded at blanks; a word that is too long is cut into pieces."""
     lines, line = [], head
-    for word in neutralise_ascii(foreign, 4096).split():
+    for word in clean(foreign, 4096).split():
         piece = word
         while len(piece) > _LINE_LIMIT - len(head):
-            lines.append(line + piece[: _LINE_LIMIT - len(head)])
-            piece, line = piece[_LINE_LIMIT - len(head) :], indent
+            at = _LINE_LIMIT - len(head)
+            while piece[at] & 0xC0 == 0x80:  # not inside of a character
+                at -= 1
+            lines.append(line + piece[:at])
+            piece, line = piece[at:], indent
         if len(line) + len(piece) > _FOLD and line.strip() and line != head:
             lines.append(line.rstrip())
             line = indent
@@ -262,12 +332,12 @@ def _unstuffed(wire: bytes) -> bytes:
     return wire.removeprefix(b".").replace(b"\r\n.", b"\r\n")
 
 
-def _lines(text: bytes, limit: int) -> list[bytes]:
-    """The original's lines, harmless: 7-bit, no control octets but tabs, none over-long."""
+def _lines(text: bytes, limit: int, clean: Clean) -> list[bytes]:
+    """The original's lines, harmless: no control octets but tabs, none over-long."""
     lines = []
     for line in text[:limit].removesuffix(b"\r\n").split(b"\r\n"):
-        clean = b"\t".join(neutralise_ascii(part, _LINE_LIMIT) for part in line.split(b"\t"))
-        lines.append(clean[:_LINE_LIMIT])
+        whole = b"\t".join(clean(part, _LINE_LIMIT) for part in line.split(b"\t"))
+        lines.append(whole if len(whole) <= _LINE_LIMIT else clean(whole[:_LINE_LIMIT], 998))
     return lines
 
 

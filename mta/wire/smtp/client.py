@@ -10,8 +10,8 @@ DATA end a group, and what follows a dot begins a new one). Behind a content tha
 envelope waits: after a refused chunk RSET must come first (RFC 3030 section 2).
 
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
-RFC 1870, RFC 6152, RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 1047
-(why UNKNOWN exists), RFC 1845 (named transactions, which end it).
+RFC 1870, RFC 6152, RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531
+(SMTPUTF8), RFC 1047 (why UNKNOWN exists), RFC 1845 (named transactions, which end it).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from mta.wire.smtp.client_states import (
     State,
     Timeouts,
     Transaction,
+    Unfit,
     Wait,
     Withdrawn,
 )
@@ -169,7 +170,8 @@ class Initiator(EnvelopeReplies):
         chunked: bool = False,
     ) -> list[Event]:
         """Begin a transaction: MAIL, RCPT, and DATA unless its content is to go in `chunks`.
-        Answers Prepared at once when nothing is left to ask; otherwise it comes from `receive`.
+        Answers Prepared at once when nothing is left to ask, or Unfit; otherwise it comes from
+        `receive`.
 
         May be called while the last message waits for its reply only if `pipelines`. `transid`, in
         its brackets, names it to a peer that `checkpoints`; with `is_resend` the peer may have
@@ -183,16 +185,17 @@ class Initiator(EnvelopeReplies):
             return [NotSent(tag, gone("the association has ended"))]
         offered = self.extensions
         refusal = impossible(
-            offered, self._size_limit, sender, recipients, size=size_octets, eight_bit=eight_bit,
-            binary=binary,
-        )  # fmt: skip
+            offered, self._size_limit, size=size_octets, eight_bit=eight_bit, binary=binary
+        )
         if refusal is not None:
             failed = tuple(Outcome(i, OutcomeKind.FAILED, refusal) for i in indexes)
             return [Prepared(tag, failed)]
         lines = commands(
-            offered, sender, recipients, size=size_octets, eight_bit=eight_bit, transid=transid,
-            envelope=envelope, binary=binary, chunked=chunked,
+            offered, sender, recipients, envelope, size_octets, eight_bit=eight_bit,
+            transid=transid, binary=binary, chunked=chunked,
         )  # fmt: skip
+        if isinstance(lines, Reply):
+            return [Unfit(tag, lines)]
         self._preparing = Transaction(tag, indexes, lines, size_octets)
         self._preparing.is_resend = is_resend
         if chunked:

@@ -1,7 +1,8 @@
 """What MAIL, RCPT and DATA of one transaction say to a peer, and what need not be asked at all.
 
-Law: pure. Nothing is said that the peer does not offer; one command is one line.
-RFC 5321 4.1.1.2 and 4.1.1.3, RFC 1870, RFC 6152, RFC 3030, RFC 3461 5.2.1, RFC 1845.
+Law: pure. Nothing is said that the peer does not offer; one command is one line. SMTPUTF8 is said
+only where an address or the header needs it, so that plain mail reaches every peer.
+RFC 5321 4.1.1.2 and 4.1.1.3, RFC 1870, RFC 6152, RFC 3030, RFC 3461 5.2.1, RFC 6531 3.2, RFC 1845.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mta.errors import LocalProtocolError
-from mta.model import Address, Envelope, Reply
+from mta.model import Address, Envelope, Reply, Requires
 from mta.wire.smtp.notification import asks, mail_words, rcpt_words
 
 _TRANSID = b" TRANSID="
@@ -35,9 +36,8 @@ def takes_binary(extensions: Extensions) -> bool:
 
 
 def impossible(
-    extensions: Extensions, limit: int, sender: Address, recipients: Numbered, *, size: int,
-    eight_bit: bool, binary: bool = False,
-) -> Reply | None:  # fmt: skip
+    extensions: Extensions, limit: int, *, size: int, eight_bit: bool, binary: bool = False
+) -> Reply | None:
     """What this peer can never take is not asked for. `limit` is its `size_limit`."""
     if 0 < limit < size:
         text = b"message of %d octets is bigger than the %d the next server takes"
@@ -48,25 +48,68 @@ def impossible(
     if binary and not takes_binary(extensions):
         text = b"the message has a binary body and the next server does not offer BINARYMIME"
         return Reply(554, "5.6.3", (text,))
-    if not sender.text.isascii() or not all(a.text.isascii() for _, a in recipients):
-        text = b"an address is internationalized and SMTPUTF8 is not offered"
-        return Reply(553, "5.6.7", (text,))
     return None
 
 
+NO_SMTPUTF8 = Reply(
+    553, "5.6.7", (b"the message is internationalized and the next server has no SMTPUTF8",)
+)
+
+
+def needs_utf8(sender: Address, recipients: Numbered, envelope: Envelope | None) -> bool:
+    """An address of this transaction, or the header of its message, is not ASCII."""
+    if envelope is not None and envelope.requires and envelope.requires & Requires.UTF8:
+        return True
+    if not sender.text.isascii():
+        return True
+    for _, address in recipients:  # noqa: SIM110 - any() costs a generator for every message
+        if not address.text.isascii():
+            return True
+    return False
+
+
+def in_ascii(
+    sender: Address, recipients: Numbered, envelope: Envelope | None
+) -> tuple[Address, Numbered] | None:
+    """The same transaction for a peer without SMTPUTF8, by A-labels; None: there is none."""
+    if envelope is not None and envelope.requires & Requires.UTF8:
+        return None
+    try:
+        return _ascii(sender), [(index, _ascii(address)) for index, address in recipients]
+    except ValueError:
+        return None
+
+
+def _ascii(address: Address) -> Address:
+    """@raise ValueError: its local part has no such form."""
+    if address.text.isascii():
+        return address
+    if not address.local.isascii() or not address.domain:
+        raise ValueError
+    return Address(address.local + b"@" + address.domain, address.domain, address.kind)
+
+
 def commands(
-    extensions: Extensions, sender: Address, recipients: Numbered, *, size: int, eight_bit: bool,
-    transid: bytes = b"", envelope: Envelope | None = None, binary: bool = False,
+    extensions: Extensions, sender: Address, recipients: Numbered, envelope: Envelope | None,
+    size: int, *, eight_bit: bool, transid: bytes = b"", binary: bool = False,
     chunked: bool = False,
-) -> list[bytes]:  # fmt: skip
-    """MAIL, each RCPT, and DATA unless the content is to go `chunked`. What `envelope` asks of
-    reports is said where DSN is offered.
+) -> list[bytes] | Reply:  # fmt: skip
+    """MAIL, each RCPT, and DATA unless the content is to go `chunked`; or what the peer lacks that
+    another may have. What `envelope` asks of reports is said where DSN is offered.
     """
+    utf8 = needs_utf8(sender, recipients, envelope)
+    if utf8 and b"SMTPUTF8" not in extensions:
+        plain = in_ascii(sender, recipients, envelope)
+        if plain is None:
+            return NO_SMTPUTF8
+        (sender, recipients), utf8 = plain, False
     words = b" SIZE=%d" % size if b"SIZE" in extensions else b""
     if binary:
         words += b" BODY=BINARYMIME"
     elif eight_bit:
         words += b" BODY=8BITMIME"
+    if utf8:
+        words += b" SMTPUTF8"
     if envelope is not None and b"DSN" in extensions and asks(envelope):
         everyone = envelope.recipients
         words += mail_words(envelope)

@@ -257,6 +257,15 @@ class Prepared(NamedTuple):
     outcomes: tuple[Outcome, ...]
 
 
+class Unfit(NamedTuple):
+    """This peer lacks what the message needs, another may have it. Nothing was said of it; the
+    association goes on.
+    """
+
+    tag: str
+    reply: Reply
+
+
 class NotSent(NamedTuple):
     """The association ended before anything of this message was settled or sent."""
 
@@ -284,4 +293,4 @@ class Ended(NamedTuple):
     polite: bool = False
 
 
-Event = Opened | StartTls | Refused | Prepared | NotSent | Committed | Withdrawn | Ended
+Event = Opened | StartTls | Refused | Prepared | Unfit | NotSent | Committed | Withdrawn | Ended

@@ -1,11 +1,12 @@
 """The grammar of commands: paths, mailboxes, parameters, names, xtext.
 
 Law: what this module lets through holds no octet below 32 and none above 126, so that nothing of
-it can break a line, a log or a later command. Refusals are `Refused` with the reply to give.
+it can break a line, a log or a later command; where SMTPUTF8 was said, addresses besides hold what
+utf8.py lets through. Refusals are `Refused` with the reply to give.
 
 RFC 5321 4.1.2 (grammar), 4.1.3 (address literals), 4.5.3.1 (limits), 4.1.1.11 (parameters),
 RFC 1870 (SIZE), RFC 6152 (BODY), RFC 1845 section 2 (TRANSID), RFC 3461 section 4 (xtext; its
-parameters are in notification.py), RFC 6531 (SMTPUTF8: not yet offered).
+parameters are in notification.py), RFC 6531 3.2 to 3.4 (SMTPUTF8).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from mta.errors import RemoteProtocolError
 from mta.model import NULL_ADDRESS, Address, Reply
+from mta.wire.smtp.utf8 import AS_LETTERS, a_labels, check_text
 
 LOCAL_PART_LIMIT = 64
 DOMAIN_LIMIT = 255
@@ -57,6 +59,7 @@ _USUAL_PATH = re.compile(
 _SOURCE_ROUTE = re.compile(rb"@[^@:<>\s]+(?:,@[^@:<>\s]+)*:")
 _KEYWORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _VALUE = re.compile(rb"[!-<>-~]+")
+_VALUE_UTF8 = re.compile(rb"[!-<>-~\x80-\xff]+")
 _HELO_NAME = re.compile(rb"[A-Za-z0-9_.:\[\]+*/=~#%$&'?^`{|}!@-]+")
 # An atom holds no blank, no control and none of MIME's tspecials (RFC 2045 5.1); dots divide atoms.
 _TRANSID_TOKEN = rb"[!#-'*+\-0-9A-Z^-~]+(?:\.[!#-'*+\-0-9A-Z^-~]+)*"
@@ -98,7 +101,7 @@ def _literal(domain: bytes) -> bytes:
         raise ValueError("the address literal is malformed") from None
 
 
-def parse_mailbox(text: bytes) -> Address:
+def parse_mailbox(text: bytes, *, utf8: bool = False) -> Address:
     """A mailbox without angle brackets: local part, `@`, domain or address literal.
 
     The local part keeps its case and its quotes; a trailing dot of the domain goes.
@@ -106,10 +109,14 @@ def parse_mailbox(text: bytes) -> Address:
     """
     if not text:
         raise ValueError("the address is empty")
+    shape = text
     if not text.isascii():
-        raise ValueError("the address is not ASCII")
+        if not utf8:
+            raise ValueError("the address is not ASCII")
+        check_text(text)
+        shape = text.translate(AS_LETTERS)
     if text.startswith(b'"'):
-        quoted = _QUOTED.match(text)
+        quoted = _QUOTED.match(shape)
         if quoted is None:
             raise ValueError("the quoted local part is malformed")
         end = quoted.end()
@@ -117,21 +124,23 @@ def parse_mailbox(text: bytes) -> Address:
         end = text.find(b"@")
         if end < 0:
             raise ValueError("the address lacks its domain")
-        if not _DOT_ATOM.fullmatch(text, 0, end):
+        if not _DOT_ATOM.fullmatch(shape, 0, end):
             raise ValueError("the local part is malformed")
     if text[end : end + 1] != b"@":
         raise ValueError("the address lacks its domain")
     if end > LOCAL_PART_LIMIT:
         raise ValueError("the local part is longer than 64 octets")
     domain = text[end + 1 :]
-    return Address(text[:-1] if domain.endswith(b".") else text, normalise_domain(domain))
+    if domain.endswith(b"."):
+        text = text[:-1]
+    return Address(text, normalise_domain(domain if domain.isascii() else a_labels(domain)))
 
 
-def parse_path(argument: bytes, *, is_reverse: bool) -> tuple[Address, bytes]:
+def parse_path(argument: bytes, *, is_reverse: bool, utf8: bool = False) -> tuple[Address, bytes]:
     """Split `<path> parameters` into the address and the text behind it.
 
     The reverse-path may be null; the forward-path may be a bare postmaster. A source route is
-    stripped (RFC 5321 appendix C). @raise Refused.
+    stripped (RFC 5321 appendix C). `utf8`: it may hold UTF-8. @raise Refused.
     """
     usual = _USUAL_PATH.match(argument)
     if usual is not None:
@@ -140,10 +149,10 @@ def parse_path(argument: bytes, *, is_reverse: bool) -> tuple[Address, bytes]:
             lower = domain.lower()
             if b".-" not in lower and b"-." not in lower:
                 return Address(text, lower), argument[usual.end() :]
-    return _parse_any_path(argument, is_reverse)
+    return _parse_any_path(argument, is_reverse, utf8)
 
 
-def _parse_any_path(argument: bytes, is_reverse: bool) -> tuple[Address, bytes]:
+def _parse_any_path(argument: bytes, is_reverse: bool, utf8: bool) -> tuple[Address, bytes]:
     enhanced = "5.1.7" if is_reverse else "5.1.3"
     if not argument.startswith(b"<"):
         raise Refused(501, enhanced, b"Put the address into angle brackets: <user@example.com>")
@@ -153,8 +162,8 @@ def _parse_any_path(argument: bytes, is_reverse: bool) -> tuple[Address, bytes]:
     text, rest = argument[1:end], argument[end + 1 :]
     if rest and not rest.startswith(b" "):
         raise Refused(501, "5.5.4", b"A blank must separate the address and its parameters")
-    if not text.isascii():
-        raise Refused(553, "5.6.7", b"An address with UTF-8 needs SMTPUTF8, which is not offered")
+    if not utf8 and not text.isascii():
+        raise _without_smtputf8()
     if text.startswith(b"@"):
         route = _SOURCE_ROUTE.match(text)
         if route is None:
@@ -169,10 +178,14 @@ def _parse_any_path(argument: bytes, is_reverse: bool) -> tuple[Address, bytes]:
     if not is_reverse and text.lower() == b"postmaster":
         return Address(text), rest
     try:
-        return parse_mailbox(text), rest
+        return parse_mailbox(text, utf8=utf8), rest
     except ValueError as error:
         reason = str(error).encode()
         raise Refused(501, enhanced, reason[:1].upper() + reason[1:]) from None
+
+
+def _without_smtputf8() -> Refused:
+    return Refused(553, "5.6.7", b"An address with UTF-8 needs the parameter SMTPUTF8 of MAIL")
 
 
 def _closing_bracket(argument: bytes) -> int:
@@ -210,6 +223,13 @@ def check_body(value: bytes | None) -> bytes | None:
     return upper
 
 
+def check_smtputf8(value: bytes | None) -> bytes | None:
+    """RFC 6531 3.4: without a value."""
+    if value is not None:
+        raise Refused(501, "5.5.4", b"SMTPUTF8 takes no value")
+    return None
+
+
 TRANSID_LIMIT = 80
 """Octets of a transaction's name with its brackets (RFC 1845 section 2)."""
 
@@ -221,19 +241,24 @@ def check_transid(value: bytes | None) -> bytes | None:
     return value
 
 
-MAIL_PARAMETERS: Checks = {b"SIZE": check_size, b"BODY": check_body}
+MAIL_PARAMETERS: Checks = {
+    b"SIZE": check_size,
+    b"BODY": check_body,
+    b"SMTPUTF8": check_smtputf8,
+}
 CHECKPOINT_PARAMETERS: Checks = {**MAIL_PARAMETERS, b"TRANSID": check_transid}
 """MAIL's where CHECKPOINT is offered."""
 RCPT_PARAMETERS: Checks = {}
 
 
-def parse_parameters(text: bytes, checks: Checks) -> Parameters:
+def parse_parameters(text: bytes, checks: Checks, *, utf8: bool = False) -> Parameters:
     """`KEY=value KEY ...` behind a path. @raise Refused: unknown (555), doubled or wrong (501)."""
     parameters: Parameters = {}
+    form = _VALUE_UTF8 if utf8 else _VALUE
     for word in text.split():
         key, equals, value = word.partition(b"=")
         keyword = key.upper()
-        if not _KEYWORD.fullmatch(key) or (equals and not _VALUE.fullmatch(value)):
+        if not _KEYWORD.fullmatch(key) or (equals and not form.fullmatch(value)):
             raise Refused(501, "5.5.4", b"A parameter is malformed")
         check = checks.get(keyword)
         if check is None:
@@ -251,19 +276,26 @@ def parse_mail(argument: bytes, checks: Checks = MAIL_PARAMETERS) -> tuple[Addre
     path = argument[5:]
     if path.startswith(b" "):
         path = path.lstrip()  # against the grammar and very common
-    address, rest = parse_path(path, is_reverse=True)
-    return address, parse_parameters(rest, checks) if rest else {}
+    address, rest = parse_path(path, is_reverse=True, utf8=True)
+    parameters = parse_parameters(rest, checks) if rest else {}
+    if not address.text.isascii() and b"SMTPUTF8" not in parameters:
+        raise _without_smtputf8()
+    return address, parameters
 
 
-def parse_rcpt(argument: bytes, checks: Checks = RCPT_PARAMETERS) -> tuple[Address, Parameters]:
-    """What follows `RCPT `: `TO:<forward-path> parameters`. @raise Refused."""
+def parse_rcpt(
+    argument: bytes, checks: Checks = RCPT_PARAMETERS, *, utf8: bool = False
+) -> tuple[Address, Parameters]:
+    """What follows `RCPT `: `TO:<forward-path> parameters`. `utf8`: MAIL had SMTPUTF8, so UTF-8
+    may stand in both. @raise Refused.
+    """
     if argument[:3].upper() != b"TO:":
         raise Refused(501, "5.5.4", b"Syntax: RCPT TO:<address>")
     path = argument[3:]
     if path.startswith(b" "):
         path = path.lstrip()
-    address, rest = parse_path(path, is_reverse=False)
-    return address, parse_parameters(rest, checks) if rest else {}
+    address, rest = parse_path(path, is_reverse=False, utf8=utf8)
+    return address, parse_parameters(rest, checks, utf8=utf8) if rest else {}
 
 
 def parse_helo(argument: bytes) -> bytes:

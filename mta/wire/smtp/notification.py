@@ -12,6 +12,7 @@ import re
 
 from mta.model import Envelope, Notify, Recipient
 from mta.wire.smtp.grammar import Checks, Refused, decode_xtext
+from mta.wire.smtp.utf8 import decode_utf8_address, encode_utf8_address, is_utf8_type
 
 ENVID_LIMIT = 100
 """Characters of an ENVID in its wire form (RFC 3461 4.4)."""
@@ -46,9 +47,16 @@ def check_notify(value: bytes | None) -> bytes | None:
 
 
 def check_orcpt(value: bytes | None) -> bytes | None:
-    """RFC 3461 4.2: `address-type;xtext`, of printable characters."""
+    """RFC 3461 4.2: `address-type;xtext`, of printable characters. An address of type utf-8 may
+    come raw behind SMTPUTF8; it is kept in the form that every peer takes (RFC 6533 3).
+    """
     kind, semicolon, address = (value or b"").partition(b";")
-    if not semicolon or not address or not _ADDRESS_TYPE.fullmatch(kind) or _hides(address):
+    if is_utf8_type(kind):
+        try:
+            value = b"utf-8;" + encode_utf8_address(decode_utf8_address(address))
+        except ValueError as error:
+            raise Refused(501, "5.5.4", b"ORCPT: " + str(error).encode()) from None
+    elif not semicolon or not address or not _ADDRESS_TYPE.fullmatch(kind) or _hides(address):
         raise Refused(501, "5.5.4", b"ORCPT takes an address type, a semicolon and xtext")
     if value is not None and len(value) > ORCPT_LIMIT:
         raise Refused(501, "5.5.4", b"ORCPT has more than 500 characters")

@@ -9,8 +9,8 @@ event that wants an answer (the first group below) by `answer` before the next; 
 `take_output()`. Commands that arrived together are thus answered in one write (RFC 2920).
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
-RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 1845 (CHECKPOINT, of which
-only whole transactions are kept).
+RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1845
+(CHECKPOINT, of which only whole transactions are kept).
 """
 
 from __future__ import annotations
@@ -59,19 +59,12 @@ _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t"
 _MAIL: Checks = {**MAIL_PARAMETERS, **NOTIFICATION_MAIL}
 _MAIL_WITH_NAMES: Checks = {**CHECKPOINT_PARAMETERS, **NOTIFICATION_MAIL}
 
-_OK = b"250 2.0.0 Ok\r\n"
 _KNOWN = 355
 """RFC 1845's reply to MAIL: what follows is the offset at which the content is to go on."""
 _STARTTLS_OFFERED = frozenset((Security.OFFERED, Security.REQUIRED))
 _DEAF = frozenset((State.CLOSED, State.GREETING, State.HANDSHAKE))
 _IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN, State.CHUNKS, State.FAILED))
-_USUAL = {
-    Verb.MAIL: b"250 2.1.0 Ok\r\n",
-    Verb.RCPT: b"250 2.1.5 Ok\r\n",
-    Verb.DATA: b"354 End data with <CR><LF>.<CR><LF>\r\n",
-    Verb.STARTTLS: b"220 2.0.0 Ready to start TLS\r\n",
-    Verb.END: _OK,
-}
+_WITH_ADDRESS = frozenset((Verb.MAIL, Verb.RCPT, Verb.VRFY, Verb.EXPN))
 
 
 class Responder:
@@ -122,6 +115,8 @@ class Responder:
         self._errors = 0
         self._commands = 0
         self._recipients_said = 0
+        self._has_utf8 = False
+        """MAIL said SMTPUTF8."""
         self._content = ContentReader(
             self._limits.size_octets, self._limits.line_octets, self._limits.normalise_newlines
         )
@@ -136,6 +131,7 @@ class Responder:
             b"PIPELINING",
             b"SIZE %d" % limit if limit else b"SIZE",
             b"8BITMIME",
+            b"SMTPUTF8",
             b"DSN",
             *self.extensions,
             *((b"STARTTLS",) if may_secure else ()),
@@ -228,7 +224,7 @@ class Responder:
         self._awaiting = None
         if reply is None:
             self._accepted(verb)
-            self._output.append(self._hello_reply() if verb not in _USUAL else _USUAL[verb])
+            self._output.append(self._hello_reply() if verb not in said.USUAL else said.USUAL[verb])
         elif reply.is_positive:
             if verb is Verb.MAIL and reply.code == _KNOWN:
                 self._after = TABLE[State.IDLE, Verb.REPEAT].after
@@ -244,7 +240,7 @@ class Responder:
         self._awaiting = None
         self._accepted(Verb.END)
         for reply in replies:
-            self._output.append(_OK if reply is None else render(reply))
+            self._output.append(said.OK if reply is None else render(reply))
             if reply is not None and reply.code == 421:
                 self._close(polite=False)
                 return
@@ -476,6 +472,7 @@ class Responder:
             raise Refused(552, "5.3.4", text)
         self.sender = sender.text
         self._is_binary = parameters.get(b"BODY") == b"BINARYMIME"
+        self._has_utf8 = b"SMTPUTF8" in parameters
         return Mail(sender, parameters)
 
     def _do_rcpt(self, verb: Verb, argument: bytes) -> Event | None:
@@ -486,7 +483,7 @@ class Responder:
             else:
                 self._say_no(said.TOO_MANY_RECIPIENTS, False)  # one line in the log is enough
             return None
-        recipient, parameters = parse_rcpt(argument, NOTIFICATION_RCPT)
+        recipient, parameters = parse_rcpt(argument, NOTIFICATION_RCPT, utf8=self._has_utf8)
         return Rcpt(recipient, parameters)
 
     def _do_starttls(self, verb: Verb, argument: bytes) -> Event | None:
@@ -517,18 +514,21 @@ class Responder:
         in_transaction = self.state in _IN_TRANSACTION
         self.state = TABLE[self.state, verb].after
         self._forget()
-        self._count_and_say(verb, _OK)
+        self._count_and_say(verb, said.OK)
         if in_transaction:
             self._queued.append(Reset())
         return None
 
     def _do_noop(self, verb: Verb, argument: bytes) -> Event | None:
-        self._count_and_say(verb, _OK)
+        self._count_and_say(verb, said.OK)
         return None
 
     def _do_vrfy(self, verb: Verb, argument: bytes) -> Event | None:
-        if not argument.strip():
+        words = argument.split()
+        if not words:
             raise Refused(501, "5.5.4", b"Syntax: VRFY address")
+        if not argument.isascii() and words[-1].upper() != b"SMTPUTF8":
+            raise Refused(553, "5.6.7", b"An address with UTF-8 needs the parameter SMTPUTF8")
         self._count_and_say(verb, render(said.VRFY))
         return None
 
@@ -591,7 +591,7 @@ def _fraction(accepted: int, said: int) -> str:
 
 
 def _is_utf8_path(verb: Verb, line: bytes) -> bool:
-    """8 bits in a path get the reply that names SMTPUTF8, not "rubbish"."""
-    if verb is not Verb.MAIL and verb is not Verb.RCPT:
+    """Commands that take an address may hold 8 bits, and look at them themselves."""
+    if verb not in _WITH_ADDRESS:
         return False
     return not line.translate(None, _PRINTABLE + bytes(range(0x80, 0x100)))

@@ -1,4 +1,4 @@
-"""What a responder says of its own accord, besides the usual positive replies.
+"""What a responder says of its own accord.
 
 Law: a client reads what to do, nothing of our insides. RFC 5321 4.2, RFC 3463.
 """
@@ -8,6 +8,17 @@ from __future__ import annotations
 from mta.model import Reply
 from mta.wire.smtp.content import Fault
 from mta.wire.smtp.limits import Limits
+from mta.wire.smtp.states import Verb
+
+OK = b"250 2.0.0 Ok\r\n"
+USUAL = {
+    Verb.MAIL: b"250 2.1.0 Ok\r\n",
+    Verb.RCPT: b"250 2.1.5 Ok\r\n",
+    Verb.DATA: b"354 End data with <CR><LF>.<CR><LF>\r\n",
+    Verb.STARTTLS: b"220 2.0.0 Ready to start TLS\r\n",
+    Verb.END: OK,
+}
+"""In wire form."""
 
 NOT_CRLF = Reply(500, "5.5.2", (b"A command ends in CR LF",))
 TOO_LONG = Reply(500, "5.5.2", (b"The line is too long",))
