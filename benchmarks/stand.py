@@ -21,20 +21,19 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
+from tests.rig import postfix  # noqa: E402
 from tests.rig.ground import PEERS, RIG, UNPACKED, VENV_BIN, peer_environment  # noqa: E402
 
 HOST = "127.0.0.1"
 INSIDE = "MTA_BENCH_INSIDE"
 TICKS = os.sysconf("SC_CLK_TCK")
-USERS = {"postfix": 64001, "postdrop": 64002}
-"""Names that Postfix insists on, and numbers that no file outside bears."""
 
 
 def enter() -> None:
     """Return inside namespaces of our own, with loopback up; or end with the reason."""
     if os.environ.get(INSIDE):
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        _add_users()
+        postfix.add_users(os.path.join(RIG, "bench"))
         return
     if os.geteuid() != 0:
         sys.exit("bench: needs root for namespaces; run: sudo make bench")
@@ -47,25 +46,6 @@ def enter() -> None:
     unshare = ["unshare", "-n", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
     argv = [*unshare, "--propagation", "private", sys.executable, *sys.argv]
     os.execvpe("unshare", argv, {**os.environ, INSIDE: "1"})
-
-
-def _add_users() -> None:
-    """Postfix's user and group, laid over /etc/passwd and /etc/group in our namespace only."""
-    where = os.path.join(RIG, "bench")
-    os.makedirs(where, exist_ok=True)
-    for name, line in (
-        ("passwd", "{0}:x:{1}:{1}::/nonexistent:/usr/sbin/nologin\n"),
-        ("group", "{0}:x:{1}:\n"),
-    ):
-        with open(f"/etc/{name}", encoding="utf-8") as file:
-            text = file.read()
-        for user, number in USERS.items():
-            if f"\n{user}:" not in text:
-                text += line.format(user, number)
-        path = os.path.join(where, name)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        subprocess.run(["mount", "--bind", path, f"/etc/{name}"], check=True)
 
 
 def free_port() -> int:
@@ -269,85 +249,20 @@ admin: {{socket: {directory}/control.sock, submit-socket: {directory}/submit.soc
 
 def start_postfix(directory: str, port: int, next_hop: int) -> Tree:
     """A private Postfix as Debian ships it: durable, no content filters, no name lookups."""
-    conf, queue, data = (os.path.join(directory, name) for name in ("conf", "queue", "data"))
-    user, group = USERS["postfix"], USERS["postdrop"]
-    for path, mode, owner, owning in (
-        (directory, 0o755, 0, 0),
-        (conf, 0o755, 0, 0),
-        (queue, 0o755, 0, 0),
-        (data, 0o700, user, user),
-        *((f"{queue}/{name}", 0o700, user, 0) for name in POSTFIX_PRIVATE),
-        (f"{queue}/public", 0o710, user, group),
-        (f"{queue}/maildrop", 0o730, user, group),
-        (f"{queue}/pid", 0o755, 0, 0),
-    ):
-        os.makedirs(path, exist_ok=True)
-        os.chown(path, owner, owning)
-        os.chmod(path, mode)
-    programs = os.path.join(UNPACKED, "usr/lib/postfix/sbin")
-    settings = {
-        "compatibility_level": "3.6",
-        "queue_directory": queue,
-        "data_directory": data,
-        "daemon_directory": programs,
-        "command_directory": os.path.join(UNPACKED, "usr/sbin"),
-        "shlib_directory": os.path.join(UNPACKED, "usr/lib/postfix"),
-        "meta_directory": os.path.join(UNPACKED, "etc/postfix"),
-        "import_environment": "MAIL_CONFIG MAIL_LOGTAG TZ LANG=C LD_LIBRARY_PATH",
-        "myhostname": "bench.example.org",
-        "mydestination": "",
-        "alias_maps": "",
-        "local_recipient_maps": "",
-        "inet_interfaces": HOST,
-        "inet_protocols": "ipv4",
-        "mynetworks": "127.0.0.0/8",
-        "smtpd_relay_restrictions": "permit_mynetworks, reject",
-        "relayhost": f"[{HOST}]:{next_hop}",
-        "disable_dns_lookups": "yes",
-        "smtp_host_lookup": "native",
-        "smtpd_peername_lookup": "no",
-        "smtpd_tls_security_level": "none",
-        "smtp_tls_security_level": "none",
-        "smtpd_client_connection_count_limit": "0",
-        "smtpd_client_connection_rate_limit": "0",
-        "smtp_connection_cache_destinations": HOST,
-        "in_flow_delay": "0",
-        "default_process_limit": "120",
-    }
-    with open(f"{conf}/main.cf", "w", encoding="ascii") as file:
-        file.writelines(f"{key} = {value}\n" for key, value in settings.items())
-    with open(f"{conf}/master.cf", "w", encoding="ascii") as file:
-        file.write(f"{HOST}:{port} inet n - n - - smtpd\n")
-        file.writelines(
-            f"{name} unix {private} - n {wakeup} {limit} {program}\n"
-            for name, private, wakeup, limit, program in POSTFIX_SERVICES
-        )
-    argv = [os.path.join(programs, "master"), "-d", "-c", conf]
+    argv = postfix.lay_out(
+        directory,
+        f"{HOST}:{port}",
+        myhostname="bench.example.org",
+        inet_interfaces=HOST,
+        inet_protocols="ipv4",
+        mynetworks="127.0.0.0/8",
+        relayhost=f"[{HOST}]:{next_hop}",
+        smtpd_tls_security_level="none",
+        smtp_tls_security_level="none",
+        smtpd_client_connection_count_limit="0",
+        smtpd_client_connection_rate_limit="0",
+        smtp_connection_cache_destinations=HOST,
+        in_flow_delay="0",
+        default_process_limit="120",
+    )
     return Tree(argv, os.path.join(directory, "postfix.log"), peer_environment())
-
-
-POSTFIX_PRIVATE = (
-    *("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming"),
-    *("private", "saved", "trace"),
-)
-POSTFIX_SERVICES = (
-    ("pickup", "n", "60", "1", "pickup"),
-    ("cleanup", "n", "-", "0", "cleanup"),
-    ("qmgr", "n", "300", "1", "qmgr"),
-    ("rewrite", "-", "-", "-", "trivial-rewrite"),
-    ("bounce", "-", "-", "0", "bounce"),
-    ("defer", "-", "-", "0", "bounce"),
-    ("trace", "-", "-", "0", "bounce"),
-    ("verify", "-", "-", "1", "verify"),
-    ("flush", "n", "1000?", "0", "flush"),
-    ("proxymap", "-", "-", "-", "proxymap"),
-    ("smtp", "-", "-", "-", "smtp"),
-    ("relay", "-", "-", "-", "smtp"),
-    ("showq", "n", "-", "-", "showq"),
-    ("error", "-", "-", "-", "error"),
-    ("retry", "-", "-", "-", "error"),
-    ("discard", "-", "-", "-", "discard"),
-    ("anvil", "-", "-", "1", "anvil"),
-    ("scache", "-", "-", "1", "scache"),
-)
-"""name, private, wakeup, process limit, program: Debian's master.cf without chroot and filters."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from mta.cluster.nap import Nap
 from mta.errors import ClusterNotInitialised
 from mta.interfaces import IClock
 
@@ -42,7 +43,7 @@ class Steps:
         self._running: list[_Step] = []
         self.generation = 0
         """Counts the steps that were wanted. One that awaited compares it before it acts."""
-        self._sleeping: Deferred[None] | None = None
+        self._nap = Nap(clock)
 
     @property
     def present(self) -> tuple[str, float]:
@@ -151,17 +152,7 @@ class Steps:
 
     async def sleep(self, seconds: float) -> None:
         """Wait, or until `wake`."""
-        sleeping: Deferred[None] = Deferred()
-        timer = self._clock.call_later(seconds, self.wake)
-        self._sleeping = sleeping
-        try:
-            await sleeping
-        finally:
-            timer.cancel()
-            if self._sleeping is sleeping:
-                self._sleeping = None
+        await self._nap.sleep(seconds)
 
     def wake(self) -> None:
-        sleeping, self._sleeping = self._sleeping, None
-        if sleeping is not None:
-            sleeping.callback(None)
+        self._nap.wake()
