@@ -57,7 +57,7 @@ class FuzzTests(SynchronousTestCase):
             (client, "left_over", lambda *about: left_over(*about)[:-1]),
         ):
             patch = self.patch(place, name, broken)
-            self.assertTrue(run(self.corpus, 20260701, 0, 1000), name)
+            self.assertTrue(run(self.corpus, 20260701, 0, 4000), name)
             patch.restore()
 
     def test_command(self) -> None:

@@ -39,7 +39,8 @@ class Fitting:
 
     def must_convert(self, envelope: Envelope) -> bool:
         """The far end does not take it as it is, and it may be changed."""
-        if _RANKS[envelope.body_type] <= self._rank:
+        body = envelope.body_type
+        if body is BodyType.SEVEN_BIT or _RANKS[body] <= self._rank:
             return False
         return not (envelope.requires & Requires.EIGHT_BIT and self._rank == 0)
 

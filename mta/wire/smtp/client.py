@@ -437,7 +437,8 @@ class Initiator(EnvelopeReplies):
         else:
             outcomes = tuple([Outcome(i, kind, reply) for i in transaction.accepted])
         self._sending = None
-        self._needs_reset |= transaction.chunks is not None and kind is not OutcomeKind.DELIVERED
+        if transaction.chunks is not None and kind is not OutcomeKind.DELIVERED:
+            self._needs_reset = True
         transaction.phase = Phase.SETTLED
         events.append(Committed(transaction.tag, outcomes))
 

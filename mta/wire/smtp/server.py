@@ -21,6 +21,7 @@ from mta.errors import LocalProtocolError
 from mta.model import Reply
 from mta.wire.smtp import server_replies as said
 from mta.wire.smtp.content import ContentReader
+from mta.wire.smtp.counts import tail
 from mta.wire.smtp.events import (
     Chunk,
     Data,
@@ -62,7 +63,9 @@ _MAIL_WITH_NAMES: Checks = {**CHECKPOINT_PARAMETERS, **NOTIFICATION_MAIL}
 _KNOWN = 355
 """RFC 1845's reply to MAIL: what follows is the offset at which the content is to go on."""
 _STARTTLS_OFFERED = frozenset((Security.OFFERED, Security.REQUIRED))
-_DEAF = frozenset((State.CLOSED, State.GREETING, State.HANDSHAKE))
+_DEAF = frozenset((State.CLOSED, State.GREETING, State.HANDSHAKE, State.CHUNK))
+"""What is heard then is no command."""
+_OF_CONTENT = frozenset((Verb.END, Verb.BDAT, Verb.CHUNK))
 _IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN, State.CHUNKS, State.FAILED))
 _WITH_ADDRESS = frozenset((Verb.MAIL, Verb.RCPT, Verb.VRFY, Verb.EXPN))
 
@@ -216,11 +219,15 @@ class Responder:
         verb = self._awaiting
         if verb is None:
             raise LocalProtocolError("nothing was asked that this would answer")
-        if verb is Verb.END and (reply is None or reply.is_positive):
-            reply = self._fault() or reply
-        if verb is Verb.END and self.role is Role.LMTP:
-            self.answer_each([reply] * self.recipients_accepted)
-            return
+        if verb in _OF_CONTENT:
+            if verb is not Verb.END:
+                self._answer_chunk(verb, reply)
+                return
+            if reply is None or reply.is_positive:
+                reply = self._fault() or reply
+            if self.role is Role.LMTP:
+                self.answer_each([reply] * self.recipients_accepted)
+                return
         self._awaiting = None
         if reply is None:
             self._accepted(verb)
@@ -315,13 +322,13 @@ class Responder:
             state = self.state
             if state is State.CONTENT:
                 return self._content_event()
-            if state is State.CHUNK:
+            if state in _DEAF:
+                if state is not State.CHUNK:
+                    return None
                 event = self._chunk_event()
                 if event is not None or self.state is State.CHUNK:
                     return event
                 continue
-            if state in _DEAF:
-                return None
             at = self._at
             end = self._buffer.find(b"\n", at)
             if end < 0:
@@ -509,6 +516,9 @@ class Responder:
     def _chunk_event(self) -> Event | None:
         raise LocalProtocolError("a chunk that was not offered")
 
+    def _answer_chunk(self, verb: Verb, reply: Reply | None) -> None:
+        raise LocalProtocolError("a chunk that was not offered")
+
     def _do_rset(self, verb: Verb, argument: bytes) -> Event | None:
         self._no_argument(argument)
         in_transaction = self.state in _IN_TRANSACTION
@@ -561,13 +571,7 @@ class Responder:
     @property
     def commands(self) -> str:
         """Postfix's tail of the disconnect line: `ehlo=1 mail=1 rcpt=0/1 commands=2/3`."""
-        said = sum(count[1] for count in self.counts.values())
-        accepted = sum(count[0] for count in self.counts.values())
-        words = [
-            f"{'unknown' if verb is None else verb.value.lower()}={_fraction(*count)}"
-            for verb, count in self.counts.items()
-        ]
-        return " ".join([*words, f"commands={_fraction(accepted, said)}"])
+        return tail(self.counts)
 
 
 _ACTIONS: dict[str, Callable[[Responder, Verb, bytes], Event | None]] = {
@@ -584,10 +588,6 @@ _ACTIONS: dict[str, Callable[[Responder, Verb, bytes], Event | None]] = {
     "help": Responder._do_help,
     "quit": Responder._do_quit,
 }
-
-
-def _fraction(accepted: int, said: int) -> str:
-    return str(said) if accepted == said else f"{accepted}/{said}"
 
 
 def _is_utf8_path(verb: Verb, line: bytes) -> bool:

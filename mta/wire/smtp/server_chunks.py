@@ -128,9 +128,10 @@ class ChunkingResponder(Responder):
             content.fault = Fault.TOO_BIG
         self.state = State.CHUNK
 
-    def answer(self, reply: Reply | None) -> None:
-        if self._awaiting is Verb.BDAT:
-            self._awaiting = None
+    def _answer_chunk(self, verb: Verb, reply: Reply | None) -> None:
+        """To Data, or to the End that a fault made of a chunk which was not the last."""
+        self._awaiting = None
+        if verb is Verb.BDAT:
             if reply is None or reply.is_positive:
                 self._content.begin()
                 self._open()
@@ -138,16 +139,11 @@ class ChunkingResponder(Responder):
                 self._refused(Verb.BDAT, reply)
             else:
                 self._swallow(reply, is_logged=False, is_error=reply.is_permanent)
-        elif self._awaiting is Verb.END and self.state is State.CHUNK and not self._is_last:
-            self._awaiting = None
+        else:
             self.state = State.FAILED
             refused = reply if reply is not None and not reply.is_positive else self._fault()
-            assert (
-                refused is not None
-            )  # a chunk that is not the last ends a message by a fault only
+            assert refused is not None  # a chunk that is not the last ends a message by a fault
             self._say_no(refused, refused.is_permanent)
-        else:
-            super().answer(reply)
 
     # -- its octets
 
@@ -193,7 +189,7 @@ class ChunkingResponder(Responder):
                 self.state = TABLE[State.CHUNK, Verb.CHUNK].after
                 self._output.append(b"250 2.0.0 %d octets so far\r\n" % self._content.size_octets)
                 return None
-        self._awaiting = Verb.END
+        self._awaiting = Verb.END if self._is_last else Verb.CHUNK
         self._after = TABLE[State.CHUNK, Verb.END].after
         self._last = Verb.END
         return End(self._fault(), self._content.size_octets)
