@@ -591,11 +591,15 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report to commit in the same batch as the outcome that made it (RFC 3464 message)."""
+    """A report to commit in the same batch as the outcome that made it (RFC 3464 message).
+
+    `kind` is for the log: failed, delayed, relayed, delivered, double-bounce.
+    """
 
     queue_id: str
     envelope: Envelope
     content: bytes
+    kind: str = "failed"
 
 
 @dataclass(frozen=True, slots=True)

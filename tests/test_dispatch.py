@@ -218,25 +218,8 @@ class JournalTests(SynchronousTestCase):
         self.assertEqual(bench.kind.delivered, [name])
 
 
-class OutcomeTests(SynchronousTestCase):
-    def test_deferred_and_retried(self):
-        """A transient refusal is tried again after the first pause, then the second."""
-        bench = Bench()
-        bench.kind.on_commit = lambda s, n, e, r: outcomes(OutcomeKind.DEFERRED, LATER, r)
-        name = bench.offer()
-        [event] = bench.transferred()
-        self.assertEqual(event.status, "deferred")
-        self.assertAlmostEqual(event.retry_in_seconds, 300.0)
-        bench.clock.advance(299.9)
-        self.assertEqual(len(bench.transferred()), 1)
-        bench.clock.advance(0.2)
-        self.assertEqual(len(bench.transferred()), 2)
-        self.assertEqual(bench.spool.messages[name][1].attempts, 2)
-        del bench.kind.on_commit
-        bench.clock.advance(590.0)
-        self.assertEqual(bench.kind.delivered, [])
-        bench.clock.advance(20.0)
-        self.assertEqual(bench.kind.delivered, [name])
+class HardDetail13RecipientTests(SynchronousTestCase):
+    """Hard detail 13: several recipients, several fates."""
 
     def test_only_deferred_recipients_are_retried(self):
         """Of several recipients only those that were deferred are tried again."""
@@ -266,6 +249,27 @@ class OutcomeTests(SynchronousTestCase):
         self.assertEqual(bench.spool.messages, {})
         self.assertEqual([e.status for e in bench.transferred()], ["sent"] * 5)
         self.assertEqual(len(bench.kind.senders), 1)
+
+
+class OutcomeTests(SynchronousTestCase):
+    def test_deferred_and_retried(self):
+        """A transient refusal is tried again after the first pause, then the second."""
+        bench = Bench()
+        bench.kind.on_commit = lambda s, n, e, r: outcomes(OutcomeKind.DEFERRED, LATER, r)
+        name = bench.offer()
+        [event] = bench.transferred()
+        self.assertEqual(event.status, "deferred")
+        self.assertAlmostEqual(event.retry_in_seconds, 300.0)
+        bench.clock.advance(299.9)
+        self.assertEqual(len(bench.transferred()), 1)
+        bench.clock.advance(0.2)
+        self.assertEqual(len(bench.transferred()), 2)
+        self.assertEqual(bench.spool.messages[name][1].attempts, 2)
+        del bench.kind.on_commit
+        bench.clock.advance(590.0)
+        self.assertEqual(bench.kind.delivered, [])
+        bench.clock.advance(20.0)
+        self.assertEqual(bench.kind.delivered, [name])
 
     def test_unknown(self):
         """The dot went, the reply did not come: no other server is asked in this attempt, and the

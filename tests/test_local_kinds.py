@@ -210,6 +210,13 @@ class MaildirTests(SynchronousTestCase):
         self.failureResultOf(commit)
         self.assertEqual([p for p in box.disk.paths() if p.startswith("/mail/bob/")], [])
 
+    def test_mailboxes_beyond_ascii(self):
+        """Capital letters of every script lead to the mailbox of the small ones."""
+        for one, other in (("JOSÉ", "josé"), ("ÄΣЖ", "äσж")):
+            self.assertEqual(mailbox_part(one.encode()), mailbox_part(other.encode()))
+        self.assertEqual(mailbox_part("é".encode()), "%C3%A9")
+        self.assertNotEqual(mailbox_part(b"\xc3"), mailbox_part(b"\xe3"))
+
     def test_settings(self):
         """A directory that is relative, climbs out or has unknown braces is refused."""
         for wrong in ("mail", "/mail/{name}", "/mail/../x", "/mail/{", "/mail/{0}"):

@@ -23,7 +23,7 @@ from mta.model import (
     Report,
     fresh_state,
 )
-from mta.telemetry import Transferred
+from mta.telemetry import Reported, Transferred
 from mta.testing.lab import Lab
 from mta.wire.dsn import FULL_LIMIT, decoded_original, original_recipient
 from mta.wire.smtp.grammar import Refused, encode_xtext, parse_mail, parse_parameters
@@ -174,6 +174,7 @@ class KeptTests(SynchronousTestCase):
         self.assertEqual((of_you["Action"], of_you["Status"][0]), ("relayed", "2"))
         # RFC 3461 4.3: nothing failed, so the headers suffice.
         self.assertEqual(headers.get_content_type(), "text/rfc822-headers")
+        self.assertEqual([e.kind for e in lab.owner.kinds(Reported)], ["relayed"])
         (sent,) = [e for e in lab.owner.kinds(Transferred) if e.recipient == b"you@example.com"]
         self.assertEqual(sent.original, b"rfc822;Y+ou@example.org")
 

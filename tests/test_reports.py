@@ -45,50 +45,8 @@ def reports(bench):
     ]
 
 
-class ReportTests(SynchronousTestCase):
-    def test_failed(self):
-        """A refused recipient: the sender gets one report, in the batch of the outcome, that says
-        who, why and by whom, with the original's headers."""
-        bench = Bench()
-        refuse(bench, "bob", "eve")
-        name = bench.offer("bob@example.com", "carol@example.com", "eve@example.com")
-        [(report_id, envelope, content)] = reports(bench)
-        self.assertTrue(envelope.sender.is_null)
-        self.assertEqual(envelope.kind, EnvelopeKind.REPORT)
-        self.assertEqual([str(r.address) for r in envelope.recipients], ["alice@example.org"])
-        for words in (
-            b"Final-Recipient: rfc822; bob@example.com",
-            b"Final-Recipient: rfc822; eve@example.com",
-            b"Status: 5.1.1",
-            b"550 5.1.1 no such user",
-            b"Message-ID: <1@x>",
-            b"Reporting-MTA: dns; bridgehead.example.org",
-        ):
-            self.assertIn(words, content)
-        self.assertNotIn(b"carol", content)
-        self.assertNotIn(b"body", content)
-        (told,) = [event for event in bench.events if type(event) is Reported]
-        self.assertEqual(told[:3], (name, report_id, "sender non-delivery notification"))
-        self.assertEqual((told.size_octets > 300, told.recipients), (True, 1))
-
-    def test_report_is_sent(self):
-        """The report itself goes out by the same queue."""
-        bench = Bench()
-        refuse(bench, "bob")
-        bench.offer("bob@example.com")
-        bench.clock.advance(0.1)
-        self.assertEqual(len(bench.kind.delivered), 1)
-        self.assertEqual(bench.spool.messages, {})
-
-    def test_same_facts_same_id(self):
-        """A batch that is written twice makes one report: its id follows from the facts."""
-        ids = set()
-        for _ in range(2):
-            bench = Bench()
-            refuse(bench, "bob")
-            bench.offer("bob@example.com")
-            ids.add(reports(bench)[0][0])
-        self.assertEqual(len(ids), 1)
+class HardDetail09NullSenderTests(SynchronousTestCase):
+    """Hard detail 9: never a report about a report."""
 
     def test_report_about_a_report(self):
         """A report that cannot be delivered goes to the postmaster once; if that fails too, it is
@@ -115,6 +73,52 @@ class ReportTests(SynchronousTestCase):
         [(_, envelope, content)] = reports(bench)
         self.assertEqual(str(envelope.recipients[0].address), str(POSTMASTER))
         self.assertIn(b"was sent by <>", content)
+
+
+class ReportTests(SynchronousTestCase):
+    def test_failed(self):
+        """A refused recipient: the sender gets one report, in the batch of the outcome, that says
+        who, why and by whom, with the original's headers."""
+        bench = Bench()
+        refuse(bench, "bob", "eve")
+        name = bench.offer("bob@example.com", "carol@example.com", "eve@example.com")
+        [(report_id, envelope, content)] = reports(bench)
+        self.assertTrue(envelope.sender.is_null)
+        self.assertEqual(envelope.kind, EnvelopeKind.REPORT)
+        self.assertEqual([str(r.address) for r in envelope.recipients], ["alice@example.org"])
+        for words in (
+            b"Final-Recipient: rfc822; bob@example.com",
+            b"Final-Recipient: rfc822; eve@example.com",
+            b"Status: 5.1.1",
+            b"550 5.1.1 no such user",
+            b"Message-ID: <1@x>",
+            b"Reporting-MTA: dns; bridgehead.example.org",
+        ):
+            self.assertIn(words, content)
+        self.assertNotIn(b"carol", content)
+        self.assertNotIn(b"body", content)
+        (told,) = [event for event in bench.events if type(event) is Reported]
+        self.assertEqual(told[:3], (name, report_id, "failed"))
+        self.assertEqual((told.size_octets > 300, told.recipients), (True, 1))
+
+    def test_report_is_sent(self):
+        """The report itself goes out by the same queue."""
+        bench = Bench()
+        refuse(bench, "bob")
+        bench.offer("bob@example.com")
+        bench.clock.advance(0.1)
+        self.assertEqual(len(bench.kind.delivered), 1)
+        self.assertEqual(bench.spool.messages, {})
+
+    def test_same_facts_same_id(self):
+        """A batch that is written twice makes one report: its id follows from the facts."""
+        ids = set()
+        for _ in range(2):
+            bench = Bench()
+            refuse(bench, "bob")
+            bench.offer("bob@example.com")
+            ids.add(reports(bench)[0][0])
+        self.assertEqual(len(ids), 1)
 
     def test_notify(self):
         """NOTIFY is obeyed: NEVER tells nobody, SUCCESS alone tells of no failure, SUCCESS tells

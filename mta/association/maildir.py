@@ -72,10 +72,10 @@ class MaildirSettings(Settings):
 
 def mailbox_part(raw: bytes) -> str:
     """A local part or a domain as one harmless path component; different ones stay different."""
-    text = raw.decode("latin-1").lower()
+    text = raw.decode("utf-8", "surrogateescape").lower().encode("utf-8", "surrogateescape")
     safe = "".join(
         c if c in _PLAIN and not (c == "." and at == 0) else f"%{ord(c):02X}"
-        for at, c in enumerate(text)
+        for at, c in enumerate(text.decode("latin-1"))
     )
     if len(safe) > _LONGEST_NAME:
         safe = safe[:_LONGEST_NAME] + "%" + hashlib.sha256(raw.lower()).hexdigest()[:32]

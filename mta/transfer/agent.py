@@ -67,8 +67,8 @@ class Floor(Protocol):
     def take(self, lane: Lane[Job]) -> Job | None:
         """The next job of this lane."""
 
-    def requeue(self, job: Job) -> None:
-        """It was not attempted: first in its lane again."""
+    def requeue(self, job: Job, *, is_next: bool = False) -> None:
+        """It was not attempted: first in its lane again. `is_next`: who says so takes it now."""
 
     def began(self, lane: Lane[Job]) -> None:
         """The agent has its first job, or there was none."""
@@ -104,9 +104,7 @@ class Floor(Protocol):
         """No association could be opened for `job`."""
 
     async def unfit(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
-        """No server that was reached can take `job`; `failure` says it, or what one that was not
-        reached is waited for by.
-        """
+        """No server that was reached can take `job`."""
 
     async def refuse(self, job: Job, lane: Lane[Job], failure: PermanentFailure) -> None:
         """Nothing of this lane can ever be sent."""
@@ -397,7 +395,7 @@ class Agent:
                     content = None
                     next_began = 0.0
                 carried += 1
-                job, outcomes = self._divide(job, outcomes)
+                job, outcomes = self._divide(job, outcomes, following is None)
                 finished = floor.finish(job, outcomes, via, began_at)
                 results.append(await finished if isinstance(finished, Deferred) else finished)
                 is_let_go = False
@@ -503,7 +501,9 @@ class Agent:
             self._waiting = None
             self._floor.unrest(self)
 
-    def _divide(self, job: Job, outcomes: Sequence[Outcome]) -> tuple[Job, Sequence[Outcome]]:
+    def _divide(
+        self, job: Job, outcomes: Sequence[Outcome], is_next: bool
+    ) -> tuple[Job, Sequence[Outcome]]:
         """Recipients for the next transaction (452 too many) become a job of their own, the first
         in line. If the peer took nobody at all they are deferred like others.
         """
@@ -519,7 +519,7 @@ class Agent:
         rest = Job(job.message, later, job.route, job.lane, grade=job.grade, doubt=job.doubt)
         job.message.jobs += 1
         job.message.is_divided = True
-        self._floor.requeue(rest)
+        self._floor.requeue(rest, is_next=is_next)
         return job, now
 
     # --- recording ---

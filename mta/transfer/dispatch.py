@@ -382,11 +382,12 @@ class Dispatch:
             return job
         return None
 
-    def requeue(self, job: Job) -> None:
+    def requeue(self, job: Job, *, is_next: bool = False) -> None:
         if self._is_draining:
             self.postpone(job, 0.0)
-        else:
-            self._schedule.push_back(job.lane, job, job.grade)
+            return
+        self._schedule.push_back(job.lane, job, job.grade)
+        if not is_next:
             self._fill()
 
     def began(self, lane: Lane[Job]) -> None:

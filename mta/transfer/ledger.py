@@ -205,11 +205,8 @@ class Ledger:
         for result in results:
             queue_id = result.queue_id
             for report in result.reports:
-                kind = "sender non-delivery notification"
-                if report.envelope.recipients[0].address.text == b"":
-                    kind = "postmaster notification"
                 size, many = len(report.content), len(report.envelope.recipients)
-                self._telemetry.event(Reported(queue_id, report.queue_id, kind, size, many))
+                self._telemetry.event(Reported(queue_id, report.queue_id, report.kind, size, many))
             message = self.active.get(queue_id)
             if result.state is None:
                 self.active.pop(queue_id, None)

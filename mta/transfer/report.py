@@ -179,7 +179,7 @@ class Reporter:
             received_at=now,
             message_id=f"<{queue_id}@{self._network_name}>".encode(),
         )
-        return Report(queue_id, of_report, content)
+        return Report(queue_id, of_report, content, due.kind)
 
     def _status(
         self, original: Envelope, index: int, outcome: Outcome, action: Action, relay: str

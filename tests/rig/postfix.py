@@ -6,11 +6,20 @@ are laid over /etc/passwd and /etc/group of this mount namespace alone.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 
-from tests.rig.ground import UNPACKED, Ground, Process, peer_environment, wait_until
+from tests.rig.ground import (
+    PEER,
+    UNPACKED,
+    Ground,
+    Process,
+    expect,
+    peer_environment,
+    wait_until,
+)
 
 USERS = {"postfix": 64001, "postdrop": 64002}
 """Names that Postfix insists on, and numbers that no file outside bears."""
@@ -159,3 +168,57 @@ class Postfix:
 
         wait_until(there, seconds, f"Postfix never logged {pattern!r}", step=0.1)
         return found[0]
+
+
+class Kept:
+    """A message in the queue of a `Keeper`, as postcat shows it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def records(self, name: str) -> list[str]:
+        """What the envelope records of that name say, in their order."""
+        return re.findall(rf"^{name}: (.*)$", self.text, re.MULTILINE)
+
+
+class Keeper(Postfix):
+    """Whatever it takes stays in its queue for good. It listens on port 25 with all that it offers,
+    and on 2525 without DSN and SMTPUTF8.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        super().__init__(
+            ground,
+            f"{PEER}:25",
+            myhostname="postfix.example.net",
+            inet_interfaces=PEER,
+            inet_protocols="ipv4",
+            mynetworks="10.9.0.0/24",
+            smtpd_tls_security_level="none",
+            defer_transports="smtp",
+        )
+        self._conf = self._argv[-1]
+        with open(f"{self._conf}/master.cf", "a", encoding="ascii") as file:
+            less = "-o smtpd_discard_ehlo_keywords=dsn,smtputf8"
+            file.write(f"{PEER}:2525 inet n - n - - smtpd {less}\n")
+
+    def _run(self, program: str, *arguments: str) -> str:
+        argv = [os.path.join(UNPACKED, "usr/sbin", program), "-c", self._conf, *arguments]
+        return self._ground.inside("peer", argv, env=peer_environment()).stdout
+
+    def kept(self) -> list[Kept]:
+        """Every message that it has looked at and laid aside: until then its file is in motion."""
+        listed = map(json.loads, self._run("postqueue", "-j").splitlines())
+        found = [one["queue_id"] for one in listed if one["queue_name"] == "deferred"]
+        return [Kept(self._run("postcat", "-q", name)) for name in found]
+
+    def wait(self, count: int, seconds: float = 15) -> list[Kept]:
+        kept: list[Kept] = []
+
+        def has_come() -> bool:
+            kept[:] = self.kept()
+            return len(kept) >= count
+
+        wait_until(has_come, seconds, f"fewer than {count} messages came to Postfix")
+        expect(len(kept) == count, f"{len(kept)} messages came to Postfix, not {count}")
+        return kept

@@ -121,7 +121,7 @@ def commands(
     lines = [b"MAIL FROM:<%b>%b\r\n" % (sender.text, words), *said]
     if not chunked:
         lines.append(b"DATA\r\n")
-    if sum(line.count(b"\n") for line in lines) != len(lines):
+    if b"".join(lines).count(b"\n") != len(lines):
         raise LocalProtocolError("an address holds a line end")
     return lines
 

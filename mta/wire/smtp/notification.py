@@ -99,7 +99,10 @@ def asks(envelope: Envelope) -> bool:
     """Its sender said something of reports."""
     if envelope.envelope_id or envelope.ret_full is not None:
         return True
-    return any(recipient.notify or recipient.original for recipient in envelope.recipients)
+    for recipient in envelope.recipients:  # noqa: SIM110 - any() costs a generator a message
+        if recipient.notify or recipient.original:
+            return True
+    return False
 
 
 def mail_words(envelope: Envelope) -> bytes:
