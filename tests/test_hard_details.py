@@ -17,8 +17,7 @@ from mta.testing.lab import FRIEND, HUB, MESSAGE, VIRTUAL_ADDRESS, Lab
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 NAMED = re.compile(r"(?:class HardDetail|def test_hard_detail_)0?(\d+)")
-DETAILS = frozenset(range(1, 25)) - {6, 7}
-"""6 and 7 come with BDAT and with the conversion for servers of 7 bits."""
+DETAILS = frozenset(range(1, 25))
 OTHER = "203.0.113.21"
 """A second server of the far end."""
 
