@@ -272,10 +272,24 @@ class IPacketDoor(Interface):
         @raise MTAError: the purpose was not granted.
         """
 
-    def send_segments(purpose: str, segments: Sequence[Segment]) -> tuple[int, str]:
-        """Send TCP segments from our own addresses. Answers how many went, and why not.
+    def open_segments(purpose: str) -> ISegments:
+        """For one burst of TCP segments from our own addresses, and what comes back.
         @raise MTAError: the purpose was not granted.
         """
+
+
+class ISegments(Interface):
+    """TCP segments beside the kernel's own. Whoever opened it closes it, within a second: it gets a
+    copy of all that arrives."""
+
+    def send(segments: Sequence[Segment]) -> tuple[int, str]:
+        """Send each. Answers how many went, and why not: nothing is raised for it."""
+
+    def receive() -> Sequence[Segment]:
+        """The TCP segments that arrived since the first was sent; not all, where they are many."""
+
+    def close() -> None:
+        """Once is enough, twice does no harm."""
 
 
 class ITls(Interface):

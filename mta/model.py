@@ -665,7 +665,9 @@ class FourTuple:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A whole TCP segment, checksum and all, to be sent from one of this node's addresses."""
+    """A TCP segment: whole, checksum and all, to be sent from one of this node's addresses; or one
+    that arrived, of which only the header is needed.
+    """
 
     source: str
     target: str

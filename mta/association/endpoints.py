@@ -44,8 +44,16 @@ from mta.errors import (
     StartRefused,
     TransientFailure,
 )
-from mta.interfaces import IClock, IDescriptorDoor, IDoors, IPacketDoor, IRevocable, ITenure
-from mta.model import PeerInfo, Segment, VirtualAddress
+from mta.interfaces import (
+    IClock,
+    IDescriptorDoor,
+    IDoors,
+    IPacketDoor,
+    IRevocable,
+    ISegments,
+    ITenure,
+)
+from mta.model import PeerInfo, VirtualAddress
 from mta.telemetry import Telemetry
 
 SERVICE_CONNECT_SECONDS = 10.0
@@ -257,16 +265,11 @@ class Doors:
             count.closed()
         return ""
 
-    def send_segments(self, purpose: str, segments: Sequence[Segment]) -> tuple[int, str]:
+    def open_segments(self, purpose: str) -> ISegments:
         """See IPacketDoor."""
         count = self._service(purpose, "packet")
         count.opened()
-        try:
-            return packets.send_segments(self._make_socket, segments), ""
-        except OSError as fault:
-            return 0, packets.why_not(fault)
-        finally:
-            count.closed()
+        return packets.Segments(self._make_socket, count.closed)
 
     def _service(self, purpose: str, endpoint: str) -> ServiceCount:
         if purpose not in PURPOSES:
@@ -363,9 +366,9 @@ class _GrantedDoors:
         self._may(purpose)
         return self._doors.send_frames(purpose, ifindex, build)
 
-    def send_segments(self, purpose: str, segments: Sequence[Segment]) -> tuple[int, str]:
+    def open_segments(self, purpose: str) -> ISegments:
         self._may(purpose)
-        return self._doors.send_segments(purpose, segments)
+        return self._doors.open_segments(purpose)
 
     def _may(self, purpose: str) -> None:
         if purpose not in self._purposes:

@@ -1,7 +1,7 @@
 """Single packets that belong to no association: announcements of an address, and tickles.
 
-Law: nothing of mail leaves here, and nothing is read: each socket lives for one burst. Both need
-CAP_NET_RAW; without it OSError says so and the caller does without.
+Law: nothing of mail leaves here, and no mail is read: each socket lives for one burst, and of what
+it receives only headers are looked at. Both need CAP_NET_RAW; without it the caller does without.
 
 packet(7), raw(7), ip(7) IP_PKTINFO, RFC 3542 6.1 IPV6_PKTINFO.
 """
@@ -13,18 +13,26 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
+from zope.interface import implementer
+
+from mta.interfaces import ISegments
 from mta.model import Segment
 
 ARPHRD_ETHER = 1
 SIOCGIFHWADDR = 0x8927
 _IFREQ = struct.Struct("16sH14s8x")
-IP_PKTINFO, IPV6_PKTINFO = 8, 50
+IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 8, 49, 50
 """Their numbers in linux/in.h and linux/in6.h."""
 NO_PACKETS = 0
 """As a packet socket's protocol: it receives nothing."""
+
+HEADERS, CONTROL = 120, 64
+"""Octets that are read of a segment: both headers with all options; and of its control messages."""
+MOST_RECEIVED = 2_000
+"""Segments read at once, about 5 ms; the kernel's buffer of 208 KiB holds fewer (measured: 277)."""
 
 SocketMaker = Callable[..., socket.socket]
 
@@ -46,13 +54,18 @@ def send_frames(
             made.sendto(frame, (name, NO_PACKETS))
 
 
-def send_segments(make_socket: SocketMaker, segments: Iterable[Segment]) -> int:
-    """Send each TCP segment from an address of this node; answers how many went.
-    @raise OSError: EPERM without CAP_NET_RAW. An address that cannot be reached is passed over.
-    """
-    sent = 0
-    opened: dict[int, socket.socket] = {}
-    try:
+@implementer(ISegments)
+class Segments:
+    """See ISegments. One raw socket for each family, opened when first needed."""
+
+    def __init__(self, make_socket: SocketMaker, closed: Callable[[], None]) -> None:
+        self._make_socket = make_socket
+        self._closed: Callable[[], None] | None = closed
+        self._opened: dict[int, socket.socket] = {}
+
+    def send(self, segments: Sequence[Segment]) -> tuple[int, str]:
+        """An address that cannot be reached is passed over; without CAP_NET_RAW none is tried."""
+        sent = 0
         for segment in segments:
             source, target = ip_address(segment.source), ip_address(segment.target)
             if source.version == 4:
@@ -61,22 +74,54 @@ def send_segments(make_socket: SocketMaker, segments: Iterable[Segment]) -> int:
             else:
                 family, level, kind = socket.AF_INET6, socket.IPPROTO_IPV6, IPV6_PKTINFO
                 control = source.packed + struct.pack("=i", 0)
-            if family not in opened:
-                opened[family] = make_socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP)
-                opened[family].setblocking(False)
             try:
-                opened[family].sendmsg(
+                self._raw(family).sendmsg(
                     [segment.octets], [(level, kind, control)], 0, (str(target), 0)
                 )
             except OSError as fault:
                 if fault.errno in {errno.EPERM, errno.EACCES}:
-                    raise
+                    return sent, why_not(fault)
                 continue
             sent += 1
-    finally:
+        return sent, ""
+
+    def receive(self) -> Sequence[Segment]:
+        """At most MOST_RECEIVED, so that a busy listener's traffic cannot keep us here."""
+        received: list[Segment] = []
+        for family, opened in self._opened.items():
+            for _ in range(MOST_RECEIVED):
+                try:
+                    octets, control, _, peer = opened.recvmsg(HEADERS, CONTROL)
+                except OSError:
+                    break
+                if family == socket.AF_INET and octets:
+                    octets = octets[(octets[0] & 0x0F) * 4 :]
+                for _, _, said in control:
+                    # ip(7): interface, local address, address in the header; RFC 3542 6.1.
+                    ours = said[8:12] if family == socket.AF_INET else said[:16]
+                    source, target = peer[0].partition("%")[0], str(ip_address(ours))
+                    received.append(Segment(source, target, octets))
+        return received
+
+    def close(self) -> None:
+        opened, self._opened = self._opened, {}
         for made in opened.values():
             made.close()
-    return sent
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()
+
+    def _raw(self, family: int) -> socket.socket:
+        made = self._opened.get(family)
+        if made is None:
+            made = self._make_socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP)
+            made.setblocking(False)
+            if family == socket.AF_INET:
+                made.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            else:
+                made.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
+            self._opened[family] = made
+        return made
 
 
 def why_not(fault: OSError) -> str:

@@ -10,22 +10,22 @@ heard nothing for 30 s; an idle peer waits for its own time-out without the tick
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
 
-from mta.cluster.packets import announcement, tickle
-from mta.interfaces import IClock, IDoors, IPacketDoor, ITimer
-from mta.model import AddressInstance, FourTuple, VirtualAddress
+from mta.cluster.packets import announcement, answering, reset, tickle
+from mta.interfaces import IClock, IDoors, IPacketDoor, ISegments, ITimer
+from mta.model import AddressInstance, FourTuple, Segment, VirtualAddress
 from mta.telemetry import Telemetry
 
 ANNOUNCE_SECONDS = 5.0
 """How often the owner repeats it: a switch or a peer that restarted, a split that healed."""
 FIRST_SECONDS = (0.0, 0.2, 1.0)
 """After going online: the first may be lost while a bridge learns its ports."""
-TICKLE_SECONDS = (0.0, 0.3, 1.0, 65.0)
-"""A peer's answer may go astray while its neighbour entry is stale. The last one is for a port that
-the peer had over an association with this very node before, which we closed in order: our kernel is
-in TIME_WAIT for it, 60 s from the last answer, and acknowledges instead of resetting (measured).
-"""
+TICKLE_SECONDS = (0.0, 0.3, 1.0)
+"""A peer's answer may go astray while its neighbour entry is stale."""
+ANSWER_SECONDS = 0.2
+"""From a tickle to the look at what came back: less than the time to the next one."""
 MOST_TICKLES = 10_000
 """Associations that one takeover releases; more than a bridgehead has."""
 
@@ -42,6 +42,7 @@ class Herald:
         self._is_wanted = is_wanted
         self._timers: list[ITimer] = []
         self._repeating: ITimer | None = None
+        self._segments: ISegments | None = None
         self._why_not = ""
         self.cut_off: tuple[FourTuple, ...] = ()
         """What our last tenure's end closed; with the address away no reset got through."""
@@ -67,9 +68,10 @@ class Herald:
         addresses: Iterable[VirtualAddress],
         instances: Iterable[AddressInstance],
         left_open: Iterable[FourTuple],
+        open_now: Callable[[], Collection[FourTuple]],
     ) -> None:
         """`left_open`: what a former owner had open; none when a tenure is only resumed, which
-        has what the last one closed instead.
+        has what the last one closed instead. `open_now`: what this tenure has, and nobody resets.
         """
         self.offline()
         left_open, self.cut_off = (*left_open, *self.cut_off), ()
@@ -77,9 +79,8 @@ class Herald:
             return
         bound = {str(address.bind) for address in addresses}
         ours = [i for i in instances if str(i.address) in bound]
-        stuck = [ends for ends in left_open if ends.local_host in bound and ends.local_port][
-            :MOST_TICKLES
-        ]
+        to_release = (ends for ends in left_open if ends.local_host in bound and ends.local_port)
+        stuck = dict.fromkeys(islice(to_release, MOST_TICKLES))
         self._why_not = ""
         for seconds in FIRST_SECONDS:
             self._at(seconds, self._announce, ours)
@@ -87,7 +88,7 @@ class Herald:
             self._repeat(ours)
         if stuck:
             for seconds in TICKLE_SECONDS:
-                self._at(seconds, self._tickle, stuck)
+                self._at(seconds, self._tickle, stuck, open_now)
 
     def offline(self) -> None:
         timers, self._timers = self._timers, []
@@ -96,6 +97,7 @@ class Herald:
         if self._repeating is not None:
             self._repeating.cancel()
             self._repeating = None
+        self._close_segments()
 
     def _at(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         if seconds <= 0.0:
@@ -126,12 +128,52 @@ class Herald:
             else:
                 self._announced.inc()
 
-    def _tickle(self, stuck: list[FourTuple]) -> None:
+    def _tickle(
+        self, stuck: dict[FourTuple, None], open_now: Callable[[], Collection[FourTuple]]
+    ) -> None:
+        """Those that have not answered. A port may be in use again: nobody else's is touched."""
+        for ends in open_now():
+            stuck.pop(ends, None)
+        if not stuck:
+            return
         assert self._door is not None
-        sent, why = self._door.send_segments("authority", [tickle(ends) for ends in stuck])
+        self._close_segments()
+        self._segments = segments = self._door.open_segments("authority")
+        sent, why = segments.send([tickle(ends) for ends in stuck])
         self._tickled.inc(sent)
         if why:
             self._complain(f"peers of {len(stuck)} associations are not released: {why}", why)
+            self._close_segments()
+        else:
+            self._at(ANSWER_SECONDS, self._hear, segments, stuck, open_now)
+
+    def _hear(
+        self,
+        segments: ISegments,
+        stuck: dict[FourTuple, None],
+        open_now: Callable[[], Collection[FourTuple]],
+    ) -> None:
+        """Reset who answered. Only the first segment of a peer belongs to the old association for
+        certain: after it, it may have begun a new one from the same port.
+        """
+        if segments is not self._segments:
+            return  # late: the next burst has begun
+        for ends in open_now():
+            stuck.pop(ends, None)
+        resets: list[Segment] = []
+        for answer in segments.receive():
+            whose = answering(answer)
+            if whose is not None and whose in stuck:
+                del stuck[whose]
+                resets += reset(answer)
+        if resets:
+            segments.send(resets)
+        self._close_segments()
+
+    def _close_segments(self) -> None:
+        segments, self._segments = self._segments, None
+        if segments is not None:
+            segments.close()
 
     def _complain(self, text: str, why: str) -> None:
         """Once for each reason: an announcement that fails fails every 5 s."""

@@ -1,7 +1,7 @@
 """The packets with which a new owner makes itself known. Pure: addresses in, octets out.
 
 Law: nothing here is sent that a peer could take for mail. An announcement says where an address is;
-a tickle is an acknowledgement out of any window, whose answer our kernel refuses with a reset.
+a tickle is an acknowledgement out of any window, whose answer is refused with a reset.
 
 RFC 826, RFC 5227 (ARP announcement); RFC 4861 4.4, 7.2.6 (unsolicited neighbour advertisement);
 RFC 9293 3.5.2, 3.10.7.4 (an unacceptable segment is answered by an acknowledgement).
@@ -22,7 +22,9 @@ ARP_REQUEST, ARP_REPLY = 1, 2
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
 ICMPV6, NEIGHBOUR_ADVERTISEMENT, OVERRIDE = 58, 136, 0x20000000
 TARGET_LINK_LAYER_ADDRESS = 2
-TCP, ACK, WINDOW = 6, 0x10, 1024
+TCP, WINDOW = 6, 1024
+SYN, RST, ACK = 0x02, 0x04, 0x10
+_TCP = struct.Struct("!HHIIBBHHH")
 
 
 def announcement(address: IPAddress, hardware: bytes) -> tuple[bytes, ...]:
@@ -60,9 +62,36 @@ def tickle(ends: FourTuple) -> Segment:
     The peer still has the association and its numbers do not fit, so it answers; our kernel knows
     no such socket and resets it (measured: ECONNRESET at once, instead of a time-out of minutes).
     """
+    return _bare(ends, 0, ACK)
+
+
+def answering(segment: Segment) -> FourTuple | None:
+    """Whose a received segment is, seen from our end; None when it is cut short."""
+    if len(segment.octets) < _TCP.size:
+        return None
+    theirs, ours, *_ = _TCP.unpack_from(segment.octets)
+    return FourTuple(segment.target, ours, segment.source, theirs)
+
+
+def reset(answer: Segment) -> tuple[Segment, ...]:
+    """What ends the association of a peer that answered a tickle; nothing for what is no answer.
+
+    The answer acknowledges what the peer expects next, and only a reset of just that number counts
+    (RFC 5961 3.2). Our kernel sends one by itself, but not where it is in TIME_WAIT for these
+    ports: there it acknowledges (measured), and the peer would wait for its own time-out.
+    """
+    ends = answering(answer)
+    _, _, _, expected, _, flags, *_ = _TCP.unpack_from(answer.octets.ljust(_TCP.size, b"\0"))
+    if ends is None or flags & (ACK | RST | SYN) != ACK:
+        return ()
+    return (_bare(ends, expected, RST),)
+
+
+def _bare(ends: FourTuple, sequence: int, flag: int) -> Segment:
+    """A segment without data from our end."""
     source, target = ip_address(ends.local_host), ip_address(ends.peer_host)
     ports = ends.local_port, ends.peer_port
-    said = struct.pack("!HHIIBBHHH", *ports, 0, 0, 5 << 4, ACK, WINDOW, 0, 0)
+    said = _TCP.pack(*ports, sequence, 0, 5 << 4, flag, WINDOW, 0, 0)
     checked = checksum(_pseudo_header(source, target, TCP, len(said)) + said)
     octets = said[:16] + struct.pack("!H", checked) + said[18:]
     return Segment(ends.local_host, ends.peer_host, octets)

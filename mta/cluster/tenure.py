@@ -108,6 +108,11 @@ class Tenure:
         """How many listeners and associations are open under it."""
         return len(self._adopted)
 
+    def open_ends(self) -> list[FourTuple]:
+        """The ends of the associations that are open under it."""
+        known = [a.ends() for a in self._adopted if IAssociationEnds.providedBy(a)]
+        return [ends for ends in known if ends is not None]
+
     def revoke(self) -> tuple[FourTuple, ...]:
         """End it: close everything adopted, listeners first. Never raises; harmless when done.
         Answers the ends of the associations that it closed: their peers may not have heard of it.

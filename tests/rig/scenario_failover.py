@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 
-from tests.rig.ground import expect, wait_until
-from tests.rig.judge import Judge
+from tests.rig.ground import PEER, PEER6, VIRTUAL, VIRTUAL6, Broken, expect, wait_until
+from tests.rig.judge import RELEASE_SECONDS, Judge
 from tests.rig.node import in_order
 from tests.rig.pair import Pair
 from tests.rig.traffic import Traffic
 
+PORT = 40025
+"""Of a client that takes no other."""
 GRACE = "grace: 2s\ntakeover-after: 3s"
 
 
@@ -137,6 +140,50 @@ def scenario_hand_over(pair: Pair) -> None:
     expect(verdict.inbound_doubles == 0, f"{verdict.inbound_doubles} messages were taken twice")
     a.supervise()
     ended(pair, traffic, judge)
+
+
+def scenario_port_that_was_here_before(pair: Pair) -> None:
+    """A peer is released at once also where the new owner's kernel is in TIME_WAIT for its port."""
+    pair.online(cluster=GRACE)
+    peers = (VIRTUAL, PEER), (VIRTUAL6, PEER6)
+    for virtual, own in peers:
+        first = dialled(pair, virtual, own)
+        first.sendall(b"QUIT\r\n")
+        while first.recv(1000):
+            pass
+        first.close()
+    pair.move("b")
+    pair.wait_owner("b")
+    stuck = [dialled(pair, virtual, own) for virtual, own in peers]
+    waiting = pair.sockets("a", "state", "time-wait", "dport", f"= :{PORT}")
+    expect(len(waiting) == 2, f"node a is not in TIME_WAIT for both ports: {waiting}")
+    pair.part("b")
+    pair.give("a")
+    pair.wait_owner("a")
+    begun = time.monotonic()
+    for peer in stuck:
+        peer.settimeout(RELEASE_SECONDS)
+        try:
+            said = peer.recv(1000)
+        except ConnectionResetError:
+            continue
+        except TimeoutError:
+            said = b"nothing"
+        raise Broken(f"a peer of the former owner heard {said!r} for {RELEASE_SECONDS:g} s")
+    pair.note(f"both peers released {time.monotonic() - begun:.2f} s after the 220 of node a")
+    pair.take("b")
+    pair.join("b")
+
+
+def dialled(pair: Pair, virtual: str, own: str) -> socket.socket:
+    """A greeted client that always takes the same port."""
+    made = pair.raw_socket("peer", socket.AF_INET6 if ":" in own else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.settimeout(5)
+    made.bind((own, PORT))
+    made.connect((virtual, 25))
+    expect(made.recv(1000).startswith(b"220"), "no greeting")
+    return made
 
 
 def under_load(pair: Pair) -> tuple[Traffic, Judge]:

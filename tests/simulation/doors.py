@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
 from mta.errors import MTAError, StartRefused, TenureRevoked, TransientFailure
-from mta.interfaces import IDescriptorDoor, IDoors, IPacketDoor, IRevocable, ITenure
+from mta.interfaces import IDescriptorDoor, IDoors, IPacketDoor, IRevocable, ISegments, ITenure
 from mta.testing.kernel import PERMANENT, PaperNetlink
 from tests.simulation.network import End, Network
 
@@ -88,7 +88,16 @@ class NodeDoors:
             self.network.neighbour = node.name
         return ""
 
-    def send_segments(self, purpose: str, segments: Sequence[Any]) -> tuple[int, str]:
+    def open_segments(self, purpose: str) -> ISegments:
+        return _Segments(self)
+
+
+@implementer(ISegments)
+class _Segments:
+    def __init__(self, doors: NodeDoors) -> None:
+        self.network, self.process = doors.network, doors.process
+
+    def send(self, segments: Sequence[Any]) -> tuple[int, str]:
         """Tickles: the peer's kernel answers, and ours resets what it does not know."""
         network, node = self.network, self.process.node
         if (node.name, "out") in network.cuts or network.answering() is not node:
@@ -102,6 +111,12 @@ class NodeDoors:
                 ):
                     network.world.soon(stuck.lose, error.ConnectionLost())
         return len(segments), ""
+
+    def receive(self) -> Sequence[Any]:
+        return ()
+
+    def close(self) -> None:
+        pass
 
 
 class Listening:
