@@ -131,6 +131,16 @@ class Door:
         self.open -= 1
 
 
+class Tenure:
+    addresses = virtual_addresses("192.0.2.10", "2001:db8::10")
+
+    def __init__(self, open_now: list[FourTuple]) -> None:
+        self._open_now = open_now
+
+    def open_ends(self) -> list[FourTuple]:
+        return self._open_now
+
+
 class WhenTheyGo(SynchronousTestCase):
     def setUp(self) -> None:
         self.here = MemorySurroundings()
@@ -143,12 +153,7 @@ class WhenTheyGo(SynchronousTestCase):
 
     def online(self, left_open: tuple[FourTuple, ...] = (), herald: Herald | None = None) -> None:
         instances = (AddressInstance("boot", 3, V4, 7), AddressInstance("boot", 4, V6, 8))
-        (herald or self.herald).online(
-            virtual_addresses("192.0.2.10", "2001:db8::10"),
-            instances,
-            left_open,
-            lambda: self.open_now,
-        )
+        (herald or self.herald).online(Tenure(self.open_now), instances, left_open)
 
     def test_at_once_and_again(self) -> None:
         """Each address at once on its own interface, twice more in a second, then every 5 s."""
@@ -207,7 +212,7 @@ class WhenTheyGo(SynchronousTestCase):
         self.online((began, is_open))
         self.door.arrived = [answer_of(began, 0, flags=0x02), answer_of(began, 5)]
         self.door.arrived += [answer_of(is_open, 7)]
-        self.open_now = [is_open]
+        self.open_now.append(is_open)
         for _ in range(20):
             self.here.clock.advance(0.1)
         self.assertEqual(self.door.segments, [tickle(began), tickle(is_open)])

@@ -395,12 +395,7 @@ class Ownership:
         self._failed_because = ""
         self._claimant.away(False)
         assert self._tenure is not None
-        self._herald.online(
-            self._tenure.addresses,
-            self._served,
-            self._claimant.left_open(),
-            self._tenure.open_ends,
-        )
+        self._herald.online(self._tenure, self._served, self._claimant.left_open())
         self._telemetry.notice("info", "cluster", self.explain())
 
     # --- actions: the way down --------------------------------------------------------------------

@@ -10,12 +10,13 @@ heard nothing for 30 s; an idle peer waits for its own time-out without the tick
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from mta.cluster.packets import announcement, answering, reset, tickle
+from mta.cluster.tenure import Tenure
 from mta.interfaces import IClock, IDoors, IPacketDoor, ISegments, ITimer
-from mta.model import AddressInstance, FourTuple, Segment, VirtualAddress
+from mta.model import AddressInstance, FourTuple, Segment
 from mta.telemetry import Telemetry
 
 ANNOUNCE_SECONDS = 5.0
@@ -65,19 +66,18 @@ class Herald:
 
     def online(
         self,
-        addresses: Iterable[VirtualAddress],
+        tenure: Tenure,
         instances: Iterable[AddressInstance],
         left_open: Iterable[FourTuple],
-        open_now: Callable[[], Collection[FourTuple]],
     ) -> None:
         """`left_open`: what a former owner had open; none when a tenure is only resumed, which
-        has what the last one closed instead. `open_now`: what this tenure has, and nobody resets.
+        has what the last one closed instead. What is open under this tenure is left alone.
         """
         self.offline()
         left_open, self.cut_off = (*left_open, *self.cut_off), ()
         if self._door is None or not self._is_wanted:
             return
-        bound = {str(address.bind) for address in addresses}
+        bound = {str(address.bind) for address in tenure.addresses}
         ours = [i for i in instances if str(i.address) in bound]
         to_release = (ends for ends in left_open if ends.local_host in bound and ends.local_port)
         stuck = dict.fromkeys(islice(to_release, MOST_TICKLES))
@@ -88,7 +88,7 @@ class Herald:
             self._repeat(ours)
         if stuck:
             for seconds in TICKLE_SECONDS:
-                self._at(seconds, self._tickle, stuck, open_now)
+                self._at(seconds, self._tickle, tenure, stuck)
 
     def offline(self) -> None:
         timers, self._timers = self._timers, []
@@ -128,11 +128,9 @@ class Herald:
             else:
                 self._announced.inc()
 
-    def _tickle(
-        self, stuck: dict[FourTuple, None], open_now: Callable[[], Collection[FourTuple]]
-    ) -> None:
+    def _tickle(self, tenure: Tenure, stuck: dict[FourTuple, None]) -> None:
         """Those that have not answered. A port may be in use again: nobody else's is touched."""
-        for ends in open_now():
+        for ends in tenure.open_ends():
             stuck.pop(ends, None)
         if not stuck:
             return
@@ -145,20 +143,15 @@ class Herald:
             self._complain(f"peers of {len(stuck)} associations are not released: {why}", why)
             self._close_segments()
         else:
-            self._at(ANSWER_SECONDS, self._hear, segments, stuck, open_now)
+            self._at(ANSWER_SECONDS, self._hear, segments, tenure, stuck)
 
-    def _hear(
-        self,
-        segments: ISegments,
-        stuck: dict[FourTuple, None],
-        open_now: Callable[[], Collection[FourTuple]],
-    ) -> None:
+    def _hear(self, segments: ISegments, tenure: Tenure, stuck: dict[FourTuple, None]) -> None:
         """Reset who answered. Only the first segment of a peer belongs to the old association for
         certain: after it, it may have begun a new one from the same port.
         """
         if segments is not self._segments:
             return  # late: the next burst has begun
-        for ends in open_now():
+        for ends in tenure.open_ends():
             stuck.pop(ends, None)
         resets: list[Segment] = []
         for answer in segments.receive():
