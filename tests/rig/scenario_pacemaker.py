@@ -8,16 +8,20 @@ after kill -9; a real loss of power is the spool's own tests' matter.
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import time
 
-from tests.rig.ground import ROOT, VENV_BIN, expect, run, wait_until
+from tests.rig.ground import ROOT, VENV_BIN, VIRTUAL, expect, run, wait_until
 from tests.rig.judge import Judge
 from tests.rig.pacemaker import Cluster
 from tests.rig.traffic import Traffic
 
 NOT_RUNNING, ARGUMENTS, GENERIC = 7, 2, 1
 """What the agent exits with (OCF)."""
+USER = "nobody"
+CAPABILITIES = 1 << 10 | 1 << 13
+"""CAP_NET_BIND_SERVICE and CAP_NET_RAW, linux/capability.h."""
 AGENT = os.path.join(ROOT, "etc", "ocf", "mta")
 
 
@@ -38,21 +42,60 @@ def scenario_tester(cluster: Cluster) -> None:
     text = said.stdout + said.stderr
     expect("passed all tests" in text and said.returncode == 0, f"ocf-tester: {text[-1200:]}")
     cluster.configure(sharing="failover-mount")
-    environment = {
-        **node.environment(), "OCF_ROOT": "/usr/lib/ocf", "OCF_RESOURCE_INSTANCE": "mta",
-        **{f"OCF_RESKEY_{key}": value for key, value in parameters.items()},
-    }  # fmt: skip
-
-    def agent(action: str) -> tuple[int, str]:
-        done = cluster.inside("a", [AGENT, action], timeout=60, env=environment, check=False)
-        return done.returncode, done.stderr
-
-    code, why = agent("start")
+    code, why = agent(cluster, parameters, "start")
     expect(code == ARGUMENTS, f"a disk that nobody fences: start exits {code}: {why[-400:]}")
     expect("failover-mount" in why, f"the refusal does not say why: {why[-400:]}")
     cluster.note(why.strip().splitlines()[-1][-400:])
-    expect(agent("monitor")[0] == NOT_RUNNING, "what was refused is monitored as running")
-    expect(agent("stop")[0] == 0, "what was refused does not stop")
+    code, _ = agent(cluster, parameters, "monitor")
+    expect(code == NOT_RUNNING, "what was refused is monitored as running")
+    expect(agent(cluster, parameters, "stop")[0] == 0, "what was refused does not stop")
+
+
+def scenario_user(cluster: Cluster) -> None:
+    """With `user` the MTA runs as that one, with the two capabilities that it needs and no other."""
+    node = cluster["a"]
+    node.control = os.path.join(node.home, "run", "control.sock")
+    cluster.configure(sharing="none")
+    cluster.add_virtual(node="a")
+    run([f"{VENV_BIN}/mta", "spool", "init", cluster.spool])
+    run(["chown", "-R", USER, os.path.dirname(cluster.spool), node.home])
+    parameters = {
+        **cluster.parameters, "config": node.configuration, "socket": node.control, "user": USER,
+        "pidfile": os.path.join(node.home, "mta.pid"),
+    }  # fmt: skip
+    code, why = agent(cluster, parameters, "start")
+    expect(code == 0, f"start as {USER} exits {code}: {why[-800:]}")
+    with open(parameters["pidfile"]) as file:
+        pid = file.read().split()[0]
+    with open(f"/proc/{pid}/status") as file:
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    uids = set(status["Uid"].split())
+    expect(uids == {str(pwd.getpwnam(USER).pw_uid)}, f"the MTA runs under the uids {uids}")
+    for kind in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
+        had = int(status[kind], 16)
+        expect(had == CAPABILITIES, f"{kind} is {had:#x}, not {CAPABILITIES:#x}")
+    for level in (0, 10, 20):
+        code, why = agent(cluster, parameters, "monitor", level)
+        expect(code == 0, f"monitor at level {level} exits {code}: {why[-400:]}")
+    expect(node.greeting(VIRTUAL).startswith(b"220"), "the virtual address does not greet")
+    code, why = agent(cluster, parameters, "stop")
+    expect(code == 0, f"stop exits {code}: {why[-400:]}")
+    code, _ = agent(cluster, parameters, "monitor")
+    expect(code == NOT_RUNNING, f"after stop monitor exits {code}")
+    expect(not cluster.listens("a", VIRTUAL, 25), "somebody listens after stop")
+
+
+def agent(
+    cluster: Cluster, parameters: dict[str, str], action: str, level: int = 0
+) -> tuple[int, str]:
+    """The agent on node a without Pacemaker: what it exits with, and what it says."""
+    environment = {
+        **cluster["a"].environment(), "OCF_ROOT": "/usr/lib/ocf", "OCF_RESOURCE_INSTANCE": "mta",
+        "OCF_CHECK_LEVEL": str(level),
+        **{f"OCF_RESKEY_{key}": value for key, value in parameters.items()},
+    }  # fmt: skip
+    done = cluster.inside("a", [AGENT, action], timeout=60, env=environment, check=False)
+    return done.returncode, done.stderr
 
 
 def scenario_planned(cluster: Cluster) -> None:
