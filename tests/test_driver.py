@@ -12,7 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import alsoProvides, implementer
 
 from mta.cluster.driver import ClaimFacts, Ownership
+from mta.cluster.herald import Herald
 from mta.cluster.ownership import State
+from mta.cluster.packets import tickle
 from mta.cluster.settings import ClusterSettings
 from mta.errors import (
     ConfigurationError,
@@ -22,11 +24,12 @@ from mta.errors import (
     TenureRevoked,
     Unavailable,
 )
-from mta.interfaces import IRevocable, ISingleNode
+from mta.interfaces import IAssociationEnds, IRevocable, ISingleNode
 from mta.model import (
     AddressInstance,
     EpochRecord,
     Fencing,
+    FourTuple,
     Grant,
     Health,
     HealthLevel,
@@ -36,6 +39,7 @@ from mta.model import (
 )
 from mta.telemetry import Transition
 from mta.testing.surroundings import MemorySurroundings, virtual_addresses
+from tests.test_herald import Door
 
 V4, V6 = virtual_addresses("192.0.2.10", "2001:db8::10")
 WAYS_UP = ["acquire", "inspect", "confirm", "publish", "recover", "seal", "start"]
@@ -209,6 +213,18 @@ class Tenant:
 
     def stop(self, reason) -> None:
         self.held.calls.append("stop")
+
+
+@implementer(IRevocable, IAssociationEnds)
+class OpenAssociation:
+    def __init__(self, ends: FourTuple) -> None:
+        self._ends = ends
+
+    def revoke(self) -> None:
+        pass
+
+    def ends(self) -> FourTuple:
+        return self._ends
 
 
 class DriverCase(SynchronousTestCase):
@@ -572,6 +588,23 @@ class AddressesComeAndGo(DriverCase):
         self.assert_state(State.ONLINE)
         self.assertEqual(self.ownership.tenure.epoch, 1)
         self.assertEqual(self.ownership.snapshot()["failures"], 0)
+
+    def test_who_was_cut_off_first(self) -> None:
+        """A peer that the first of two losses cut off is released too, when both are over."""
+        door = Door()
+        self.ownership._herald = Herald(door, self.here.clock, self.here.telemetry, is_wanted=True)
+        ends = FourTuple(str(V4.bind), 25, "203.0.113.5", 4711)
+        self.ownership.tenure.adopt(OpenAssociation(ends))
+        self.here_now(instance(V6))
+        self.held.hold = {"start"}
+        self.here_now(instance(V4, 2), instance(V6))
+        self.assert_state(State.SEALED)
+        self.here_now(instance(V4, 2))
+        self.assert_state(State.SUSPENDED)
+        self.held.hold = set()
+        self.here_now(instance(V4, 2), instance(V6, 2))
+        self.assert_state(State.ONLINE)
+        self.assertEqual(door.segments, [tickle(ends)])
 
     def test_one_never_to_be_bound(self) -> None:
         """An address that is listed and cannot be bound keeps no epoch for longer than `grace`."""

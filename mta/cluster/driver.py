@@ -568,7 +568,7 @@ class Ownership:
         tenure, self._tenure = self._tenure, None
         self._herald.offline()
         if tenure is not None:
-            self._herald.cut_off = tenure.revoke()
+            self._herald.cut_off += tenure.revoke()  # it may not have been online at all
 
     def _stop_tenant(self, reason: str) -> None:
         if self._tenant_runs:
