@@ -157,6 +157,7 @@ def scenario_port_that_was_here_before(pair: Pair) -> None:
     stuck = [dialled(pair, virtual, own) for virtual, own in peers]
     waiting = pair.sockets("a", "state", "time-wait", "dport", f"= :{PORT}")
     expect(len(waiting) == 2, f"node a is not in TIME_WAIT for both ports: {waiting}")
+    accepted(stuck[0])  # the journal of who is connected rides on what else is written
     pair.part("b")
     pair.give("a")
     pair.wait_owner("a")
@@ -169,10 +170,24 @@ def scenario_port_that_was_here_before(pair: Pair) -> None:
             continue
         except TimeoutError:
             said = b"nothing"
-        raise Broken(f"a peer of the former owner heard {said!r} for {RELEASE_SECONDS:g} s")
+        raise Broken(f"{peer.getsockname()[0]}, a peer of the former owner, heard {said!r}")
     pair.note(f"both peers released {time.monotonic() - begun:.2f} s after the 220 of node a")
     pair.take("b")
     pair.join("b")
+
+
+def accepted(client: socket.socket) -> None:
+    """One message from it, answered."""
+    for said, code in (
+        ("EHLO client.example.net", "250"),
+        ("MAIL FROM:<a@example.net>", "250"),
+        ("RCPT TO:<b@example.com>", "250"),
+        ("DATA", "354"),
+        ("Subject: to have something written\r\n\r\n.", "250"),
+    ):
+        client.sendall(f"{said}\r\n".encode())
+        reply = client.recv(4000).decode()
+        expect(reply.startswith(code), f"{said}: {reply}")
 
 
 def dialled(pair: Pair, virtual: str, own: str) -> socket.socket:
