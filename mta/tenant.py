@@ -89,7 +89,7 @@ class Bridgehead:
         self._front = _Front()
         self._tenure: ITenure | None = None
         self._dispatch: Dispatch | None = None
-        self._former: set[Dispatch] = set()
+        self._former: dict[Dispatch, None] = {}
         self._doubt_log = DoubtLog(surroundings.telemetry)
         self._repeats = Repeats()
         self._clock = TrustedClock(surroundings.clock, self._trusted, self._doubted)
@@ -248,7 +248,7 @@ class Bridgehead:
         if tenure is None or former is None:
             return
         self._assemble(tenure)
-        self._former.add(former)
+        self._former[former] = None
         deadline = self._surroundings.clock.monotonic() + RELOAD_DRAIN_SECONDS
         former.drain(deadline).addBoth(self._drained, former)
         assert self._dispatch is not None
@@ -256,7 +256,7 @@ class Bridgehead:
 
     def _drained(self, _result: object, dispatch: Dispatch) -> None:
         if dispatch in self._former:
-            self._former.discard(dispatch)
+            del self._former[dispatch]
             dispatch.stop("replaced by a reload")
         self._spool.journal((), ()).addCallbacks(self._inherit, _lost)
 

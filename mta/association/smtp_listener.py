@@ -99,7 +99,7 @@ class SmtpListener:
         self._checkpoint_from = getattr(settings, "checkpoint_from", ())
         self._tls = surroundings.tls
         self._security = self._secure(settings.tls)
-        self._open: set[SmtpResponder] = set()
+        self._open: dict[SmtpResponder, None] = {}
         self._clients: dict[str, int] = {}
         self._drained: list[Deferred[None]] = []
         self._is_full = False
@@ -178,7 +178,7 @@ class SmtpListener:
             on_lost=self._ended,
         )
         responder.association_kind = self.kind
-        self._open.add(responder)
+        self._open[responder] = None
         self._clients[peer.host] = mine + 1
         return responder
 
@@ -212,7 +212,7 @@ class SmtpListener:
     def _ended(self, responder: SmtpResponder) -> None:
         if responder not in self._open:
             return
-        self._open.discard(responder)
+        del self._open[responder]
         host = responder.peer.host
         left = self._clients.get(host, 1) - 1
         if left:

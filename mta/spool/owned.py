@@ -99,7 +99,7 @@ class OwnedLog:
         self.telemetry = telemetry
         self.reader = Reader(directory)
         self.ended: SpoolError | None = None
-        self.waiting: set[Deferred[None]] = set()
+        self.waiting: dict[Deferred[None], None] = {}
         """Commits that wait for something other than the committer."""
         self.stream_above = min(RESIDENT_MESSAGE, settings.big_message)
         self.active: dict[str, _Active] = {}
@@ -145,7 +145,7 @@ class OwnedLog:
         if self.ended is None:
             self.ended = reason
             self.committer.end(reason)
-            waiting, self.waiting = self.waiting, set()
+            waiting, self.waiting = self.waiting, {}
             for done in waiting:
                 if not done.called:
                     done.errback(reason)

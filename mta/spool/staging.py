@@ -184,10 +184,10 @@ class LogStaging:
         self._pieces = None
         owned = self._owned
         done: Deferred[None] = Deferred()
-        owned.waiting.add(done)
+        owned.waiting[done] = None
 
         def answer(result: object) -> None:
-            owned.waiting.discard(done)
+            owned.waiting.pop(done, None)
             if not done.called:  # the tenure may have ended meanwhile
                 done.callback(result)  # type: ignore[arg-type]  # a Failure goes to the errbacks
 

@@ -19,7 +19,8 @@ class Tasks:
     """The coroutines of one owner."""
 
     def __init__(self, on_fault: Callable[[Failure], None], on_idle: Callable[[], None]) -> None:
-        self._running: set[Deferred[None]] = set()
+        self._running: dict[Deferred[None], None] = {}
+        """In the order of their start, in which they are cancelled: a history can be repeated."""
         self._on_fault = on_fault
         self._on_idle = on_idle
         """Called whenever the last one ended."""
@@ -30,7 +31,7 @@ class Tasks:
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task: Deferred[None] = Deferred.fromCoroutine(coroutine)
         if not task.called:
-            self._running.add(task)
+            self._running[task] = None
         task.addBoth(self._ended, task)
 
     def cancel(self) -> None:
@@ -38,7 +39,7 @@ class Tasks:
             task.cancel()
 
     def _ended(self, result: object, task: Deferred[None]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         if isinstance(result, Failure):
             self._on_fault(result)
         if not self._running:
