@@ -144,6 +144,11 @@ class Committer:
             if len(self._lazy) > _LAZY_UNITS:
                 self.submit(Unit([], None, None))
 
+    def nothing_waits_long(self) -> None:
+        """What only rides goes alone, when nothing comes that it could ride on."""
+        if self._lazy and self._ended is None and self.is_idle:
+            self.submit(Unit([], None, None))
+
     def flush(self, done: Deferred[Any]) -> None:
         """Fires when everything handed in so far is durable, what only rides included."""
         self.submit(Unit([], None, done))

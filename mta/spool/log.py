@@ -279,6 +279,8 @@ class LogSpool:
         if own is None or self._beating:
             return  # a disk that hangs gets no second call to hang in
         self._beating = True
+        if log is not None:
+            log.committer.nothing_waits_long()
 
         def beat() -> None:
             own.beat()

@@ -578,6 +578,13 @@ class ISpoolTests:
         self.spool = self.own("b")
         assert [d.queue_id for d in self.spool.in_doubt()] == [two]
 
+    def test_ends_are_known_within_a_heartbeat(self) -> None:
+        """A new owner can release a peer that the former one had only greeted."""
+        self.spool.open_association("smtp/in/1", ENDS, True)
+        self.spool.heartbeat()
+        self.own("b")
+        assert self.recovery.open_associations == (ENDS,)
+
     def test_inbound_doubt(self) -> None:
         """The last message of each inbound association that was open is listed; others are not."""
         self.spool.open_association("smtp/in/1", ENDS, True)

@@ -128,7 +128,7 @@ class Reception:
         peer = association.peer
         if peer.uid is None:
             # So that a new owner can reset it, and that the in-doubt list knows whom a message
-            # came from. Not synced: it rides on whatever is written next.
+            # came from. Not synced: it rides on what is written next, or on a heartbeat.
             self._is_journalled = True
             self._journal()
         self._desk.telemetry.event(
