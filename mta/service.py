@@ -64,7 +64,14 @@ from mta.tenant import Bridgehead
 from mta.wire.smtp.grammar import parse_mailbox
 
 FIXED = (
-    *("virtual_server", "node", "cluster", "spool", "listeners", "admin", "log", "resolver"),
+    "virtual_server",
+    "node",
+    "cluster",
+    "spool",
+    "listeners",
+    "admin",
+    "log",
+    "resolver",
     "tls",
 )
 """Blocks that a running process keeps; a change in them is named and waits for a restart."""

@@ -1,4 +1,7 @@
-"""keepalived passes the one suite; each of its traps is a test."""
+"""keepalived passes the one suite; each of its traps is a test.
+
+Long because every trap is set on one stand-in for keepalived and the kernel, which stands here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A configuration is one frozen value or every mistake in it, each on a line with its place."""
+"""A configuration is one frozen value or every mistake in it, each on a line with its place.
+
+Long because every mistake is tried on one example, which stands here.
+"""
 
 from __future__ import annotations
 

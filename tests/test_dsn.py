@@ -124,6 +124,9 @@ class ReportTests(SynchronousTestCase):
         _, (*_, original) = self.parts(report(original=whole, is_full=True))
         self.assertEqual(original.get_content_type(), "message/rfc822")
         self.assertEqual(original.get_payload()[0].get_payload(), ".dot\r\nbody\r\n")
+        plain = HEADERS + b"\r\n.dot\r\nbody\r\n"
+        same = report(original=plain, is_stuffed=False, is_full=True)
+        self.assertEqual(same, report(original=whole, is_full=True))
         eight_bit = whole.replace(b"body", b"b\xc3\xb6dy")
         _, (*_, original) = self.parts(report(original=eight_bit, is_full=True))
         self.assertEqual(original.get_content_type(), "text/rfc822-headers")

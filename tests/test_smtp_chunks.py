@@ -5,11 +5,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.model import Reply
-from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected
+from mta.wire.smtp.events import Chunk, Data, End, Mail, Quit, Rcpt, Rejected
 from mta.wire.smtp.grammar import Refused
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.server_chunks import ChunkingResponder, parse_bdat
 from mta.wire.smtp.states import Role, State
+from tests.test_smtp_server import say
 
 LIGHT = settings(max_examples=200, deadline=None, derandomize=True)
 ENVELOPE = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\n"
@@ -22,7 +23,6 @@ CHUNKS = st.lists(
     ),
     max_size=6,
 )
-TO_ANSWER = (Helo, Mail, Rcpt, Data, End)
 LATER = Reply(451, "4.3.0", (b"Later",))
 
 
@@ -32,18 +32,6 @@ def responder(role: Role = Role.SMTP, **limits: int) -> ChunkingResponder:
     say(machine, b"LHLO x\r\n" if role is Role.LMTP else b"EHLO x\r\n")
     machine.take_output()
     return machine
-
-
-def say(
-    machine: ChunkingResponder, data: bytes, answers: dict[type, Reply] | None = None
-) -> list[object]:
-    machine.receive(data)
-    events = []
-    while (event := machine.next_event()) is not None:
-        events.append(event)
-        if isinstance(event, TO_ANSWER):
-            machine.answer((answers or {}).get(type(event)))
-    return events
 
 
 def codes(machine: ChunkingResponder) -> list[int]:

@@ -21,9 +21,7 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from mta.association.deadline import Deadline
-from mta.association.smtp_settings import (
-    ListenerTimeouts,
-)
+from mta.association.smtp_settings import ListenerTimeouts
 from mta.association.tls import handshake_fault
 from mta.association.transport import abort_now, send_now
 from mta.errors import Failure, Fenced, Full, MTAError, SpoolError, TenureRevoked, Unknown

@@ -47,7 +47,7 @@ class SmtpInitiator:
     def __init__(self, settings: WireConnectorSettings, surroundings: ISurroundings) -> None:
         self._settings = settings
         self._surroundings = surroundings
-        self._checkpoint = getattr(settings, "checkpoint", False)
+        self._checkpoint = isinstance(settings, SmtpConnectorSettings) and settings.checkpoint
         self._plainly = Plainly()
         self._clock = surroundings.clock
         self._doors = surroundings.doors

@@ -96,7 +96,9 @@ class SmtpListener:
         self._surroundings = surroundings
         self._limits = settings.of_machine()
         self._banner = settings.banner.encode()
-        self._checkpoint_from = getattr(settings, "checkpoint_from", ())
+        self._checkpoint_from = (
+            settings.checkpoint_from if isinstance(settings, SmtpListenerSettings) else ()
+        )
         self._tls = surroundings.tls
         self._security = self._secure(settings.tls)
         self._open: dict[SmtpResponder, None] = {}

@@ -172,9 +172,6 @@ def _said(mark: str, output: bytes) -> list[str]:
     return [*said, f"{mark}. {_shown(rest)}"] if rest else said
 
 
-_SECURITY = (Security.NONE, Security.OFFERED, Security.REQUIRED)
-
-
 class _Responding:
     """We answer: the machine of wire/smtp/server.py, with hooks that answer at once."""
 
@@ -188,12 +185,15 @@ class _Responding:
             self._learn(hook)
         offers = transcript.settings.get("offer", [])
         machine = ChunkingResponder if "chunking" in offers else Responder
+        security = Security.OFFERED if "starttls" in offers else Security.NONE
+        if "starttls!" in offers:
+            security = Security.REQUIRED
         self._machine = machine(
             b"mx.example.org",
             transcript.role,
             Limits(**limits),
             checkpoint="checkpoint" in offers,
-            security=_SECURITY[("starttls" in offers) + 2 * ("starttls!" in offers)],
+            security=security,
         )
         self._content = b""
 

@@ -433,11 +433,11 @@ class Reception:
         envelope_id, ret_full, requires = b"", None, Requires.NOTHING
         parameters = transaction.parameters
         if parameters:
-            body = parameters.get(b"BODY")
+            body = _BODY_TYPES.get((parameters.get(b"BODY") or b"").upper(), BodyType.SEVEN_BIT)
             # Some clients declare 8BITMIME for whatever they send; what is plain ASCII travels to
             # every peer, so only content that needs the extension says so.
-            if body is not None and (self._has_eight_bits or body == b"BINARYMIME"):
-                body_type = _BODY_TYPES.get(body.upper(), BodyType.SEVEN_BIT)
+            if self._has_eight_bits or body is BodyType.BINARY_MIME:
+                body_type = body
             envelope_id = parameters.get(b"ENVID") or b""
             ret = parameters.get(b"RET")
             ret_full = None if ret is None else ret.upper() == b"FULL"

@@ -78,13 +78,14 @@ async def whole(content: IContent) -> bytes:
 
 
 class Original(NamedTuple):
-    """What of the original goes into its reports, in SMTP wire form."""
+    """What of the original goes into its reports, as it is stored."""
 
     octets: bytes
     is_whole: bool
+    is_stuffed: bool
 
 
-NO_ORIGINAL = Original(b"", False)
+NO_ORIGINAL = Original(b"", is_whole=False, is_stuffed=False)
 
 
 class Reporter:
@@ -129,9 +130,7 @@ class Reporter:
             octets = await (whole(content) if is_whole else header_block(content))
         except (Corrupt, Unavailable, KeyError):
             return NO_ORIGINAL
-        if envelope.content_form is ContentForm.OPAQUE:
-            octets = (b"\r\n" + octets).replace(b"\r\n.", b"\r\n..")[2:]
-        return Original(octets, is_whole)
+        return Original(octets, is_whole, envelope.content_form is ContentForm.DOT_STUFFED)
 
     def _report(
         self,
@@ -164,6 +163,7 @@ class Reporter:
             postmaster=self._postmaster.text,
             envelope_id=envelope.envelope_id,
             original=original.octets,
+            is_stuffed=original.is_stuffed,
             # RFC 3461 4.3: RET is of failures only; a postmaster did not ask for the content.
             is_full=original.is_whole and due.kind == "failed",
             sender=envelope.sender.text if due.kind == "double-bounce" else None,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 
+from mta.wire.smtp.content import unstuffed
 from mta.wire.smtp.grammar import decode_xtext, encode_xtext
 from mta.wire.smtp.utf8 import decode_utf8_address, encode_utf8_address, is_utf8_type
 from mta.wire.text import neutralise, neutralise_ascii
@@ -97,6 +98,7 @@ def build_report(
     postmaster: bytes = b"",
     envelope_id: bytes = b"",
     original: bytes = b"",
+    is_stuffed: bool = True,
     is_full: bool = False,
     sender: bytes | None = None,
     is_utf8: bool = False,
@@ -105,20 +107,22 @@ def build_report(
 
     `reporting_mta` is the network name (also of From and Message-ID), `report_id` the report's own
     queue id. `to` is who gets it, in the To field. `date` and `arrival` (of the original) are wall
-    seconds. `original` is the original's header block in wire form, with `is_full` the whole
-    message (returned whole only if it is 7-bit and under 1 MiB; else its headers). `sender` is the
-    original's, when the report goes to somebody else (a postmaster's copy, a double bounce).
+    seconds. `original` is the original's header block, in wire form if it `is_stuffed`, with
+    `is_full` the whole message (returned whole only if it is 7-bit and under 1 MiB; else its
+    headers). `sender` is the original's, when the report goes to somebody else (a postmaster's
+    copy, a double bounce).
     The kind of the report is the action of the first recipient. `is_utf8`: the original travelled
     with SMTPUTF8 for the sake of its header, which is returned as it is.
     """
+    if is_stuffed:
+        original = unstuffed(original)
     kind = recipients[0].action
     name = reporting_mta.encode()
-    text = _unstuffed(original)
-    boundary = _boundary(report_id, text)
+    boundary = _boundary(report_id, original)
     is_global = _is_global(original, is_utf8, [to, sender or b"", *_addresses(recipients)])
     clean = neutralise if is_global else neutralise_ascii
-    is_plain = text.isascii() or (is_utf8 and _is_utf8(text.partition(b"\r\n\r\n")[0]))
-    returns_all = is_full and is_plain and b"\0" not in text and len(text) <= FULL_LIMIT
+    is_plain = original.isascii() or (is_utf8 and _is_utf8(original.partition(b"\r\n\r\n")[0]))
+    returns_all = is_full and is_plain and b"\0" not in original and len(original) <= FULL_LIMIT
     lines = [
         b"Date: " + _date(date),
         b"From: Mail Delivery System <MAILER-DAEMON@%b>" % name,
@@ -148,15 +152,17 @@ def build_report(
         fields += [b"", *_recipient_fields(recipient, clean)]
     lines += _part(fields, b"message/delivery-status", b"message/global-delivery-status")
     lines.append(b"")
-    if text:
+    if original:
         lines += [b"--" + boundary, b"Content-Description: The message itself"]
-        if returns_all and text.isascii():
-            lines += [b"Content-Type: message/rfc822", b"", *_lines(text, FULL_LIMIT, clean)]
+        if returns_all and original.isascii():
+            lines += [b"Content-Type: message/rfc822", b"", *_lines(original, FULL_LIMIT, clean)]
         elif returns_all:
             lines += [b"Content-Type: message/global", b"Content-Transfer-Encoding: base64", b""]
-            lines += [b2a_base64(text[i : i + 57], newline=False) for i in range(0, len(text), 57)]
+            lines += [
+                b2a_base64(original[i : i + 57], newline=False) for i in range(0, len(original), 57)
+            ]
         else:
-            head = _lines(text.partition(b"\r\n\r\n")[0], _ORIGINAL_LIMIT, clean)
+            head = _lines(original.partition(b"\r\n\r\n")[0], _ORIGINAL_LIMIT, clean)
             lines += _part(head, b"text/rfc822-headers", b"message/global-headers")
         lines.append(b"")
     lines += [b"--%b--" % boundary, b""]
@@ -325,11 +331,6 @@ def _decoded(xtext: bytes) -> bytes:
 
 def _date(seconds: float) -> bytes:
     return formatdate(seconds).replace("-0000", "+0000").encode()
-
-
-def _unstuffed(wire: bytes) -> bytes:
-    """RFC 5321 4.5.2: the first octet of a line goes if it is a dot."""
-    return wire.removeprefix(b".").replace(b"\r\n.", b"\r\n")
 
 
 def _lines(text: bytes, limit: int, clean: Clean) -> list[bytes]:

@@ -21,7 +21,7 @@ from mta.wire.mime.encodings import Base64, QuotedPrintable
 from mta.wire.mime.header import Malformed, PartHeader
 from mta.wire.mime.parts import PartReader
 from mta.wire.mime.texts import TextScan
-from mta.wire.smtp.content import Stuffer
+from mta.wire.smtp.content import Stuffer, Unstuffer
 
 _NO_ENCODING = ("multipart/", "message/")
 _ENCODABLE_MESSAGES = frozenset(
@@ -54,29 +54,6 @@ class Plan:
     is_stuffed: bool
     acts: bytes
     """An Act for each leaf, in their order."""
-
-
-class Unstuffer:
-    """SMTP wire form to the content itself; right at every edge between pieces."""
-
-    __slots__ = ("_held", "_is_first")
-
-    def __init__(self) -> None:
-        self._held = b""
-        self._is_first = True
-
-    def take(self, piece: bytes) -> bytes:
-        if self._is_first and piece:
-            self._is_first = False
-            piece = piece.removeprefix(b".")
-        data = self._held + piece
-        keep = 2 if data.endswith(b"\r\n") else 1 if data.endswith(b"\r") else 0
-        self._held = data[len(data) - keep :]
-        return data[: len(data) - keep].replace(b"\r\n.", b"\r\n")
-
-    def finish(self) -> bytes:
-        held, self._held = self._held, b""
-        return held
 
 
 class Survey(PartReader):

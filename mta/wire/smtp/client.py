@@ -350,15 +350,16 @@ class Initiator(EnvelopeReplies):
             events.append(StartTls())
         elif row.action == "ended":
             events += self._end(reply.text, polite=True)
+        elif self.state is State.HELLO:
+            self._say_hello(b"LHLO" if self.role is Role.LMTP else b"EHLO")
+        elif self.role is Role.LMTP:  # there is no older greeting to fall back upon
+            events += [Refused(reply), *self._end(reply.text, polite=True)]
         else:
-            verb = b"HELO" if row.after is State.HELO else b"EHLO"
-            if self.role is Role.LMTP:
-                if row.after is State.HELO:  # there is no older greeting to fall back upon
-                    events += [Refused(reply), *self._end(reply.text, polite=True)]
-                    return
-                verb = b"LHLO"
-            self._output.append(b"%b %b\r\n" % (verb, self._name))
-            self._owed.append((Wait.HELLO, 0))
+            self._say_hello(b"HELO")
+
+    def _say_hello(self, verb: bytes) -> None:
+        self._output.append(b"%b %b\r\n" % (verb, self._name))
+        self._owed.append((Wait.HELLO, 0))
 
     def _opened(self, reply: Reply, events: list[Event]) -> None:
         """EHLO is answered: TLS comes first, if it is wanted and is to be had."""
@@ -386,9 +387,7 @@ class Initiator(EnvelopeReplies):
         self._owed.popleft()
         self.extensions = {}
         self.state = State.HELLO
-        verb = b"LHLO" if self.role is Role.LMTP else b"EHLO"
-        self._output.append(b"%b %b\r\n" % (verb, self._name))
-        self._owed.append((Wait.HELLO, 0))
+        self._say_hello(b"LHLO" if self.role is Role.LMTP else b"EHLO")
 
     def _learn(self, reply: Reply) -> None:
         """Keep what the EHLO reply announces."""

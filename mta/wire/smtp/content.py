@@ -195,3 +195,32 @@ class Stuffer:
         if self._held_cr or not self._at_line_start:
             return b"\r\n"
         return b""
+
+
+class Unstuffer:
+    """SMTP wire form to the content itself; right at every edge between pieces."""
+
+    __slots__ = ("_held", "_is_first")
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._is_first = True
+
+    def take(self, piece: bytes) -> bytes:
+        if self._is_first and piece:
+            self._is_first = False
+            piece = piece.removeprefix(b".")
+        data = self._held + piece
+        keep = 2 if data.endswith(b"\r\n") else 1 if data.endswith(b"\r") else 0
+        self._held = data[len(data) - keep :]
+        return data[: len(data) - keep].replace(b"\r\n.", b"\r\n")
+
+    def finish(self) -> bytes:
+        held, self._held = self._held, b""
+        return held
+
+
+def unstuffed(wire: bytes) -> bytes:
+    """A whole content at once."""
+    unstuffer = Unstuffer()
+    return unstuffer.take(wire) + unstuffer.finish()
