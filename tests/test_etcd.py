@@ -894,6 +894,34 @@ class ClusterTests(Ground, SynchronousTestCase):
         self.after(60)
         self.assertEqual(self.heard.of("lost"), [])
 
+    def test_silent_ones_do_not_add_up(self) -> None:
+        """While the members elect a leader all of them are silent. One that is does not hold up the
+        next, so that who answers again in time is asked in time: 0.72 of the TTL after the last renewal.
+        """
+        self.owned()
+        self.after(0.5)
+        renewals = len(self.asked("/v3/lease/keepalive"))
+        self.etcd.deaf.update(MEMBERS)
+        self.after(2.0)
+        self.assertEqual(len(self.asked("/v3/lease/keepalive")), renewals + 3)
+        self.after(1.1)
+        self.etcd.deaf.clear()
+        self.after(10)
+        self.assertEqual(self.heard.of("lost"), [])
+
+    def test_one_claim(self) -> None:
+        """A lease and the key are never asked for twice at a time, however silent a member is."""
+        self.begin()
+        waiting = self.resource.acquire()
+        self.become_owner()
+        self.etcd.deaf.update(MEMBERS)
+        self.after(0.9)
+        self.assertLessEqual(len(self.asked("/v3/lease/grant")), 1)
+        self.etcd.deaf.clear()
+        self.after(10)
+        self.successResultOf(waiting)
+        self.assertEqual(len(self.asked("/v3/kv/txn")), 1)
+
     def test_none_left(self) -> None:
         """When all of them hang, those that were asked in time are named."""
         self.owned()

@@ -262,9 +262,9 @@ class EtcdResource:
         """A linearizable read (the default): never `serializable`, which a member that is cut off
         from the others would answer from its own memory.
         """
-        return Deferred.fromCoroutine(
-            self._gateway.ask("/v3/kv/range", range_request(self._key), parse_range)
-        )
+        request = range_request(self._key)
+        asked = self._gateway.ask("/v3/kv/range", request, parse_range, may_repeat=True)
+        return Deferred.fromCoroutine(asked)
 
     async def _until_gone(self, holder: Holding, revision: int) -> None:
         """Wait for the key's deletion: by a watch, and by looking again should it be deaf."""

@@ -1,14 +1,16 @@
 """etcd's v3 JSON gateway by Twisted's own HTTP client, through the service door.
 
 Law: every request has a time of its own, every answer a size. One endpoint after another is tried,
-the one that answered last first. When each request was sent is told with its answer: a lease counts
-from there. Nothing is guessed from a failure: who asks hears of it by name.
+the one that answered last first; where it does no harm to ask twice, one that is silent does not
+hold up the next. When each request was sent is told with its answer: a lease counts from there.
+Nothing is guessed from a failure: who asks hears of it by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -26,6 +28,8 @@ from mta.interfaces import IClock, IDoors, ITimer
 
 T = TypeVar("T")
 
+HASTE = 0.25
+"""Of an attempt's time: how long one endpoint may be silent before the next is asked as well."""
 LARGEST_ANSWER = 64 * 1024
 """Octets; the answers awaited have a few hundred."""
 LARGEST_RATE = 256 * 1024
@@ -69,12 +73,17 @@ class Gateway:
         """The endpoint that answered last, or is asked first."""
         return self._endpoints[0]
 
-    async def ask(self, path: str, body: bytes, parse: Callable[[bytes], T]) -> Answer[T]:
-        """@raise TransientFailure: no endpoint gave an answer that could be used; each is named.
+    async def ask(
+        self, path: str, body: bytes, parse: Callable[[bytes], T], *, may_repeat: bool = False
+    ) -> Answer[T]:
+        """`may_repeat`: to be asked twice does no harm, so the first answer of any endpoint counts.
+
+        @raise TransientFailure: no endpoint gave an answer that could be used; each is named.
         An answer that refuses (NoSuchLease) is an answer: nobody else is asked.
         """
-        strangers = 0
-        for endpoint in tuple(self._endpoints):
+        strangers: list[str] = []
+
+        async def attempt(endpoint: str) -> Answer[T]:
             sent = self._clock.monotonic()
             try:
                 status, octets = await self._post(endpoint, path, body)
@@ -82,21 +91,29 @@ class Gateway:
                     raise refusal(status, octets)
                 cluster = cluster_of(octets)
                 if self._cluster and cluster and cluster != self._cluster:
-                    strangers += 1
+                    strangers.append(endpoint)
                     raise self._stranger(endpoint, cluster)
                 value = parse(octets)
             except NoSuchLease:
                 raise
             except (TransientFailure, RemoteProtocolError) as fault:
                 self._faults[endpoint] = f"{fault.what}: {fault.why}".rstrip(": ")
-                continue
+                raise
             self._faults.pop(endpoint, None)
             self._prefer(endpoint)
             self._cluster = cluster
             return Answer(value, sent)
-        if strangers == len(self._endpoints):
-            self._cluster = ""  # they were set up anew, all of them
-        raise TransientFailure("etcd does not answer", self.trouble, "is it running?")
+
+        pause = HASTE * self._attempt_seconds if may_repeat else None
+        race = _Race(self._clock, [partial(attempt, each) for each in self._endpoints], pause)
+        try:
+            return await race.won
+        except NoSuchLease:
+            raise
+        except (TransientFailure, RemoteProtocolError):
+            if len(strangers) == len(self._endpoints):
+                self._cluster = ""  # they were set up anew, all of them
+            raise TransientFailure("etcd does not answer", self.trouble, "is it running?") from None
 
     def _stranger(self, endpoint: str, cluster: str) -> RemoteProtocolError:
         """Two clusters are two authorities, and each would name an owner."""
@@ -181,6 +198,64 @@ class Gateway:
         except Exception as fault:
             raise TransientFailure("etcd cannot be asked", _reason(fault)) from fault
         finally:
+            timer.cancel()
+
+
+class _Race(Generic[T]):
+    """Attempts in their order, the next when the one before has failed, or has been silent for
+    `pause` seconds (None: however long it takes). `won` has the first answer, or the last failure.
+    """
+
+    def __init__(
+        self,
+        clock: IClock,
+        attempts: Sequence[Callable[[], Coroutine[Deferred[Any], Any, T]]],
+        pause: float | None,
+    ) -> None:
+        self._clock = clock
+        self._ahead = list(attempts)
+        self._pause = pause
+        self._open: list[Deferred[T]] = []
+        self._timer: ITimer | None = None
+        self.won: Deferred[T] = Deferred(lambda _won: self._end())
+        self._next()
+
+    def _next(self) -> None:
+        self._rest()
+        attempt = Deferred.fromCoroutine(self._ahead.pop(0)())
+        self._open.append(attempt)
+        if self._pause is not None and self._ahead:
+            self._timer = self._clock.call_later(self._pause, self._next)
+        attempt.addCallbacks(
+            self._answered, self._failed, callbackArgs=(attempt,), errbackArgs=(attempt,)
+        )
+
+    def _answered(self, value: T, attempt: Deferred[T]) -> None:
+        self._open.remove(attempt)
+        self._end()
+        self.won.callback(value)
+
+    def _failed(self, failure: Failure, attempt: Deferred[T]) -> None:
+        if attempt not in self._open:
+            return  # one that was ended
+        self._open.remove(attempt)
+        if not failure.check(TransientFailure, RemoteProtocolError) or failure.check(NoSuchLease):
+            self._end()
+            self.won.errback(failure)
+        elif self._ahead:
+            self._next()
+        elif not self._open:
+            self.won.errback(failure)
+
+    def _end(self) -> None:
+        self._rest()
+        ended, self._open, self._ahead = self._open, [], []
+        for attempt in ended:
+            attempt.cancel()
+
+    def _rest(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
             timer.cancel()
 
 

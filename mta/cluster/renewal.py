@@ -1,8 +1,9 @@
 """One lease of etcd's, kept alive: asked for, renewed in time, and lost by name.
 
 Law (spool.md section 9): lease.py says what is due when; here it is done. A renewal that fails is
-sent again at once to the next endpoint, and after a breath to the first, until 0.8 of the TTL went
-by. That the lease is gone is believed only when etcd says so in an answer that is whole.
+sent again at once to the next endpoint, one that stays unanswered goes to the next as well, and
+after a breath all begins anew, until 0.8 of the TTL went by. That the lease is gone is believed
+only when etcd says so in an answer that is whole.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ class Renewal:
     async def revoke(self, number: int) -> None:
         """Harmless for a lease that is gone. @raise TransientFailure: it could not be said."""
         try:
-            await self._gateway.ask("/v3/lease/revoke", lease_request(number), parse_revoke)
+            await self._gateway.ask(
+                "/v3/lease/revoke", lease_request(number), parse_revoke, may_repeat=True
+            )
         except NoSuchLease:
             pass
 
@@ -137,7 +140,9 @@ class Renewal:
         def parse(octets: bytes) -> int:
             return parse_keepalive(octets, number)
 
-        answer = await self._gateway.ask("/v3/lease/keepalive", lease_request(number), parse)
+        answer = await self._gateway.ask(
+            "/v3/lease/keepalive", lease_request(number), parse, may_repeat=True
+        )
         self._renewing = None
         if answer.value == 0:
             self.deny("etcd no longer knows the lease: it ended, or was revoked")

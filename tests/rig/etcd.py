@@ -24,6 +24,8 @@ from tests.rig.pair import Pair
 SPACE = "etcd"
 PORT = 2379
 TTL_SECONDS = 5
+ELECTION_MS = 500
+"""Half of etcd's default, so that a TTL has room for an election that has to be held twice."""
 KEY = f"/mta/{NETWORK_NAME}/owner"
 DROPPED = """
 table inet cut {
@@ -78,6 +80,7 @@ class Etcd:
             "--listen-peer-urls", f"http://{host}:2380",
             "--initial-advertise-peer-urls", f"http://{host}:2380",
             "--initial-cluster", cluster, "--initial-cluster-token", "rig",
+            "--heartbeat-interval", str(ELECTION_MS // 10), "--election-timeout", str(ELECTION_MS),
             "--logger", "zap", "--log-level", "warn",
         ]  # fmt: skip
         return self._pair.start(f"etcd-{number}-{self._starts}", SPACE, argv)

@@ -175,15 +175,6 @@ class Cluster:
             os.close(fd)
             os.unlink(path)
 
-    @contextlib.contextmanager
-    def one_way(self, name: str, rule: str):  # type: ignore[no-untyped-def]
-        """Every packet of one direction is dropped at a node."""
-        self.pair.inside(name, ["nft", "-f", "-"], text=f"table inet oneway {{\n{rule}\n}}\n")
-        try:
-            yield
-        finally:
-            self.pair.inside(name, ["nft", "delete", "table", "inet", "oneway"])
-
 
 class Managed(Cluster):
     """Who owns is decided by a cluster manager, and by the claim rules; the rig only waits."""
@@ -346,7 +337,7 @@ class Interface(Cluster):
         """The owner hears and cannot speak, or the other way round."""
         old, new = self._ends()
         rule, what = rng.choice([(DEAF, "deaf"), (MUTE, "mute")])
-        with self.one_way(old, rule):
+        with self.pair.one_way(old, rule):
             self.pair.give(new)
             done = Done(what, self.greets(new, time.monotonic()))
             time.sleep(rng.uniform(0, 0.5))

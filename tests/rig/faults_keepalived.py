@@ -209,7 +209,7 @@ class Keepalived(Managed):
         old, begun, epoch = self.pair.owner, time.monotonic(), self.pair.epoch
         rule, what = rng.choice([(DEAF, "deaf"), (MUTE, "mute")])
         done = Done()
-        with self.one_way(old, rule):
+        with self.pair.one_way(old, rule):
             if what == "mute":
                 done = self.taken_over(begun, epoch)
             time.sleep(rng.uniform(0.5, 1.0))

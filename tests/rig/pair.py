@@ -7,6 +7,7 @@ does to a node it does from outside: signals, links, addresses, the disk.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tests.rig.ground import (
@@ -218,6 +220,15 @@ class Pair(Ground):
 
     def plug(self, name: str) -> None:
         run(["ip", "link", "set", f"v{name}", "up"])
+
+    @contextlib.contextmanager
+    def one_way(self, name: str, rule: str) -> Iterator[None]:
+        """Every packet that an nft `rule` (a chain) matches is dropped at a node."""
+        self.inside(name, ["nft", "-f", "-"], text=f"table inet oneway {{\n{rule}\n}}\n")
+        try:
+            yield
+        finally:
+            self.inside(name, ["nft", "delete", "table", "inet", "oneway"])
 
     def interface_up(self, name: str) -> None:
         """After `eth0` was set down: the kernel had removed the node's own IPv6 address."""

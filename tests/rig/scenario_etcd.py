@@ -143,7 +143,11 @@ def scenario_all_down(pair: Pair) -> None:
 
 
 def scenario_members_die(pair: Pair) -> None:
-    """Three members: the leader is killed, then the new one stopped: the owner goes on as if nothing were."""
+    """Three members: the leader is killed, then the new one stopped: the owner goes on as if nothing were.
+
+    The stopped one is not let go on: before 3.4.29 and 3.5.11, and Debian 12 has 3.4.23, a leader that
+    comes back late revokes leases that its successor renewed (etcd-io/etcd#15247).
+    """
     etcd, traffic, judge = under_load(pair, members=3)
     epoch = pair.epoch
     first = etcd.wait_leader()
@@ -156,7 +160,9 @@ def scenario_members_die(pair: Pair) -> None:
     etcd.freeze(second)
     traffic.wait_promised(50)
     time.sleep(TTL_SECONDS)
-    etcd.thaw(second)
+    etcd.kill(second)
+    etcd.restart(second)
+    wait_until(lambda: etcd.is_well(second), 10, "the member that was stopped does not come back")
     expect(pair["a"].owns() and pair.epoch == epoch, "the death of a leader ended the ownership")
     judge.epochs_stay()
     pair.note("leader killed, next leader stopped: the same owner, the same epoch")
