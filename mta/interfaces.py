@@ -26,7 +26,9 @@ from mta.model import (
     Address,
     AddressFact,
     AddressInstance,
+    Authenticated,
     BodyType,
+    Challenge,
     Claim,
     Connector,
     Doubt,
@@ -748,6 +750,20 @@ class IChunkedReception(Interface):
         """
 
 
+class IAuthenticatingReception(Interface):
+    """Add-on of IReception: clients may say who they are (RFC 4954)."""
+
+    mechanisms: tuple[str, ...] = Attribute("Offered to this client, in the order of EHLO's line.")
+
+    def auth(mechanism: str, initial: bytes | None) -> Reply | None | Deferred[Reply | None]:
+        """One of `mechanisms`, and the initial response, if any. 334 with the challenge in base64:
+        `auth_response` follows. None: authenticated, from now on this is another client.
+        """
+
+    def auth_response(response: bytes | None) -> Reply | None | Deferred[Reply | None]:
+        """To the last 334, answered as `auth` is. None: the client gave up; that is refused."""
+
+
 class IReceptionHost(Interface):
     """Gives every inbound association its reception."""
 
@@ -977,6 +993,32 @@ class IDeliveryPolicy(IPolicy):
 
 
 # --- plugins ----------------------------------------------------------------------------------
+
+
+class IAuthenticator(Interface):
+    """Knows who may bear which name: what the `auth:` block chooses."""
+
+    mechanisms: tuple[str, ...] = Attribute(
+        "SASL names in upper case (RFC 4422 3.1), the strongest first."
+    )
+
+    def begin(mechanism: str, peer: PeerInfo) -> IAuthExchange:
+        """An exchange by one of `mechanisms`; no I/O yet."""
+
+
+class IAuthExchange(Interface):
+    """One exchange: `step` until its Deferred has Authenticated or a failure, or `abandon`."""
+
+    def step(response: bytes | None) -> Deferred[Challenge | Authenticated]:
+        """The client's next response, without base64; None only at first: it gave no initial one.
+
+        Fails with PermanentFailure 535 5.7.8 (refused; never says whether the user exists), or 501
+        5.5.2 (that is no response of this mechanism); TransientFailure 454 4.7.0: it cannot be
+        checked now. Cancelling it abandons the exchange.
+        """
+
+    def abandon() -> None:
+        """The client gave up, or has gone. Harmless behind the end."""
 
 
 class IPluginFactory(Interface):

@@ -734,6 +734,20 @@ class PeerInfo:
     """Set for local submission by the UNIX socket."""
 
 
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What a server says next in a SASL exchange, before any base64 (RFC 4422 3)."""
+
+    octets: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """A SASL exchange succeeded: the client is this user."""
+
+    user: str
+
+
 class HealthLevel(enum.Enum):
     OK = "ok"
     DEGRADED = "degraded"
