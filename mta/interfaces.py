@@ -924,7 +924,7 @@ class IResolver(Interface):
 
 class ITransaction(Interface):
     """One message on its way in, as the policies see it. Lives from MAIL to the reply to the
-    content (for connect, helo and disconnect: as long as the association, without a sender).
+    content (for connect, helo, auth and disconnect: as long as the association, without a sender).
 
     What is changed here is what is stored and sent on; nothing else of a policy's is.
     """
@@ -932,7 +932,8 @@ class ITransaction(Interface):
     peer: PeerInfo = Attribute("Who offers it, and where it arrived.")
     helo: bytes = Attribute("What the peer called itself; untrusted. b'' before HELO.")
     protocol: str = Attribute("RFC 3848 keyword: SMTP, ESMTP, LMTP ...")
-    admitted: bool = Attribute("The peer may send to any routable recipient (relay-from).")
+    user: str = Attribute("Who the peer has proved to be; '' for nobody (RFC 4954).")
+    admitted: bool = Attribute("The peer may send to any routable recipient (relay-from, or AUTH).")
     sender: Address = Attribute("The reverse-path; NULL_ADDRESS for reports, and before MAIL.")
     parameters: dict[bytes, bytes | None] = Attribute("Of MAIL; keys in upper case.")
     recipients: tuple[Recipient, ...] = Attribute("Those accepted so far.")
@@ -971,9 +972,10 @@ class IPolicy(Interface):
     """Checks and changes on the way in. A policy pays only for the hooks it names in `hooks`.
 
     Hooks may run twice and on a superseded node: side effects must be idempotent by queue id.
-    In order: connect, helo, mail, rcpt (once a recipient, after the relay rule had no objection),
-    data, headers, body (once a piece), end. These may refuse. Told only, the answer is ignored:
-    queued (durable and answered), abort (a transaction that came to nothing), disconnect.
+    In order: connect, helo, auth (the peer has proved who it is), mail, rcpt (once a recipient,
+    after the relay rule had no objection), data, headers, body (once a piece), end. These may
+    refuse. Told only, the answer is ignored: queued (durable and answered), abort (a transaction
+    that came to nothing), disconnect.
     """
 
     hooks: frozenset[str] = Attribute("Of those above.")

@@ -119,6 +119,9 @@ class Accepted(NamedTuple):
     recipients: int
     message_id: bytes
     vip: str
+    sasl_method: str = ""
+    sasl_username: str = ""
+    """Both "" for a client that has not said who it is."""
 
 
 class Rejected(NamedTuple):

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from mta.admin.settings import AdminSettings
 from mta.admin.submit import SubmissionHost
 from mta.association.smtp_listener import build_submission_responder
+from mta.association.smtp_settings import SubmissionListenerSettings
 from mta.config.schema import Config, ListenerBlock
 from mta.errors import ClusterNotInitialised, MTAError
 from mta.interfaces import (
@@ -46,6 +47,7 @@ from mta.model import (
     Recovery,
     VirtualServer,
 )
+from mta.policy.submission import SubmissionRule
 from mta.transfer.dispatch import Dispatch
 from mta.transfer.doubts import DoubtLog
 from mta.transfer.intake import Intake
@@ -197,6 +199,11 @@ class Bridgehead:
         )
         intake.admit = {
             block.name: _admitted(block, config.virtual_server) for block in config.listeners
+        }
+        intake.submission = {
+            block.name: SubmissionRule(block.settings.senders == "login")
+            for block in config.listeners
+            if isinstance(block.settings, SubmissionListenerSettings)
         }
         former, self._front.intake = self._front.intake, intake
         if former is not None:

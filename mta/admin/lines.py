@@ -146,6 +146,8 @@ class PostfixLines:
         sender = mailbox(e.sender)
         came = f"{e.queue_id}: client={_client(e.client)}, vip={e.vip}, epoch={epoch}"
         came += f", assoc={e.association}, proto={e.protocol}, helo=<{mailbox(e.helo, HELO_LIMIT)}>"
+        if e.sasl_method:
+            came += f", sasl_method={e.sasl_method}, sasl_username={neutral(e.sasl_username)}"
         where = "smtpd"
         if e.client.startswith("uid="):
             where, came = "pickup", f"{e.queue_id}: {neutral(e.client)} from=<{sender}>"

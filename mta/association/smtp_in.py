@@ -26,6 +26,7 @@ from mta.association.tls import handshake_fault
 from mta.association.transport import abort_now, send_now
 from mta.errors import Failure, Fenced, Full, MTAError, SpoolError, TenureRevoked, Unknown
 from mta.interfaces import (
+    IAuthenticatingReception,
     IChunkedReception,
     IClock,
     IReception,
@@ -36,6 +37,8 @@ from mta.model import PeerInfo, Reply
 from mta.telemetry import Rejected as RejectedEvent
 from mta.telemetry import Secured, Telemetry
 from mta.wire.smtp.events import (
+    Auth,
+    AuthResponse,
     Chunk,
     Data,
     End,
@@ -380,6 +383,12 @@ class SmtpResponder(Protocol):
         self._flush()
         self._begin_tls()
 
+    def _on_auth(self, event: Auth) -> None:
+        self._ask(IAuthenticatingReception(self._reception).auth(event.mechanism, event.initial))
+
+    def _on_auth_response(self, event: AuthResponse) -> None:
+        self._ask(IAuthenticatingReception(self._reception).auth_response(event.response))
+
     def _on_mail(self, event: Mail) -> None:
         if self._is_draining:  # a client that pipelines is never at rest
             self._machine.answer(_SHUTTING_DOWN)
@@ -453,6 +462,8 @@ class SmtpResponder(Protocol):
 _HANDLERS: dict[type[Any], Callable[[SmtpResponder, Any], None]] = {
     Helo: SmtpResponder._on_helo,
     StartTls: SmtpResponder._on_starttls,
+    Auth: SmtpResponder._on_auth,
+    AuthResponse: SmtpResponder._on_auth_response,
     Mail: SmtpResponder._on_mail,
     Rcpt: SmtpResponder._on_rcpt,
     Data: SmtpResponder._on_data,

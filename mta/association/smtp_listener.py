@@ -22,14 +22,17 @@ from mta.association.smtp_settings import (
     ListenerLimits,
     LmtpListenerSettings,
     SmtpListenerSettings,
+    SubmissionListenerSettings,
 )
 from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, StartRefused
 from mta.interfaces import (
+    IAuthenticatingReception,
     IChunkedReception,
     IClock,
     IDrains,
     IListenerKind,
+    IReception,
     IReceptionHost,
     IRevocable,
     ISurroundings,
@@ -39,6 +42,7 @@ from mta.model import PeerInfo, Reply
 from mta.settings import is_within
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_auth import NO_AUTH, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, Security
 
@@ -89,7 +93,8 @@ class SmtpListener:
     def __init__(
         self, settings: LmtpListenerSettings, surroundings: ISurroundings, lmtp: bool = False
     ) -> None:
-        self.kind = "lmtp" if lmtp else "smtp"
+        is_submission = isinstance(settings, SubmissionListenerSettings)
+        self.kind = "lmtp" if lmtp else "submission" if is_submission else "smtp"
         self.settings = settings
         self.name = settings.name or f"{self.kind}:{settings.port}"
         self._role = Role.LMTP if lmtp else Role.SMTP
@@ -98,6 +103,11 @@ class SmtpListener:
         self._banner = settings.banner.encode()
         self._checkpoint_from = (
             settings.checkpoint_from if isinstance(settings, SmtpListenerSettings) else ()
+        )
+        self._auth = (
+            settings.auth
+            if isinstance(settings, SmtpListenerSettings | SubmissionListenerSettings)
+            else "none"
         )
         self._tls = surroundings.tls
         self._security = self._secure(settings.tls)
@@ -170,6 +180,7 @@ class SmtpListener:
                 self._banner,
                 checkpoint=is_within(peer.host, self._checkpoint_from),
                 security=self._security,
+                auth=self._terms(reception),
             ),
             reception,
             peer,
@@ -183,6 +194,12 @@ class SmtpListener:
         self._open[responder] = None
         self._clients[peer.host] = mine + 1
         return responder
+
+    def _terms(self, reception: IReception) -> AuthTerms:
+        known = IAuthenticatingReception(reception, None)
+        if self._auth == "none" or known is None:
+            return NO_AUTH
+        return AuthTerms(known.mechanisms, in_clear=self._auth == "clear")
 
     @property
     def open_associations(self) -> int:

@@ -118,14 +118,48 @@ class LmtpListenerSettings(Settings):
         )
 
 
+Auth = Literal["none", "tls", "clear"]
+
+
 class SmtpListenerSettings(LmtpListenerSettings):
     """A `listeners:` block of kind smtp."""
 
+    auth: Auth = Field(
+        default="none",
+        description="Whether clients may say who they are, and then relay: none | tls: under TLS |"
+        " clear: without TLS too, where the network itself is closed. Needs the block `auth`.",
+    )
     checkpoint_from: tuple[Network, ...] = Field(
         default=(),
         description="Bridgeheads that are offered CHECKPOINT (RFC 1845): they may name their"
         " transactions, and what they send again after a crash is taken once. Nobody else is: what"
         " a client names is remembered for it.",
+    )
+
+
+class SubmissionListenerSettings(LmtpListenerSettings):
+    """A `listeners:` block of kind submission: where users and programs hand mail in (RFC 6409)."""
+
+    port: Port = Field(
+        default=587, description="On every address of the virtual server; 465 with `tls: implicit`."
+    )
+    relay_from: tuple[Network, ...] = Field(
+        default=(), description="Networks whose clients need not say who they are."
+    )
+    tls: Literal["none", "offer", "require", "implicit"] = Field(
+        default="require",
+        description="require: nothing before STARTTLS | implicit: TLS before the greeting, as on"
+        " port 465 | offer, none: with `auth: clear` only.",
+    )
+    auth: Auth = Field(
+        default="tls",
+        description="How clients say who they are: tls: under TLS | clear: without it too, where"
+        " the network itself is closed | none: not at all, so that relay-from alone decides.",
+    )
+    senders: Literal["any", "login"] = Field(
+        default="any",
+        description="Under which address a user may write: any | login: under his login's alone"
+        " (`alice@example.org`; `alice` may write as alice of any domain). Null is everybody's.",
     )
 
 

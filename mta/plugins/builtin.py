@@ -124,6 +124,12 @@ smtp_listener = BuiltIn(
     "mta.association.smtp_listener:SmtpListener",
     "mta.association.smtp_listener:SmtpListenerSettings",
 )
+submission_listener = BuiltIn(
+    "submission",
+    IListenerKind,
+    "mta.association.smtp_listener:SmtpListener",
+    "mta.association.smtp_listener:SubmissionListenerSettings",
+)
 lmtp_listener = BuiltIn(
     "lmtp",
     IListenerKind,

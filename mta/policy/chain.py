@@ -19,7 +19,7 @@ from mta.model import Reply
 from mta.policy.transaction import Transaction
 from mta.telemetry import Event, Telemetry, Transferred
 
-ASKED = ("connect", "helo", "mail", "rcpt", "data", "headers", "body", "end")
+ASKED = ("connect", "helo", "auth", "mail", "rcpt", "data", "headers", "body", "end")
 TOLD = ("queued", "abort", "disconnect")
 HOOKS = frozenset(ASKED + TOLD)
 

@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from mta.interfaces import ITransaction
 from mta.model import NULL_ADDRESS, Address, PeerInfo, Recipient
+from mta.policy.submission import SubmissionRule
 
 _FIELD_NAME = re.compile(rb"[!-9;-~]+")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
@@ -24,19 +25,54 @@ _VISIBLE = bytes.maketrans(_CONTROLS, b"?" * len(_CONTROLS))
 class Association:
     """What is known of the peer for as long as it is connected; shared by its transactions.
 
-    `client` is how logs name it; `vip` the virtual address that it came to, as peers know it.
+    `client` is how logs name it; `vip` the virtual address that it came to, as peers know it;
+    `submission` the rule of a submission listener. `user` and `mechanism` are "" until it has said
+    who it is.
     """
 
-    __slots__ = ("admitted", "client", "helo", "notes", "peer", "protocol", "vip")
+    __slots__ = (
+        "_by_network",
+        "admitted",
+        "client",
+        "helo",
+        "mechanism",
+        "notes",
+        "peer",
+        "protocol",
+        "submission",
+        "user",
+        "vip",
+    )
 
-    def __init__(self, peer: PeerInfo, admitted: bool, vip: str = "") -> None:
+    def __init__(
+        self,
+        peer: PeerInfo,
+        admitted: bool,
+        vip: str = "",
+        submission: SubmissionRule | None = None,
+    ) -> None:
         self.peer = peer
         self.client = peer.host if peer.uid is None else f"uid={peer.uid}"
         self.vip = vip or peer.local_host
-        self.admitted = admitted
+        self.admitted = self._by_network = admitted
+        self.submission = submission
+        self.user = self.mechanism = ""
         self.helo = b""
         self.protocol = peer.protocol
         self.notes: dict[str, Any] = {}
+
+    def identify(self, user: str, mechanism: str) -> None:
+        """It has said who it is, and may relay (RFC 3848: with ESMTPSA)."""
+        self.user, self.mechanism = user, mechanism
+        self.admitted = True
+        self.protocol += "A"
+
+    def forget(self) -> None:
+        """That counts no more (RFC 3207 4.2), or a policy did not want it."""
+        if self.user:
+            self.protocol = self.protocol.removesuffix("A")
+        self.user = self.mechanism = ""
+        self.admitted = self._by_network
 
 
 @implementer(ITransaction)
@@ -96,6 +132,10 @@ class Transaction:
     @property
     def protocol(self) -> str:
         return self.association.protocol
+
+    @property
+    def user(self) -> str:
+        return self.association.user
 
     @property
     def admitted(self) -> bool:

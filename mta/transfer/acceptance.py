@@ -76,6 +76,8 @@ class Acceptance:
                 len(envelope.recipients),
                 envelope.message_id,
                 association.vip,
+                association.mechanism,
+                association.user,
             )
         )
         # Durable, epoch re-read: now 250, and the message moves on behind it.

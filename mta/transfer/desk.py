@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mta.errors import Full, Unavailable
-from mta.interfaces import IAssociations, IClock, IPolicy, IRoom, IRouting, ISpool
+from mta.interfaces import IAssociations, IAuthenticator, IClock, IPolicy, IRoom, IRouting, ISpool
 from mta.model import Address, Envelope, MessageState, Reply, VirtualServer
 from mta.policy.chain import Chain
 from mta.policy.relay import RelayRule
@@ -40,8 +40,10 @@ class Desk:
         postmaster: Address,
         server: VirtualServer,
         repeats: Repeats,
+        authenticator: IAuthenticator | None,
     ) -> None:
         self.repeats = repeats
+        self.authenticator = authenticator
         self.spool: ISpool = ISpool(spool)
         self.room: IRoom | None = IRoom(spool, None)
         self.associations: IAssociations | None = IAssociations(spool, None)
@@ -52,7 +54,7 @@ class Desk:
         self.relay = RelayRule(IRouting(routing), postmaster, server)
         self.chain = Chain(policies, clock, telemetry, settings.policy_timeout)
         self.streams = self.chain.wants("headers", "body")
-        self.introduces = self.chain.wants("connect", "helo", "disconnect")
+        self.introduces = self.chain.wants("connect", "helo", "auth", "disconnect")
         self.dates = DateCache()
         self.external = {str(a.bind): str(a.external) for a in server.addresses}
         self.accepted = telemetry.counter(

@@ -10,9 +10,18 @@ from collections.abc import Mapping, Sequence
 
 from zope.interface import implementer
 
-from mta.interfaces import IClock, IPolicy, IReceptionHost, IRouting, ISpool, ITenure
+from mta.interfaces import (
+    IAuthenticator,
+    IClock,
+    IPolicy,
+    IReceptionHost,
+    IRouting,
+    ISpool,
+    ITenure,
+)
 from mta.model import Address, PeerInfo, VirtualServer
 from mta.policy.relay import Network, is_admitted
+from mta.policy.submission import SubmissionRule
 from mta.policy.transaction import Association
 from mta.telemetry import Telemetry
 from mta.transfer.desk import Desk, Offer
@@ -28,8 +37,9 @@ class Intake:
     """One for a tenure or for a process; `stop` when it will not be used again.
 
     `admit` maps a listener's name to its `relay-from` networks; a listener that is not in it
-    admits nobody. `offer` is told of each message that became ours, after its reply. Intakes that
-    follow one another in one process share `repeats`.
+    admits nobody. `submission` has the rules of those listeners where mail is handed in. `offer` is
+    told of each message that became ours, after its reply. Intakes that follow one another in one
+    process share `repeats`.
     """
 
     def __init__(  # noqa: PLR0917 - one argument a collaborator
@@ -44,8 +54,10 @@ class Intake:
         postmaster: Address,
         server: VirtualServer,
         repeats: Repeats | None = None,
+        authenticator: IAuthenticator | None = None,
     ) -> None:
         self.admit: Mapping[str, tuple[Network, ...]] = {}
+        self.submission: Mapping[str, SubmissionRule] = {}
         self._desk = Desk(
             spool,
             routing,
@@ -57,13 +69,15 @@ class Intake:
             postmaster,
             server,
             repeats or Repeats(),
+            authenticator,
         )
 
     def reception(self, tenure: ITenure, peer: PeerInfo) -> Reception:
         """Its methods may raise Fenced or TenureRevoked: abort the association, say nothing."""
         admitted = is_admitted(peer, self.admit.get(peer.listener, ()))
         vip = self._desk.external.get(peer.local_host, peer.local_host)
-        return Reception(self._desk, tenure, Association(peer, admitted, vip))
+        rule = self.submission.get(peer.listener)
+        return Reception(self._desk, tenure, Association(peer, admitted, vip, rule))
 
     def stop(self) -> None:
         """Cancel what policies still do for messages gone by."""

@@ -22,7 +22,14 @@ from mta.errors import (
     TenureRevoked,
     Unavailable,
 )
-from mta.interfaces import IChunkedReception, IReception, ISecured, IStaging, ITenure
+from mta.interfaces import (
+    IAuthenticatingReception,
+    IChunkedReception,
+    IReception,
+    ISecured,
+    IStaging,
+    ITenure,
+)
 from mta.model import (
     Address,
     AddressKind,
@@ -45,12 +52,11 @@ from mta.transfer.acceptance import Acceptance, queued
 from mta.transfer.desk import Desk, store_reply
 from mta.transfer.header_block import (
     HeaderScan,
-    has_field,
     message_id,
-    needs_separator,
     received_count,
 )
-from mta.transfer.trace import received_field, received_from, utf8_protocol
+from mta.transfer.identity import CHALLENGE, Identity
+from mta.transfer.stamp import Stamp
 from mta.wire.dsn import original_recipient
 from mta.wire.mime.texts import TextScan
 
@@ -68,7 +74,7 @@ _NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
 Answer = Reply | None | Deferred[Reply | None]
 
 
-@implementer(IReception, IChunkedReception, ISecured)
+@implementer(IReception, IAuthenticatingReception, IChunkedReception, ISecured)
 class Reception:
     """Made by Intake. What it raises (Fenced, TenureRevoked), and what the Deferred of `end` fails
     with (also Unknown), must abort the association without a reply.
@@ -79,16 +85,17 @@ class Reception:
         "_association",
         "_desk",
         "_has_eight_bits",
+        "_identity",
         "_introduction",
         "_is_closed",
         "_is_journalled",
         "_is_unacknowledged",
         "_is_unread",
         "_ordinal",
-        "_received_from",
         "_repeat",
         "_scan",
         "_staging",
+        "_stamp",
         "_stream",
         "_tenure",
         "_text",
@@ -101,7 +108,8 @@ class Reception:
         self._tenure = tenure
         self._association = association
         self._introduction = Transaction(association) if desk.introduces else None
-        self._received_from = b""
+        self._identity: Identity | None = None
+        self._stamp = Stamp(desk, association, tenure.network_name)
         self._ordinal = 0
         self._transaction: Transaction | None = None
         self._staging: IStaging | None = None
@@ -149,13 +157,37 @@ class Reception:
         association = self._association
         association.peer = replace(association.peer, tls=session)
         association.helo = b""
-        self._received_from = b""
+        association.forget()
+        self._stamp.forget()
+
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        """IAuthenticatingReception."""
+        authenticator = self._desk.authenticator
+        return () if authenticator is None else authenticator.mechanisms
+
+    def auth(self, mechanism: str, initial: bytes | None) -> Answer:
+        identity = self._identity
+        if identity is None:
+            authenticator = self._desk.authenticator
+            if authenticator is None:
+                raise LocalProtocolError("AUTH was not offered")
+            introduction = self._introduction or Transaction(self._association)
+            identity = Identity(self._desk, self._association, introduction, authenticator)
+            self._identity = identity
+        self._stamp.forget()
+        return self._answer(identity.begin(mechanism, initial), "AUTH")
+
+    def auth_response(self, response: bytes | None) -> Answer:
+        if self._identity is None:
+            raise LocalProtocolError("a response without AUTH")
+        return self._answer(self._identity.respond(response), "AUTH")
 
     def helo(self, name: bytes, protocol: str) -> Answer:
         association = self._association
         association.helo = name
         association.protocol = protocol
-        self._received_from = b""
+        self._stamp.forget()
         if self._introduction is None:
             return None
         return self._answer(self._desk.chain.ask("helo", self._introduction), "HELO")
@@ -170,6 +202,8 @@ class Reception:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel()
+        if self._identity is not None:
+            self._identity.abandon()
         if self._is_journalled:
             try:
                 if self._tenure.is_live:
@@ -227,6 +261,12 @@ class Reception:
         transaction = self._transaction = Transaction(self._association, sender, parameters)
         if sender.text and not sender.domain and sender.kind is AddressKind.SMTP:
             return self._refused(BARE_SENDER, "MAIL")
+        association = self._association
+        if association.submission is not None:
+            rule, user = association.submission, association.user
+            refused = rule.decide(user, association.admitted, sender)
+            if refused is not None:
+                return self._refused(refused, "MAIL")
         if desk.room is not None:
             size = parameters.get(b"SIZE") if parameters else None
             try:
@@ -465,7 +505,7 @@ class Reception:
         state = fresh_state(envelope)
         if transaction.held:
             state = MessageState(state.recipients, due=state.due, held=True)
-        prepend = self._prepend(transaction, scan.block, lowered, wall)
+        prepend = self._stamp.before(transaction, scan.block, lowered, wall)
         key = self._key(parameters) if parameters and b"TRANSID" in parameters else None
         if key is not None:
             if not desk.repeats.may_commit(key, self):
@@ -488,42 +528,6 @@ class Reception:
     def acknowledged(self) -> None:
         self._is_unacknowledged = False
 
-    def _prepend(
-        self, transaction: Transaction, block: bytes, lowered: bytes, wall: float
-    ) -> bytes:
-        """Our Received, then what policies added, then what a local program left out."""
-        desk, association = self._desk, self._association
-        parameters = transaction.parameters
-        if parameters and b"SMTPUTF8" in parameters:
-            shared = self._received(utf8_protocol(association.protocol))
-        else:
-            shared = self._received_from
-            if not shared:
-                shared = self._received_from = self._received(association.protocol)
-        kept = transaction.kept
-        date = desk.dates.at(wall)
-        only = kept[0].address.text if len(kept) == 1 else b""
-        text = received_field(shared, transaction.queue_id, only, date) + transaction.added
-        if association.peer.uid is not None:
-            # RFC 6409 8.1 and 8.2: a submission server completes what a program left out.
-            if not has_field(lowered, b"message-id:"):
-                name = self._tenure.network_name.encode()
-                text += b"Message-ID: <%b@%b>\r\n" % (transaction.queue_id.encode(), name)
-            if not has_field(lowered, b"date:"):
-                text += b"Date: %b\r\n" % date
-        return text + b"\r\n" if needs_separator(block) else text
-
-    def _received(self, protocol: str) -> bytes:
-        """The part of Received that does not change from message to message."""
-        desk, association = self._desk, self._association
-        return received_from(
-            association.peer,
-            association.helo,
-            protocol,
-            self._tenure.network_name,
-            desk.settings.received_client or not association.admitted,
-        )
-
     # --- refusals ---
 
     def _present(self) -> Transaction:
@@ -545,7 +549,9 @@ class Reception:
 
     def _answered(self, reply: Reply | None, stage: str) -> Reply | None:
         self._waiting = None
-        return None if reply is None else self._refused(reply, stage)
+        if reply is None or reply.code == CHALLENGE:
+            return reply
+        return self._refused(reply, stage)
 
     def _refused(
         self, reply: Reply | None, stage: str, recipient: Address | None = None

@@ -31,6 +31,23 @@ class Rcpt(NamedTuple):
     parameters: Parameters
 
 
+class Auth(NamedTuple):
+    """AUTH, with the initial response if there was one. 334 as answer: the challenge, in base64;
+    None: 235, authenticated.
+    """
+
+    mechanism: str
+    initial: bytes | None
+
+
+class AuthResponse(NamedTuple):
+    """What came upon a 334, answered as Auth is. None: the client gave up, or what it sent is no
+    response; it is refused whatever is answered.
+    """
+
+    response: bytes | None
+
+
 class StartTls(NamedTuple):
     """STARTTLS, and nothing behind it. None as answer: 220; then `secured` when TLS is there."""
 
@@ -78,4 +95,7 @@ class Quit(NamedTuple):
     polite: bool
 
 
-Event = Helo | StartTls | Mail | Rcpt | Data | End | Chunk | Reset | Rejected | Quit
+Event = (
+    Helo | StartTls | Auth | AuthResponse | Mail | Rcpt | Data | End
+    | Chunk | Reset | Rejected | Quit
+)  # fmt: skip

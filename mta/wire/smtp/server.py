@@ -10,7 +10,7 @@ event that wants an answer (the first group below) by `answer` before the next; 
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
 RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1845
-(CHECKPOINT, of which only whole transactions are kept).
+(CHECKPOINT, of which only whole transactions are kept); RFC 4954 (AUTH) is server_auth.py's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from mta.errors import LocalProtocolError
 from mta.model import Reply
 from mta.wire.smtp import server_replies as said
 from mta.wire.smtp.content import ContentReader
-from mta.wire.smtp.counts import tail
 from mta.wire.smtp.events import (
     Chunk,
     Data,
@@ -29,9 +28,7 @@ from mta.wire.smtp.events import (
     Event,
     Helo,
     Mail,
-    Quit,
     Rcpt,
-    Rejected,
     Reset,
     StartTls,
 )
@@ -45,13 +42,13 @@ from mta.wire.smtp.grammar import (
     parse_rcpt,
     refusal,
 )
-from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
+from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import NOTIFICATION_MAIL, NOTIFICATION_RCPT
 from mta.wire.smtp.reply import render
+from mta.wire.smtp.server_auth import NO_AUTH, Authentication, AuthTerms, check_auth
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb, out_of_place
-from mta.wire.text import neutralise
 
-_NO_COMMANDS = {Verb.END, Verb.CHUNK, Verb.REPEAT}
+_NO_COMMANDS = {Verb.END, Verb.CHUNK, Verb.REPEAT, Verb.CHALLENGE, Verb.RESPONSE}
 _VERBS = {verb.value.encode(): verb for verb in Verb if verb not in _NO_COMMANDS}
 _OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
 """A web page can make a browser send these to port 25, with SMTP commands behind them."""
@@ -63,14 +60,13 @@ _MAIL_WITH_NAMES: Checks = {**CHECKPOINT_PARAMETERS, **NOTIFICATION_MAIL}
 _KNOWN = 355
 """RFC 1845's reply to MAIL: what follows is the offset at which the content is to go on."""
 _STARTTLS_OFFERED = frozenset((Security.OFFERED, Security.REQUIRED))
-_DEAF = frozenset((State.CLOSED, State.GREETING, State.HANDSHAKE, State.CHUNK))
-"""What is heard then is no command."""
+_OF_AUTH = frozenset((Verb.AUTH, Verb.RESPONSE))
 _OF_CONTENT = frozenset((Verb.END, Verb.BDAT, Verb.CHUNK))
 _IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN, State.CHUNKS, State.FAILED))
 _WITH_ADDRESS = frozenset((Verb.MAIL, Verb.RCPT, Verb.VRFY, Verb.EXPN))
 
 
-class Responder:
+class Responder(Authentication):
     """One association's protocol, from the greeting to the end."""
 
     extensions: tuple[bytes, ...] = ()
@@ -85,37 +81,29 @@ class Responder:
         *,
         checkpoint: bool = False,
         security: Security = Security.NONE,
+        auth: AuthTerms = NO_AUTH,
     ) -> None:
         """`name` is the virtual server's network name; `banner` what follows it in the greeting;
         with `checkpoint` (not LMTP's) this client may name its transactions. `security` is that of
         the beginning: PRESENT where TLS comes before the greeting.
         """
-        self.security = security
-        self.role = role
-        self.state = State.GREETING
-        self.helo = b""
-        self.protocol = role.value
-        self.sender = b""
-        self.recipients_accepted = 0
-        self.counts: dict[Verb | None, list[int]] = {}
-        """Verb (None: unknown) -> [accepted, said]: Postfix's tail of the disconnect line."""
-        self._last: Verb | None = None
-        self._limits = limits or Limits()
-        self._name = name
-        self._greeting = b"220 %b %b%b\r\n" % (
+        greeting = b"220 %b %b%b\r\n" % (
             name,
             b"LMTP" if role is Role.LMTP else b"ESMTP",
             b" " + banner if banner else b"",
         )
+        super().__init__(role, limits or Limits(), greeting, auth)
+        self.security = security
+        self.helo = b""
+        self.protocol = role.value
+        self._name = name
         self._offers_checkpoint = checkpoint
         self._hello = self._announcement()
         self._mail_parameters = _MAIL_WITH_NAMES if checkpoint else _MAIL
+        if auth.mechanisms:
+            self._mail_parameters = {**self._mail_parameters, b"AUTH": check_auth}
         self._is_binary = False
-        self._awaiting: Verb | None = None
         self._after = State.START
-        self._queued: list[Event] = []
-        self._discarding = False
-        self._errors = 0
         self._commands = 0
         self._recipients_said = 0
         self._has_utf8 = False
@@ -123,9 +111,6 @@ class Responder:
         self._content = ContentReader(
             self._limits.size_octets, self._limits.line_octets, self._limits.normalise_newlines
         )
-        self._buffer = b""
-        self._at = 0
-        self._output: list[bytes] = []
 
     def _announcement(self) -> bytes:
         limit, may_secure = self._limits.size_octets, self.security in _STARTTLS_OFFERED
@@ -138,6 +123,7 @@ class Responder:
             b"DSN",
             *self.extensions,
             *((b"STARTTLS",) if may_secure else ()),
+            *self._auth_words,
             *((b"CHECKPOINT",) if self._offers_checkpoint else ()),
             b"ENHANCEDSTATUSCODES",
         )
@@ -149,72 +135,25 @@ class Responder:
         """TLS is there, and nothing that was said before counts (RFC 3207 section 4.2)."""
         self.security = Security.PRESENT
         self.helo = b""
+        self.is_authenticated = False
         self._hello = self._announcement()
         if self.state is State.HANDSHAKE:
             self.state = State.START
-
-    # -- in and out
-
-    def receive(self, data: bytes) -> None:
-        """Take octets. Nothing is looked at before `next_event`."""
-        if self.state is State.CLOSED:
-            return
-        if self.state is State.HANDSHAKE:
-            raise LocalProtocolError("octets of a handshake are no SMTP")
-        if self._at < len(self._buffer):
-            self._buffer = self._buffer[self._at :] + data
-        else:
-            self._buffer = data
-        self._at = 0
-
-    @property
-    def buffered_octets(self) -> int:
-        """Octets received and not yet looked at: whoever feeds stops above his own bound."""
-        return len(self._buffer) - self._at
-
-    @property
-    def is_awaiting(self) -> bool:
-        """An event was handed out and not answered."""
-        return self._awaiting is not None or self.state is State.GREETING
 
     @property
     def is_swallowing(self) -> bool:
         """Content comes that cannot be taken any more: it is read to its end without events."""
         return self.state is State.CONTENT and self._content.fault is not None
 
-    @property
-    def is_ending_message(self) -> bool:
-        """The content is complete and its answer is owed: the message may be ours already."""
-        return self._awaiting is Verb.END
-
-    def take_output(self) -> bytes:
-        """All that is to be sent now, in one piece; b"" when there is nothing."""
-        output = self._output
-        if not output:
-            return b""
-        data = output[0] if len(output) == 1 else b"".join(output)
-        output.clear()
-        return data
-
     # -- answers
-
-    def greet(self, refusal: Reply | None = None) -> None:
-        """Open with 220, or turn the peer away with `refusal` (421, 554)."""
-        if self.state is not State.GREETING:
-            raise LocalProtocolError("the greeting was given already")
-        if refusal is None or refusal.is_positive:
-            self.state = State.START
-            self._output.append(self._greeting)
-        else:
-            self._output.append(render(refusal))
-            self._close(polite=False)
 
     def answer(self, reply: Reply | None) -> None:
         """Answer the event handed out last. None: the usual positive reply.
 
         In the LMTP role the answer to End stands for every accepted recipient. An End that had a
         fault is answered by that fault if `reply` does not refuse it. 355 to Mail: this named
-        transaction is complete, and its content takes nothing but the final dot.
+        transaction is complete, and its content takes nothing but the final dot. 334 to Auth and
+        AuthResponse: the next challenge.
         """
         verb = self._awaiting
         if verb is None:
@@ -228,6 +167,9 @@ class Responder:
             if self.role is Role.LMTP:
                 self.answer_each([reply] * self.recipients_accepted)
                 return
+        elif verb in _OF_AUTH:
+            self._answer_auth(reply)
+            return
         self._awaiting = None
         if reply is None:
             self._accepted(verb)
@@ -251,18 +193,6 @@ class Responder:
             if reply is not None and reply.code == 421:
                 self._close(polite=False)
                 return
-
-    def shut_down(self, reply: Reply) -> None:
-        """Say `reply` (421) out of turn and end: time-out, drain, too many connections.
-
-        While an answer is owed it is not ours to say; then nothing is said.
-        """
-        if self.state is State.CLOSED:
-            return
-        if not self.is_awaiting:
-            self._output.append(render(reply))
-        self._awaiting = None
-        self._close(polite=False)
 
     def _hello_reply(self) -> bytes:
         return self._hello if self.protocol != "SMTP" else b"250 %b\r\n" % self._name
@@ -290,83 +220,10 @@ class Responder:
         is_error = reply.is_permanent and not (verb is Verb.RCPT and self.recipients_accepted)
         self._say_no(reply, is_error)
 
-    def _say_no(self, reply: Reply, is_error: bool) -> None:
-        if is_error and reply.code != 421:
-            self._errors += 1
-            if self._errors >= self._limits.errors:
-                reply = said.TOO_MANY_ERRORS
-        self._output.append(render(reply))
-        if reply.code == 421:
-            self._close(polite=False)
-
     def _forget(self) -> None:
         self.sender = b""
         self.recipients_accepted = 0
         self._recipients_said = 0
-
-    def _close(self, polite: bool) -> None:
-        self.state = State.CLOSED
-        self._buffer = b""
-        self._at = 0
-        self._queued.append(Quit(polite))
-
-    # -- events
-
-    def next_event(self) -> Event | None:
-        """The next event; None when the present one is not answered or more octets are needed."""
-        while True:
-            if self._queued:
-                return self._queued.pop(0)
-            if self._awaiting is not None:
-                return None
-            state = self.state
-            if state is State.CONTENT:
-                return self._content_event()
-            if state in _DEAF:
-                if state is not State.CHUNK:
-                    return None
-                event = self._chunk_event()
-                if event is not None or self.state is State.CHUNK:
-                    return event
-                continue
-            at = self._at
-            end = self._buffer.find(b"\n", at)
-            if end < 0:
-                if self._needs_more():
-                    return None
-                continue
-            self._at = end + 1
-            if self._discarding:
-                self._discarding = self._buffer[end - 1 : end] != b"\r" or end == 0
-                continue
-            is_crlf = end > at and self._buffer[end - 1] == 13
-            if end - at >= COMMAND_LIMIT:
-                self._discarding = not is_crlf
-                self._reject("UNKNOWN", said.TOO_LONG)
-                continue
-            if not is_crlf:
-                # Refused whatever it says, and so is all up to the next CRLF: what an upstream
-                # that does not know this let through can never become a command.
-                self._discarding = True
-                self._reject("UNKNOWN", said.NOT_CRLF)
-                continue
-            event = self._command(self._buffer[at : end - 1])
-            if event is not None:
-                return event
-
-    def _needs_more(self) -> bool:
-        """No newline in sight: False when the line was given up just now and answered."""
-        waiting = len(self._buffer) - self._at
-        if self._discarding:
-            # Keep a CR, it may be half of the CRLF that ends the rubbish.
-            self._buffer = self._buffer[-1:] if waiting else b""
-            self._at = 0
-            return True
-        if waiting < COMMAND_LIMIT:
-            return True
-        self._discarding = True
-        self._reject("UNKNOWN", said.TOO_LONG)
-        return False
 
     def _content_event(self) -> Event | None:
         buffer = self._buffer
@@ -444,13 +301,6 @@ class Responder:
         else:
             self._reject("UNKNOWN", said.UNKNOWN)
 
-    def _reject(self, stage: str, reply: Reply, argument: bytes = b"") -> None:
-        """Refuse by ourselves: the reply goes, the state stays, the log hears of it."""
-        is_rcpt = stage == Verb.RCPT.value
-        recipient = neutralise(argument, 320) if is_rcpt else b""
-        self._queued.append(Rejected(stage, reply, self.sender, recipient))
-        self._say_no(reply, reply.is_permanent and not (is_rcpt and self.recipients_accepted))
-
     # -- commands (the actions of TABLE)
 
     def _do_hello(self, verb: Verb, argument: bytes) -> Event | None:
@@ -460,7 +310,8 @@ class Responder:
         self.helo = name
         if verb is not Verb.LHLO:
             secure = "S" if self.security is Security.PRESENT else ""
-            self.protocol = "SMTP" if verb is Verb.HELO else f"ESMTP{secure}"
+            known = "A" if self.is_authenticated else ""
+            self.protocol = "SMTP" if verb is Verb.HELO else f"ESMTP{secure}{known}"
         hello = Helo(name, self.protocol)
         if self.state in _IN_TRANSACTION:
             self.state = State.IDLE
@@ -559,24 +410,11 @@ class Responder:
         if argument.strip():
             raise refusal(said.NO_ARGUMENT)
 
-    def _count_and_say(self, verb: Verb, wire: bytes) -> None:
-        self.counts[verb][0] += 1
-        self._output.append(wire)
-
-    @property
-    def stage(self) -> str:
-        """The last command said, in upper case: where an association was lost."""
-        return "CONNECT" if self._last is None else self._last.value
-
-    @property
-    def commands(self) -> str:
-        """Postfix's tail of the disconnect line: `ehlo=1 mail=1 rcpt=0/1 commands=2/3`."""
-        return tail(self.counts)
-
 
 _ACTIONS: dict[str, Callable[[Responder, Verb, bytes], Event | None]] = {
     "hello": Responder._do_hello,
     "starttls": Responder._do_starttls,
+    "auth": Responder._do_auth,
     "mail": Responder._do_mail,
     "rcpt": Responder._do_rcpt,
     "data": Responder._do_data,

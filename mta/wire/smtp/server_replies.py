@@ -15,6 +15,7 @@ USUAL = {
     Verb.MAIL: b"250 2.1.0 Ok\r\n",
     Verb.RCPT: b"250 2.1.5 Ok\r\n",
     Verb.DATA: b"354 End data with <CR><LF>.<CR><LF>\r\n",
+    Verb.AUTH: b"235 2.7.0 Authentication successful\r\n",
     Verb.STARTTLS: b"220 2.0.0 Ready to start TLS\r\n",
     Verb.END: OK,
 }
@@ -29,6 +30,14 @@ NO_ARGUMENT = Reply(501, "5.5.4", (b"This command takes no argument",))
 NOT_OFFERED = Reply(502, "5.5.1", (b"Command not implemented",))
 VRFY = Reply(252, "2.0.0", (b"Cannot say, but will take mail for it and try",))
 STARTTLS_FIRST = Reply(530, "5.7.0", (b"Say STARTTLS first",))
+TLS_FIRST = Reply(538, "5.7.11", (b"That needs TLS, and there is none here",))
+EHLO_FIRST = Reply(503, "5.5.1", (b"Say EHLO first",))
+KNOWN_ALREADY = Reply(503, "5.5.1", (b"You have said who you are",))
+NO_MECHANISM = Reply(504, "5.5.4", (b"That mechanism is not offered",))
+NO_BASE64 = Reply(501, "5.5.2", (b"That is no base64",))
+GIVEN_UP = Reply(501, "5.7.0", (b"Authentication given up",))
+RESPONSE_TOO_LONG = Reply(500, "5.5.6", (b"The response is too long",))
+TOO_MANY_FAILURES = Reply(421, "4.7.0", (b"Too many failed authentications",))
 BEHIND_STARTTLS = Reply(421, "5.5.1", (b"Nothing may follow STARTTLS before its reply",))
 HELP = Reply(214, "2.0.0", (b"See RFC 5321",))
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", (b"Too many recipients, send the rest separately",))

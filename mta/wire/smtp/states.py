@@ -4,8 +4,8 @@ Law: a transition that is not in `TABLE` does not happen; the peer is told why i
 `OUT_OF_PLACE`. NOOP, RSET, QUIT and a new EHLO are never out of place after the greeting.
 
 RFC 5321 4.1.4 (order of commands), 4.2.4 (503), RFC 2920 3.1 (DATA behind refused recipients),
-RFC 2033 4.2 (the same in LMTP), RFC 3030 (BDAT), RFC 3207 (STARTTLS), RFC 1845 (a named transaction
-that was completed before).
+RFC 2033 4.2 (the same in LMTP), RFC 3030 (BDAT), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 1845 (a
+named transaction that was completed before).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class State(enum.Enum):
     """Where an association stands. GREETING -> START -> IDLE -> MAIL -> RECIPIENTS -> CONTENT ->
     IDLE; with a named transaction that was completed before, IDLE -> KNOWN -> CONTENT. With BDAT
     RECIPIENTS -> CHUNK (-> CHUNKS -> CHUNK) -> IDLE, and FAILED behind a chunk that was refused.
+    With AUTH, IDLE (-> SASL) -> IDLE.
     CLOSED from everywhere, and nothing from CLOSED.
     """
 
@@ -63,6 +64,8 @@ class State(enum.Enum):
     """A chunk was taken, and it was not the last."""
     FAILED = "failed"
     """A chunk was refused: nothing but the end of this transaction can follow."""
+    SASL = "sasl"
+    """Behind 334: what comes is a response, whatever it reads like."""
     HANDSHAKE = "handshake"
     """TLS is being negotiated; what comes is no SMTP. Then START, and all is forgotten."""
     CLOSED = "closed"
@@ -78,6 +81,10 @@ class Verb(enum.Enum):
     EHLO = "EHLO"
     STARTTLS = "STARTTLS"
     LHLO = "LHLO"
+    AUTH = "AUTH"
+    CHALLENGE = "AUTH-CHALLENGE"
+    """The answer to AUTH, or to a response, that asks for one more."""
+    RESPONSE = "AUTH-RESPONSE"
     MAIL = "MAIL"
     RCPT = "RCPT"
     DATA = "DATA"
@@ -126,6 +133,10 @@ TABLE: dict[tuple[State, Verb], Row] = {
     (State.CHUNKS, Verb.LHLO): Row(State.IDLE, "hello"),
     (State.FAILED, Verb.LHLO): Row(State.IDLE, "hello"),
     (State.IDLE, Verb.STARTTLS): Row(State.HANDSHAKE, "starttls"),
+    (State.IDLE, Verb.AUTH): Row(State.IDLE, "auth"),
+    (State.IDLE, Verb.CHALLENGE): Row(State.SASL, "auth"),
+    (State.SASL, Verb.CHALLENGE): Row(State.SASL, "auth"),
+    (State.SASL, Verb.RESPONSE): Row(State.IDLE, "auth"),
     (State.IDLE, Verb.MAIL): Row(State.MAIL, "mail"),
     (State.IDLE, Verb.REPEAT): Row(State.KNOWN, "mail"),
     (State.KNOWN, Verb.DATA): Row(State.CONTENT, "data"),
@@ -191,15 +202,16 @@ _ENVELOPE = (Verb.MAIL, Verb.RCPT, Verb.DATA)
 OUT_OF_PLACE: dict[tuple[State, Verb], Reply] = {
     **{(State.CHUNKS, verb): _IN_CHUNKS for verb in _ENVELOPE},
     **{(State.FAILED, verb): _REFUSED for verb in (*_ENVELOPE, Verb.BDAT)},
-    (State.CHUNKS, Verb.STARTTLS): _NOT_NOW,
-    (State.FAILED, Verb.STARTTLS): _NOT_NOW,
+    **{
+        (state, verb): _NOT_NOW
+        for state in (State.MAIL, State.RECIPIENTS, State.KNOWN, State.CHUNKS, State.FAILED)
+        for verb in (Verb.STARTTLS, Verb.AUTH)
+    },
     (State.START, Verb.BDAT): _HELLO_FIRST,
     (State.IDLE, Verb.BDAT): Reply(503, "5.5.1", (b"Say MAIL and RCPT first",)),
     (State.MAIL, Verb.BDAT): Reply(554, "5.5.1", (b"No valid recipients",)),
     (State.START, Verb.STARTTLS): _HELLO_FIRST,
-    (State.MAIL, Verb.STARTTLS): _NOT_NOW,
-    (State.RECIPIENTS, Verb.STARTTLS): _NOT_NOW,
-    (State.KNOWN, Verb.STARTTLS): _NOT_NOW,
+    (State.START, Verb.AUTH): _HELLO_FIRST,
     (State.START, Verb.MAIL): _HELLO_FIRST,
     (State.START, Verb.RCPT): _HELLO_FIRST,
     (State.START, Verb.DATA): _HELLO_FIRST,
