@@ -51,7 +51,9 @@ def address(text: str) -> Address:
 class House:
     """An intake with everything around it in the test's hands."""
 
-    def __init__(self, policies: tuple[Any, ...] = (), **keys: Any) -> None:
+    def __init__(
+        self, policies: tuple[Any, ...] = (), authenticator: Any = None, **keys: Any
+    ) -> None:
         self.spool = ScriptedSpool()
         self.clock = VirtualClock(WALL)
         self.telemetry = Telemetry()
@@ -70,6 +72,7 @@ class House:
             IntakeSettings(**keys),
             POSTMASTER,
             SERVER,
+            authenticator=authenticator,
         )
         self.intake.admit = {"smtp": (ip_network("192.0.2.0/24"), ip_network("2001:db8:1::/48"))}
         self.associations = 0

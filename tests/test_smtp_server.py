@@ -6,14 +6,28 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import LocalProtocolError
 from mta.model import Reply
-from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Quit, Rcpt, Rejected, Reset, StartTls
+from mta.wire.smtp.events import (
+    Auth,
+    AuthResponse,
+    Chunk,
+    Data,
+    End,
+    Helo,
+    Mail,
+    Quit,
+    Rcpt,
+    Rejected,
+    Reset,
+    StartTls,
+)
 from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_auth import AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import OUT_OF_PLACE, TABLE, Role, Security, State, Verb
 
 LIGHT = settings(max_examples=100, deadline=None, derandomize=True)
-TO_ANSWER = (Helo, StartTls, Mail, Rcpt, Data, End)
+TO_ANSWER = (Helo, StartTls, Auth, AuthResponse, Mail, Rcpt, Data, End)
 SAID = {
     Verb.HELO: b"HELO x",
     Verb.EHLO: b"EHLO x",
@@ -23,6 +37,7 @@ SAID = {
     Verb.DATA: b"DATA",
     Verb.BDAT: b"BDAT 0",
     Verb.STARTTLS: b"STARTTLS",
+    Verb.AUTH: b"AUTH PLAIN AGEAYg==",
     Verb.RSET: b"RSET",
     Verb.NOOP: b"NOOP",
     Verb.VRFY: b"VRFY b",
@@ -48,7 +63,11 @@ KNOWN = Reply(355, "", (b"120 is the transaction offset",))
 def responder(state: State = State.START, role: Role = Role.SMTP, **limits: int) -> Responder:
     """A machine that was led into `state`, with nothing left to say."""
     machine = ChunkingResponder(
-        b"mx.example.org", role, Limits(**limits), security=Security.OFFERED
+        b"mx.example.org",
+        role,
+        Limits(**limits),
+        security=Security.OFFERED,
+        auth=AuthTerms(("PLAIN", "LOGIN"), in_clear=True),
     )
     if state is State.GREETING:
         return machine

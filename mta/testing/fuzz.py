@@ -29,6 +29,7 @@ from mta.wire.smtp.content import END_OF_DATA, Stuffer
 from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
 from mta.wire.smtp.reply import LINE_LIMIT, ReplyReader
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_auth import NO_AUTH, RESPONSE_LIMIT, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, State
 
@@ -50,6 +51,8 @@ _REFUSALS = (
 )
 _KNOWN = Reply(355, "", (b"of the whole",))
 """The answer to a named transaction that is complete; the offset is put in."""
+_CHALLENGE = Reply(334, "", (b"UGFzc3dvcmQ6",))
+_TERMS = AuthTerms(("PLAIN", "LOGIN"), in_clear=True)
 _CLOSING = Reply(421, "4.3.2", (b"Bye",))
 
 
@@ -77,10 +80,14 @@ class _Host:
         *,
         checkpoint: bool = False,
         chunking: bool = False,
+        auth: bool = False,
     ) -> None:
         checkpoint &= role is Role.SMTP
         kind = ChunkingResponder if chunking else Responder
-        self.machine = kind(b"mx.example.org", role, limits, checkpoint=checkpoint)
+        terms = _TERMS if auth else NO_AUTH
+        self.machine = kind(b"mx.example.org", role, limits, checkpoint=checkpoint, auth=terms)
+        self._is_known = False
+        """Somebody was authenticated."""
         self._is_opaque = False
         self._known = b""
         """The name of the present transaction, if it is complete already."""
@@ -125,6 +132,12 @@ class _Host:
         happened = type(event).__name__
         if isinstance(event, events.Mail):
             self._known = b""
+        elif isinstance(event, events.Auth | events.AuthResponse):
+            happened = repr(event)
+            if reply is _KNOWN or (reply is None and event == events.Auth("LOGIN", None)):
+                reply = _CHALLENGE
+            if reply is None and event != events.AuthResponse(None):
+                self._is_known = True
         if reply is _KNOWN:
             name = event.parameters.get(b"TRANSID") if isinstance(event, events.Mail) else None
             reply = None
@@ -161,11 +174,14 @@ class _Host:
 
     def _inspect(self) -> None:
         machine = self.machine
+        if machine.is_authenticated and not self._is_known:
+            raise Broken("a client is known that nobody knows")
         if machine.state not in State:
             raise Broken(f"the state is {machine.state!r}")
         if machine.state is State.CLOSED and machine.next_event() is None and not self._has_quit:
             raise Broken("closed without saying so")
-        if not machine.is_awaiting and machine.buffered_octets > COMMAND_LIMIT:
+        most = RESPONSE_LIMIT if machine.state is State.SASL else COMMAND_LIMIT
+        if not machine.is_awaiting and machine.buffered_octets > most:
             raise Broken(f"{machine.buffered_octets} octets wait for nothing")
 
     def end(self) -> _Told:
@@ -196,9 +212,11 @@ def against_responder(rng: Random, corpus: Corpus) -> None:
     named = rng.random() < 0.5
     if rng.random() < 0.1:
         answers.append(_CLOSING)
-    chunking = rng.random() < 0.6
-    at_once = _Host(role, limits, answers, checkpoint=named, chunking=chunking)
-    in_pieces = _Host(role, limits, answers, checkpoint=named, chunking=chunking)
+    chunking, auth = rng.random() < 0.6, rng.random() < 0.5
+    at_once, in_pieces = (
+        _Host(role, limits, answers, checkpoint=named, chunking=chunking, auth=auth)
+        for _ in range(2)
+    )
     for host in (at_once, in_pieces):
         host.machine.greet()
         host.pump()

@@ -8,9 +8,11 @@ A transcript begins with comments and `key: value` settings up to an empty line:
     side: responder (we answer) or initiator (we ask)      role: smtp or lmtp
     limit: recipients=2                                     the responder's Limits
     offer: checkpoint                                       what not every client is offered; also
-                                                            chunking, starttls (a must: starttls!)
+                                                            chunking, starttls (a must: starttls!),
+                                                            auth (under TLS), auth-clear (always)
     hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on";
-                                                            `-` where there is no enhanced code
+                                                            `-` where there is no enhanced code;
+                                                            auth, and response <what it holds>
     tls: never, if offered or always                        what the initiator wants
 Then lines, each with who speaks:
     C: EHLO x     the client, with CRLF; `C.` without CRLF
@@ -42,6 +44,7 @@ from mta.wire.smtp.grammar import parse_path
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import notify_of
 from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server_auth import NO_AUTH, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, Security, State
 
@@ -172,6 +175,12 @@ def _said(mark: str, output: bytes) -> list[str]:
     return [*said, f"{mark}. {_shown(rest)}"] if rest else said
 
 
+def _terms(offers: Sequence[str]) -> AuthTerms:
+    if not {"auth", "auth-clear"} & set(offers):
+        return NO_AUTH
+    return AuthTerms(("SCRAM-SHA-256", "PLAIN", "LOGIN"), in_clear="auth-clear" in offers)
+
+
 class _Responding:
     """We answer: the machine of wire/smtp/server.py, with hooks that answer at once."""
 
@@ -194,6 +203,7 @@ class _Responding:
             Limits(**limits),
             checkpoint="checkpoint" in offers,
             security=security,
+            auth=_terms(offers),
         )
         self._content = b""
 
@@ -244,6 +254,12 @@ class _Responding:
                     self._machine.secured()
                     return "starttls, and TLS is there"
                 return "starttls"
+            case events.Auth(mechanism, initial):
+                answer(hooks.get(("auth", b"")))
+                return f"auth {mechanism}" + ("" if initial is None else f" <{_shown(initial)}>")
+            case events.AuthResponse(response):
+                answer(hooks.get(("response", response or b"")))
+                return "no response" if response is None else f"response <{_shown(response)}>"
             case events.Mail(sender, parameters):
                 answer(hooks.get(("mail", sender.text)))
                 return f"mail <{sender}>{_parameters(parameters)}"

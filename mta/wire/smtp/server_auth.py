@@ -22,7 +22,7 @@ from mta.wire.smtp.server_dialogue import Dialogue
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb
 
 RESPONSE_LIMIT = 12288
-"""Octets of a response in base64 (RFC 4954 4)."""
+"""Octets of a line of a response with its CRLF (RFC 4954 4)."""
 FAILURES = 3
 """Refused exchanges of one association; a person mistypes a password once or twice."""
 CHALLENGE = 334
@@ -98,7 +98,7 @@ class Authentication(Dialogue):
         """One line: a response in base64, or "*" of who gives up."""
         buffer, at = self._buffer, self._at
         end = buffer.find(b"\n", at)
-        if end < 0 and len(buffer) - at <= RESPONSE_LIMIT:
+        if end < 0 and len(buffer) - at < RESPONSE_LIMIT:
             return None
         self._awaiting = Verb.RESPONSE
         if end < 0:
@@ -106,7 +106,7 @@ class Authentication(Dialogue):
             return self._no_response(said.RESPONSE_TOO_LONG)
         self._at = end + 1
         is_crlf = end > at and buffer[end - 1] == 13
-        if not is_crlf or end - at > RESPONSE_LIMIT:
+        if not is_crlf or end - at >= RESPONSE_LIMIT:
             self._discarding = not is_crlf
             return self._no_response(said.RESPONSE_TOO_LONG if is_crlf else said.NOT_CRLF)
         line = buffer[at : end - 1]
