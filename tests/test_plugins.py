@@ -38,7 +38,7 @@ from mta.testing.surroundings import MemorySurroundings
 BUILT_IN = {
     IClusterResource: {"standalone", "interface", "keepalived", "pacemaker", "etcd"},
     ISpool: {"log", "memory"},
-    IListenerKind: {"smtp", "lmtp"},
+    IListenerKind: {"smtp", "lmtp", "submission"},
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},
     IRoutingBuilder: {"least-cost"},
     IPolicy: {"limits"},
@@ -47,9 +47,10 @@ GIVEN: dict[tuple[Any, str], dict[str, Any]] = {
     (IClusterResource, "etcd"): {"endpoints": ["http://10.9.0.3:2379"]},
     (IClusterResource, "keepalived"): {"instance": "MAIL"},
     (ISpool, "log"): {"directory": "/spool"},
+    (IListenerKind, "submission"): {"tls": "offer"},
     (IAssociationKind, "maildir"): {"directory": "/mail"},
 }
-"""Values for keys that have no default."""
+"""Values for keys that have no default, or one that needs a certificate."""
 
 
 def built_in(catalogue: Catalogue, contract: Any) -> list[IPluginFactory]:
