@@ -41,7 +41,7 @@ BUILT_IN = {
     IListenerKind: {"smtp", "lmtp", "submission"},
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},
     IRoutingBuilder: {"least-cost"},
-    IPolicy: {"limits"},
+    IPolicy: {"limits", "greet-delay"},
 }
 GIVEN: dict[tuple[Any, str], dict[str, Any]] = {
     (IClusterResource, "etcd"): {"endpoints": ["http://10.9.0.3:2379"]},

@@ -16,6 +16,7 @@ from mta.errors import PluginError
 from mta.interfaces import IDeliveryPolicy, IPolicy, ITransaction
 from mta.model import Address, PeerInfo, Reply, VirtualServer
 from mta.policy.chain import ASKED, FAULT, HOOKS, TOLD, Chain
+from mta.policy.greeting import GreetDelay, GreetDelaySettings
 from mta.policy.rate import TOO_MANY, RateLimits, RateSettings
 from mta.policy.relay import RelayRule
 from mta.policy.stream import Stream
@@ -412,3 +413,24 @@ class RateLimitsTests(SynchronousTestCase):
         for i in range(10_000):
             self.say(policy, "mail", f"10.0.{i >> 8}.{i & 255}")
         self.assertEqual(policy.clients, 100)
+
+
+class GreetDelayTests(IPolicyTests, SynchronousTestCase):
+    """Strangers wait for the greeting, for as long as was said; friends do not."""
+
+    def build(self, surroundings: MemorySurroundings) -> GreetDelay:
+        return GreetDelay(GreetDelaySettings(delay=5), surroundings)
+
+    def test_who_waits(self) -> None:
+        surroundings = MemorySurroundings()
+        policy = self.build(surroundings)
+        stranger, friend = (
+            Transaction(Association(sample_peers()[0], admitted)) for admitted in (False, True)
+        )
+        self.assertIsNone(policy.on("connect", friend))
+        waiting = policy.on("connect", stranger)
+        assert waiting is not None
+        surroundings.clock.advance(4.9)
+        self.assertNoResult(waiting)
+        surroundings.clock.advance(0.1)
+        self.assertIsNone(self.successResultOf(waiting))

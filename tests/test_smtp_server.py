@@ -208,6 +208,22 @@ class TableTests(SynchronousTestCase):
         self.assertIsNone(machine.next_event())
         self.assertEqual(machine.take_output(), b"554 5.7.1 No\r\n")
 
+    def test_early_talkers(self) -> None:
+        """Where it is asked for, a peer that talks first hears a refusal in place of the greeting,
+        and the log hears of it; one that waits is greeted.
+        """
+        for data, greeted in ((b"E", False), (b"", True)):
+            machine = Responder(b"mx.example.org", limits=Limits(refuse_early=True))
+            machine.receive(data)
+            machine.greet()
+            self.assertIs(machine.take_output().startswith(b"220"), greeted)
+            rejected = machine.next_event()
+            if greeted:
+                self.assertIsNone(rejected)
+            else:
+                self.assertEqual((rejected.stage, rejected.reply.code), ("CONNECT", 554))
+                self.assertEqual(machine.next_event(), Quit(False))
+
     def test_every_row_has_its_state_and_verb(self) -> None:
         """The table holds no state that cannot be reached and leaves none without a way out."""
         self.assertEqual({row.after for row in TABLE.values()}, set(State) - {State.GREETING})

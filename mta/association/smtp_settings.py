@@ -94,6 +94,11 @@ class LmtpListenerSettings(Settings):
         description="Content with a CR or LF that is not part of CRLF: reject it with 550 5.5.2, "
         "or normalise each to CRLF. Neither ends the content.",
     )
+    early_talkers: Literal["accept", "refuse"] = Field(
+        default="accept",
+        description="Clients that talk before they were greeted, as much that sends spam does:"
+        " refuse them by 554 in place of the greeting. The policy greet-delay gives them the time.",
+    )
     chunking: Boolean = Field(
         default=True,
         description="Offer CHUNKING and BINARYMIME (RFC 3030): clients may send content as it is,"
@@ -115,6 +120,7 @@ class LmtpListenerSettings(Settings):
             commands=limits.commands,
             line_octets=limits.line,
             normalise_newlines=self.bare_newline == "normalise",
+            refuse_early=self.early_talkers == "refuse",
         )
 
 

@@ -174,3 +174,9 @@ limits = BuiltIn(
     "mta.policy.rate:RateLimits",
     "mta.policy.rate:RateSettings",
 )
+greet_delay = BuiltIn(
+    "greet-delay",
+    IPolicy,
+    "mta.policy.greeting:GreetDelay",
+    "mta.policy.greeting:GreetDelaySettings",
+)

@@ -90,12 +90,18 @@ class Dialogue(ABC):
         """Open with 220, or turn the peer away with `refusal` (421, 554)."""
         if self.state is not State.GREETING:
             raise LocalProtocolError("the greeting was given already")
+        if (refusal is None or refusal.is_positive) and self._speaks_early():
+            refusal = said.EARLY
+            self._queued.append(Rejected("CONNECT", refusal, b"", b""))
         if refusal is None or refusal.is_positive:
             self.state = State.START
             self._output.append(self._greeting)
         else:
             self._output.append(render(refusal))
             self._close(polite=False)
+
+    def _speaks_early(self) -> bool:
+        return self._limits.refuse_early and bool(self._buffer)
 
     def shut_down(self, reply: Reply) -> None:
         """Say `reply` (421) out of turn and end: time-out, drain, too many connections.
