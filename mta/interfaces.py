@@ -753,6 +753,7 @@ class IChunkedReception(Interface):
 class IAuthenticatingReception(Interface):
     """Add-on of IReception: clients may say who they are (RFC 4954)."""
 
+    admitted: bool = Attribute("The client may relay, by its network or under its name.")
     mechanisms: tuple[str, ...] = Attribute("Offered to this client, in the order of EHLO's line.")
 
     def auth(mechanism: str, initial: bytes | None) -> Reply | None | Deferred[Reply | None]:

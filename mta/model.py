@@ -182,6 +182,11 @@ class Envelope:
     client: str = ""
     message_id: bytes = b""
 
+    @property
+    def began_at(self) -> float:
+        """When its time in the queue began: at once, or when its client let it go (RFC 4865)."""
+        return max(self.received_at, self.deferred_until or 0.0)
+
 
 class RecipientStatus(enum.IntEnum):
     """Pending may become any of the others; the others are final."""

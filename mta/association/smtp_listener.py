@@ -32,7 +32,6 @@ from mta.interfaces import (
     IClock,
     IDrains,
     IListenerKind,
-    IReception,
     IReceptionHost,
     IRevocable,
     ISurroundings,
@@ -40,6 +39,7 @@ from mta.interfaces import (
 )
 from mta.model import PeerInfo, Reply
 from mta.settings import is_within
+from mta.wire.smtp.release import FutureRelease
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.server import Responder
 from mta.wire.smtp.server_auth import NO_AUTH, AuthTerms
@@ -172,6 +172,7 @@ class SmtpListener:
             return TurnedAway(_NOT_NOW, clock)
         is_chunking = self.settings.chunking and IChunkedReception.providedBy(reception)
         machine = ChunkingResponder if is_chunking else Responder
+        known = IAuthenticatingReception(reception, None)
         responder = SmtpResponder(
             machine(
                 tenure.network_name.encode(),
@@ -180,7 +181,9 @@ class SmtpListener:
                 self._banner,
                 checkpoint=is_within(peer.host, self._checkpoint_from),
                 security=self._security,
-                auth=self._terms(reception),
+                auth=self._terms(known),
+                relays=known is not None and known.admitted,
+                future=self._future() if known is not None else None,
             ),
             reception,
             peer,
@@ -195,8 +198,13 @@ class SmtpListener:
         self._clients[peer.host] = mine + 1
         return responder
 
-    def _terms(self, reception: IReception) -> AuthTerms:
-        known = IAuthenticatingReception(reception, None)
+    def _future(self) -> FutureRelease | None:
+        seconds = int(self.settings.future_release)
+        if not seconds:
+            return None
+        return FutureRelease(seconds, int(self._surroundings.clock.wall()) + seconds)
+
+    def _terms(self, known: IAuthenticatingReception | None) -> AuthTerms:
         if self._auth == "none" or known is None:
             return NO_AUTH
         return AuthTerms(known.mechanisms, in_clear=self._auth == "clear")

@@ -94,6 +94,12 @@ class LmtpListenerSettings(Settings):
         description="Content with a CR or LF that is not part of CRLF: reject it with 550 5.5.2, "
         "or normalise each to CRLF. Neither ends the content.",
     )
+    future_release: Duration = Field(
+        default=604800.0,
+        le=31_536_000.0,
+        description="How long a client that may relay can ask us to keep its message before it goes"
+        " (FUTURERELEASE, RFC 4865); the queue's lifetime begins then. 0: it is not offered.",
+    )
     early_talkers: Literal["accept", "refuse"] = Field(
         default="accept",
         description="Clients that talk before they were greeted, as much that sends spam does:"

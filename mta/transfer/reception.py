@@ -42,7 +42,6 @@ from mta.model import (
     Recipient,
     Remembered,
     Reply,
-    Requires,
     fresh_state,
 )
 from mta.policy.stream import Stream
@@ -57,6 +56,7 @@ from mta.transfer.header_block import (
 )
 from mta.transfer.identity import CHALLENGE, Identity
 from mta.transfer.stamp import Stamp
+from mta.transfer.wishes import NO_WISHES, read_wishes
 from mta.wire.dsn import original_recipient
 from mta.wire.mime.texts import TextScan
 
@@ -68,7 +68,6 @@ COMPLETE: Final = Reply(
     554, "5.5.1", (b"That transaction is complete, nothing but the final dot may follow",)
 )
 BARE_SENDER: Final = Reply(553, "5.1.7", (b"Sender address needs a domain",))
-_BODY_TYPES: Final = {b.value.encode(): b for b in BodyType}
 _NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
 
 Answer = Reply | None | Deferred[Reply | None]
@@ -159,6 +158,11 @@ class Reception:
         association.helo = b""
         association.forget()
         self._stamp.forget()
+
+    @property
+    def admitted(self) -> bool:
+        """IAuthenticatingReception."""
+        return self._association.admitted
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -469,32 +473,28 @@ class Reception:
         if transaction.discarded:
             return succeed(self._discarded(transaction))
         desk, wall = self._desk, self._desk.clock.wall()
-        body_type, form = BodyType.SEVEN_BIT, ContentForm.DOT_STUFFED
-        envelope_id, ret_full, requires = b"", None, Requires.NOTHING
         parameters = transaction.parameters
+        wishes = NO_WISHES
         if parameters:
-            body = _BODY_TYPES.get((parameters.get(b"BODY") or b"").upper(), BodyType.SEVEN_BIT)
-            # Some clients declare 8BITMIME for whatever they send; what is plain ASCII travels to
-            # every peer, so only content that needs the extension says so.
-            if self._has_eight_bits or body is BodyType.BINARY_MIME:
-                body_type = body
-            envelope_id = parameters.get(b"ENVID") or b""
-            ret = parameters.get(b"RET")
-            ret_full = None if ret is None else ret.upper() == b"FULL"
-            # Likewise: SMTPUTF8 for plain mail closes no way. Addresses speak for themselves.
-            if b"SMTPUTF8" in parameters and not scan.block.isascii():
-                requires = Requires.UTF8
+            wishes = read_wishes(
+                parameters,
+                wall,
+                eight_bits=self._has_eight_bits,
+                plain_header=scan.block.isascii(),
+            )
+        body_type, form = wishes.body_type, ContentForm.DOT_STUFFED
         if self._text is not None:
             body_type, form = _as_it_is(self._text, body_type)
         self._ordinal += 1
         envelope = Envelope(
             sender=transaction.sender,
             recipients=tuple(transaction.kept),
-            requires=requires,
+            requires=wishes.requires,
             body_type=body_type,
             content_form=form,
-            envelope_id=envelope_id,
-            ret_full=ret_full,
+            envelope_id=wishes.envelope_id,
+            ret_full=wishes.ret_full,
+            deferred_until=wishes.deferred_until,
             received_at=wall,
             trace_hops=hops,
             association=self._association.peer.association,

@@ -72,7 +72,7 @@ class Rules:
         lifetime = (
             self._settings.bounce_lifetime if envelope.sender.is_null else self._settings.lifetime
         )
-        end = max(envelope.received_at, envelope.deferred_until or 0.0) + lifetime
+        end = envelope.began_at + lifetime
         return end if envelope.deliver_by is None else min(end, envelope.deliver_by)
 
     def is_expired(self, envelope: Envelope, now: float) -> bool:
@@ -195,7 +195,7 @@ class Rules:
         if wanted and success:
             reports.append(ReportDue(success, wanted, envelope.sender))
         patience = self._settings.delay_warning
-        if patience and not warned and now - envelope.received_at >= patience:
+        if patience and not warned and now - envelope.began_at >= patience:
             late = tuple(i for i in waiting if not asked[i] or asked[i] & Notify.DELAY)
             if late and envelope.kind is EnvelopeKind.MESSAGE:
                 reports.append(ReportDue("delayed", late, envelope.sender))

@@ -35,7 +35,7 @@ class Message:
         self.state = state
         self.attempts = state.attempts + 1
         self.taken_at = now
-        self.waited = max(0.0, wall - envelope.received_at)
+        self.waited = max(0.0, wall - envelope.began_at)
         """Seconds between its acceptance and now: Postfix's first delay."""
         self.jobs = 0
         """How many of its jobs are not concluded."""

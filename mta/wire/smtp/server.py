@@ -16,6 +16,7 @@ RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (S
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from mta.errors import LocalProtocolError
 from mta.model import Reply
@@ -44,6 +45,7 @@ from mta.wire.smtp.grammar import (
 )
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import NOTIFICATION_MAIL, NOTIFICATION_RCPT
+from mta.wire.smtp.release import FutureRelease
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.server_auth import NO_AUTH, Authentication, AuthTerms, check_auth
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb, out_of_place
@@ -71,6 +73,8 @@ class Responder(Authentication):
 
     extensions: tuple[bytes, ...] = ()
     """What a further machine offers (server_chunks.py)."""
+    further_checks: ClassVar[Checks] = {}
+    """Of the parameters of MAIL that it knows, or knows better."""
 
     def __init__(
         self,
@@ -82,10 +86,13 @@ class Responder(Authentication):
         checkpoint: bool = False,
         security: Security = Security.NONE,
         auth: AuthTerms = NO_AUTH,
+        relays: bool = False,
+        future: FutureRelease | None = None,
     ) -> None:
         """`name` is the virtual server's network name; `banner` what follows it in the greeting;
         with `checkpoint` (not LMTP's) this client may name its transactions. `security` is that of
-        the beginning: PRESENT where TLS comes before the greeting.
+        the beginning: PRESENT where TLS comes before the greeting. A client that `relays`, or has
+        said who it is, is offered `future` too.
         """
         greeting = b"220 %b %b%b\r\n" % (
             name,
@@ -98,10 +105,9 @@ class Responder(Authentication):
         self.protocol = role.value
         self._name = name
         self._offers_checkpoint = checkpoint
-        self._hello = self._announcement()
-        self._mail_parameters = _MAIL_WITH_NAMES if checkpoint else _MAIL
-        if auth.mechanisms:
-            self._mail_parameters = {**self._mail_parameters, b"AUTH": check_auth}
+        self._relays = relays
+        self._future = future
+        self._hello, self._mail_parameters = self._offer()
         self._is_binary = False
         self._after = State.START
         self._commands = 0
@@ -111,6 +117,25 @@ class Responder(Authentication):
         self._content = ContentReader(
             self._limits.size_octets, self._limits.line_octets, self._limits.normalise_newlines
         )
+
+    def _offer(self) -> tuple[bytes, Checks]:
+        """EHLO's reply, and the parameters of MAIL that go with it."""
+        checks = _MAIL_WITH_NAMES if self._offers_checkpoint else _MAIL
+        if self.further_checks:
+            checks = {**checks, **self.further_checks}
+        if self._terms.mechanisms:
+            checks = {**checks, b"AUTH": check_auth}
+        if self._may_hold:
+            assert self._future is not None
+            checks = {**checks, **self._future.checks}
+        return self._announcement(), checks
+
+    @property
+    def _may_hold(self) -> bool:
+        return self._future is not None and (self._relays or self.is_authenticated)
+
+    def _identified(self) -> None:
+        self._hello, self._mail_parameters = self._offer()
 
     def _announcement(self) -> bytes:
         limit, may_secure = self._limits.size_octets, self.security in _STARTTLS_OFFERED
@@ -124,6 +149,7 @@ class Responder(Authentication):
             *self.extensions,
             *((b"STARTTLS",) if may_secure else ()),
             *self._auth_words,
+            *((self._future.word,) if self._future is not None and self._may_hold else ()),
             *((b"CHECKPOINT",) if self._offers_checkpoint else ()),
             b"ENHANCEDSTATUSCODES",
         )
@@ -136,7 +162,7 @@ class Responder(Authentication):
         self.security = Security.PRESENT
         self.helo = b""
         self.is_authenticated = False
-        self._hello = self._announcement()
+        self._hello, self._mail_parameters = self._offer()
         if self.state is State.HANDSHAKE:
             self.state = State.START
 
@@ -324,6 +350,8 @@ class Responder(Authentication):
         if self.security is Security.REQUIRED:
             raise refusal(said.STARTTLS_FIRST)
         sender, parameters = parse_mail(argument, self._mail_parameters)
+        if b"HOLDFOR" in parameters and b"HOLDUNTIL" in parameters:
+            raise Refused(501, "5.5.4", b"HOLDFOR or HOLDUNTIL, not both")
         size = parameters.get(b"SIZE")
         if size is not None and 0 < self._limits.size_octets < int(size):
             text = b"The message is bigger than %d octets" % self._limits.size_octets

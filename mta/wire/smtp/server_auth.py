@@ -10,6 +10,7 @@ RFC 4954 (AUTH; 4: the order, 5: AUTH= of MAIL, 6: the replies), RFC 3848 (ESMTP
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from base64 import b64decode
 from dataclasses import dataclass
 
@@ -69,6 +70,10 @@ class Authentication(Dialogue):
         if not self._may_authenticate:
             return ()
         return (b"AUTH " + " ".join(self._terms.mechanisms).encode("ascii"),)
+
+    @abstractmethod
+    def _identified(self) -> None:
+        """More may be offered now."""
 
     # -- what is said
 
@@ -136,6 +141,7 @@ class Authentication(Dialogue):
         if reply is None or reply.is_positive:
             self.is_authenticated = True
             self.protocol += "A"
+            self._identified()
             self._count_and_say(Verb.AUTH, said.USUAL[Verb.AUTH])
             return
         self._auth_failures += reply.is_permanent

@@ -56,10 +56,10 @@ class ChunkingResponder(Responder):
     """Made for every listener whose reception takes opaque octets."""
 
     extensions = (b"CHUNKING", b"BINARYMIME")
+    further_checks = {b"BODY": check_any_body}
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._mail_parameters = {**self._mail_parameters, b"BODY": check_any_body}
         self._left = 0
         """Octets of the present chunk that are to come."""
         self._is_last = False

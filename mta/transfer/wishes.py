@@ -1,0 +1,54 @@
+"""What the parameters of MAIL come to in an envelope.
+
+Law: what a client declares counts only where its content bears it out: 8BITMIME for plain ASCII, or
+SMTPUTF8 for a plain header, would only close ways that are open.
+
+RFC 6152, RFC 3030 (BODY), RFC 3461 4.3 and 4.4 (RET, ENVID), RFC 6531 (SMTPUTF8), RFC 4865
+(HOLDFOR, HOLDUNTIL).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from mta.model import BodyType, Requires
+
+_BODY_TYPES: Final = {b.value.encode(): b for b in BodyType}
+
+
+class Wishes(NamedTuple):
+    """See Envelope."""
+
+    body_type: BodyType = BodyType.SEVEN_BIT
+    envelope_id: bytes = b""
+    ret_full: bool | None = None
+    requires: Requires = Requires.NOTHING
+    deferred_until: float | None = None
+
+
+NO_WISHES: Final = Wishes()
+
+
+def read_wishes(
+    parameters: dict[bytes, bytes | None], wall: float, *, eight_bits: bool, plain_header: bool
+) -> Wishes:
+    """`eight_bits`: the content has some; `plain_header`: its header is ASCII."""
+    body_type = _BODY_TYPES.get((parameters.get(b"BODY") or b"").upper(), BodyType.SEVEN_BIT)
+    if not eight_bits and body_type is not BodyType.BINARY_MIME:
+        body_type = BodyType.SEVEN_BIT
+    ret = parameters.get(b"RET")
+    return Wishes(
+        body_type,
+        parameters.get(b"ENVID") or b"",
+        None if ret is None else ret.upper() == b"FULL",
+        # Addresses speak for themselves.
+        Requires.UTF8 if b"SMTPUTF8" in parameters and not plain_header else Requires.NOTHING,
+        _deferred_until(parameters, wall),
+    )
+
+
+def _deferred_until(parameters: dict[bytes, bytes | None], wall: float) -> float | None:
+    """None too for what is over."""
+    seconds, until = parameters.get(b"HOLDFOR"), parameters.get(b"HOLDUNTIL")
+    moment = wall + int(seconds) if seconds else float(int(until)) if until else 0.0
+    return moment if moment > wall else None
