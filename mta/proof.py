@@ -56,6 +56,7 @@ def _ports(config: Config) -> Iterator[str]:
 def _secrets(config: Config) -> Iterator[str]:
     blocks: list[Any] = [config.cluster, config.spool, config.routing]
     blocks += [*config.listeners, *config.connectors, *config.policies]
+    blocks += [config.auth] if config.auth is not None else []
     for block in blocks:
         for value in vars(block.settings).values():
             if isinstance(value, SecretFile):

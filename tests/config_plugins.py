@@ -10,6 +10,7 @@ from zope.interface import Interface, implementer
 from mta.errors import PluginError
 from mta.interfaces import (
     IAssociationKind,
+    IAuthenticator,
     IClusterResource,
     IConnectorFactory,
     IListenerKind,
@@ -119,6 +120,7 @@ FACTORIES: tuple[Any, ...] = (
     Factory("pigeon", IAssociationKind, Nothing),
     Factory("least-cost", IRoutingBuilder, Nothing),
     Factory("picky", IPolicy, PickySettings),
+    Factory("ledger", IAuthenticator, PickySettings),
     Factory("stumbling", IPolicy, BrokenSettings),
 )
 

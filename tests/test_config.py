@@ -442,6 +442,21 @@ class MistakeTests(SynchronousTestCase):
         self.one(SAMPLE + picky % "either: x", "31:29")
         self.one(SAMPLE + "policies:\n  - {word: a}\n", "31:5", "policies[0].policy: missing")
 
+    def test_auth(self) -> None:
+        """Who authenticates is chosen once, by `kind`; without the block nobody does."""
+        self.assertIsNone(load(SAMPLE, "mta.yaml", find).auth)
+        block = load(SAMPLE + "auth: {kind: ledger, number: 3}\n", "mta.yaml", find).auth
+        assert block is not None
+        self.assertEqual(("ledger", 3), (block.name, block.settings.number))  # type: ignore[attr-defined]
+        self.assertEqual("mta.yaml:30", block.where)
+        self.one(SAMPLE + "auth: {kind: leger}\n", "30:14", "there are ledger")
+        self.one(SAMPLE + "auth: {kind: ledger, number: 10}\n", "30:30", "at most 9")
+        self.one(SAMPLE + "auth: {number: 3}\n", "30:1", "auth.kind: missing")
+        self.one(SAMPLE + "auth:\n", "30:6", "auth.kind: missing")
+        self.one(SAMPLE + "auth: [{kind: ledger}]\n", "30:7", "expected a block")
+        twice = "auth: {kind: ledger}\n"
+        self.one(SAMPLE + twice * 2, "31:1", "auth")
+
     def test_broken_schema(self) -> None:
         """A plugin whose schema raises is named; the check goes on."""
         text = SAMPLE.replace("cost: 50", "cost: 0") + "policies:\n  - {policy: stumbling}\n"

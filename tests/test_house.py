@@ -19,7 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 COMMON = {"model", "errors", "telemetry", "settings"}
-IMPLEMENTATIONS = {"association", "cluster", "spool", "resolver", "routing", "policy", "transfer"}
+IMPLEMENTATIONS = {
+    *("association", "auth", "cluster", "spool", "resolver", "routing", "policy", "transfer"),
+}
 REST = IMPLEMENTATIONS | {"interfaces", "wire", "config", "admin", "plugins"}
 MAY_IMPORT: dict[str, set[str]] = {
     "model": set(),
@@ -29,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interfaces": COMMON,
     "wire": {"model", "errors"},
     "association": COMMON | {"interfaces", "wire"},
+    "auth": COMMON | {"interfaces", "wire"},
     "cluster": COMMON | {"interfaces"},
     "spool": COMMON | {"interfaces"},
     "resolver": COMMON | {"interfaces"},

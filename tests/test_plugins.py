@@ -20,6 +20,7 @@ from mta.config.load import load
 from mta.errors import ConfigurationError, PluginError
 from mta.interfaces import (
     IAssociationKind,
+    IAuthenticator,
     IClusterResource,
     IConnectorFactory,
     IListenerKind,
@@ -42,6 +43,7 @@ BUILT_IN = {
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},
     IRoutingBuilder: {"least-cost"},
     IPolicy: {"limits", "greet-delay"},
+    IAuthenticator: {"passwords"},
 }
 GIVEN: dict[tuple[Any, str], dict[str, Any]] = {
     (IClusterResource, "etcd"): {"endpoints": ["http://10.9.0.3:2379"]},
@@ -92,10 +94,13 @@ class BuiltInTests(SynchronousTestCase):
 
     def test_verified_products(self) -> None:
         """Each builds what its contract promises out of its settings and ISurroundings alone."""
+        users = os.path.abspath(self.mktemp())
+        os.close(os.open(users, os.O_CREAT | os.O_WRONLY, 0o600))
+        given = {**GIVEN, (IAuthenticator, "passwords"): {"password-file": users}}
         for contract in BUILT_IN:
             for factory in built_in(self.catalogue, contract):
                 surroundings = Narrow(MemorySurroundings())
-                settings = factory.schema.model_validate(GIVEN.get((contract, factory.name), {}))
+                settings = factory.schema.model_validate(given.get((contract, factory.name), {}))
                 product = create(factory, settings, surroundings)  # type: ignore[arg-type]
                 self.assertTrue(verifyObject(contract, product), factory.name)
                 self.assertEqual([], surroundings.beyond, factory.name)

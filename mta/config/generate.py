@@ -84,6 +84,7 @@ _EXAMPLES: dict[Selection, tuple[_Example, ...]] = {
     ),
     Selection.ROUTING: (_Example("least-cost"),),
     Selection.POLICY: (),
+    Selection.AUTH: (),
 }
 
 

@@ -104,6 +104,9 @@ class _Loading:
         connectors = self._list(Selection.CONNECTOR, self._connector)
         connectors_are_right = len(tree.mistakes) == before and "connectors" in tree.root
         policies = self._list(Selection.POLICY, self._policy)
+        auth = None
+        if Selection.AUTH.block in tree.root:
+            auth = self._plugin_block(Selection.AUTH, (Selection.AUTH.block,))
         rules.distinct_listeners(tree, self._listener_names, self._listener_ports)
         rules.distinct_connectors(tree)
         rules.certificate_there(tree, single["tls"], listeners)
@@ -122,6 +125,7 @@ class _Loading:
             connectors=tuple(connectors),
             routing=_there(blocks[Selection.ROUTING]),
             policies=tuple(policies),
+            auth=auth,
             filename=tree.filename,
             digest=hashlib.sha256(self._text.encode("utf-8", "surrogatepass")).hexdigest(),
             shared_digest=_shared_digest(tree.root),

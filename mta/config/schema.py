@@ -18,6 +18,7 @@ from mta.association.tls_settings import TlsSettings
 from mta.config import names
 from mta.interfaces import (
     IAssociationKind,
+    IAuthenticator,
     IClusterResource,
     IListenerKind,
     IPluginFactory,
@@ -202,6 +203,7 @@ class Selection(enum.Enum):
     CONNECTOR = ("connectors", "kind", IAssociationKind, "")
     ROUTING = ("routing", "policy", IRoutingBuilder, "least-cost")
     POLICY = ("policies", "policy", IPolicy, "")
+    AUTH = ("auth", "kind", IAuthenticator, "")
 
     @property
     def block(self) -> str:
@@ -269,6 +271,8 @@ HELP: dict[str, str] = {
     "connectors": "where mail goes",
     "routing": "how a connector is chosen",
     "policies": "checks and changes on the way in, in this order",
+    "auth": "who may bear which name: how clients that authenticate are checked; without it nobody"
+    " does",
     "intake": "what is asked of every message before it is accepted",
     "queue": "how long messages are tried, how often, and how many at once",
     "resolver": "where names are looked up",
@@ -297,6 +301,8 @@ class Config:
     connectors: tuple[ConnectorBlock, ...]
     routing: PluginBlock
     policies: tuple[PluginBlock, ...]
+    auth: PluginBlock | None
+    """None: nobody authenticates."""
     intake: IntakeSettings
     queue: QueueSettings
     resolver: ResolverSettings

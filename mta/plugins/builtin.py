@@ -14,6 +14,7 @@ from zope.interface import Interface, implementer
 
 from mta.interfaces import (
     IAssociationKind,
+    IAuthenticator,
     IClusterResource,
     IConnectorFactory,
     IListenerKind,
@@ -179,4 +180,10 @@ greet_delay = BuiltIn(
     IPolicy,
     "mta.policy.greeting:GreetDelay",
     "mta.policy.greeting:GreetDelaySettings",
+)
+passwords = BuiltIn(
+    "passwords",
+    IAuthenticator,
+    "mta.auth.passwords:Passwords",
+    "mta.auth.passwords:PasswordsSettings",
 )

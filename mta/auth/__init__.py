@@ -1,0 +1,1 @@
+"""Who may bear which name: the kinds of `auth:`."""
