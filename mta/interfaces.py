@@ -31,6 +31,7 @@ from mta.model import (
     Challenge,
     Claim,
     Connector,
+    ContentForm,
     Doubt,
     DueWork,
     Envelope,
@@ -941,10 +942,10 @@ class ITransaction(Interface):
     recipient: Recipient | None = Attribute("In the rcpt hook: the one that is asked about.")
     queue_id: str = Attribute("From the data hook on; '' before.")
     headers: bytes = Attribute(
-        "From the headers hook on: the header block, each line with its CRLF, dot-stuffed as it"
-        " came, without the empty line behind it; at most header-limit octets."
+        "From the headers hook on: the header block, each line with its CRLF, as IStoredForm says,"
+        " without the empty line behind it; at most header-limit octets."
     )
-    chunk: bytes = Attribute("In the body hook: the next piece of the body, in wire form.")
+    chunk: bytes = Attribute("In the body hook: the next piece of the body, as IStoredForm says.")
     size_octets: int = Attribute("Content received so far.")
     notes: dict[str, Any] = Attribute("A policy's own remarks; gone with the transaction.")
     association_notes: dict[str, Any] = Attribute("The same, kept as long as the association.")
@@ -967,6 +968,22 @@ class ITransaction(Interface):
 
     def discard(reason: str) -> None:
         """Answer as if it was accepted, and drop it. Logged with the reason."""
+
+
+class IStoredForm(ITransaction):
+    """Add-on of ITransaction: how its content came, and what will stand before it."""
+
+    content_form: ContentForm = Attribute(
+        "From the data hook on, of headers and chunks: DOT_STUFFED when they come by DATA, OPAQUE"
+        " by BDAT (RFC 3030)."
+    )
+    header_is_whole: bool = Attribute(
+        "From the headers hook on: `headers` is all of the header; False: header-limit cut it."
+    )
+    stands_before: bytes = Attribute(
+        "In the end hook: the fields between our Received and `headers`, never dot-stuffed: those"
+        " that policies put there so far, and Date and Message-ID where we complete a message."
+    )
 
 
 class IPolicy(Interface):

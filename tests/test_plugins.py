@@ -10,6 +10,8 @@ import sys
 import types
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import Field
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -42,7 +44,7 @@ BUILT_IN = {
     IListenerKind: {"smtp", "lmtp", "submission"},
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},
     IRoutingBuilder: {"least-cost"},
-    IPolicy: {"limits", "greet-delay"},
+    IPolicy: {"limits", "greet-delay", "dkim"},
     IAuthenticator: {"passwords"},
 }
 GIVEN: dict[tuple[Any, str], dict[str, Any]] = {
@@ -96,7 +98,12 @@ class BuiltInTests(SynchronousTestCase):
         """Each builds what its contract promises out of its settings and ISurroundings alone."""
         users = os.path.abspath(self.mktemp())
         os.close(os.open(users, os.O_CREAT | os.O_WRONLY, 0o600))
-        given = {**GIVEN, (IAuthenticator, "passwords"): {"password-file": users}}
+        key = {"domain": "example.org", "selector": "s1", "key-file": self.signing_key()}
+        given = {
+            **GIVEN,
+            (IAuthenticator, "passwords"): {"password-file": users},
+            (IPolicy, "dkim"): {"domains": [key]},
+        }
         for contract in BUILT_IN:
             for factory in built_in(self.catalogue, contract):
                 surroundings = Narrow(MemorySurroundings())
@@ -104,6 +111,14 @@ class BuiltInTests(SynchronousTestCase):
                 product = create(factory, settings, surroundings)  # type: ignore[arg-type]
                 self.assertTrue(verifyObject(contract, product), factory.name)
                 self.assertEqual([], surroundings.beyond, factory.name)
+
+    def signing_key(self) -> str:
+        """The path of a private key."""
+        form = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        path = pathlib.Path(self.mktemp()).resolve()
+        path.touch(0o600)
+        path.write_bytes(Ed25519PrivateKey.generate().private_bytes(*form))
+        return str(path)
 
     def test_no_reactor(self) -> None:
         """No module of a built-in plugin imports the reactor, the service or twistd's entrance."""

@@ -169,6 +169,12 @@ least_cost = BuiltIn(
     "mta.routing.least_cost:LeastCost",
     "mta.routing.least_cost:LeastCostSettings",
 )
+dkim = BuiltIn(
+    "dkim",
+    IPolicy,
+    "mta.policy.dkim:Dkim",
+    "mta.policy.dkim:DkimSettings",
+)
 limits = BuiltIn(
     "limits",
     IPolicy,

@@ -12,8 +12,8 @@ from typing import Any
 
 from zope.interface import implementer
 
-from mta.interfaces import ITransaction
-from mta.model import NULL_ADDRESS, Address, PeerInfo, Recipient
+from mta.interfaces import IStoredForm
+from mta.model import NULL_ADDRESS, Address, ContentForm, PeerInfo, Recipient
 from mta.policy.submission import SubmissionRule
 
 _FIELD_NAME = re.compile(rb"[!-9;-~]+")
@@ -75,12 +75,13 @@ class Association:
         self.admitted = self._by_network
 
 
-@implementer(ITransaction)
+@implementer(IStoredForm)
 class Transaction:
-    """See ITransaction. `kept` is the list of recipients accepted so far, each once.
+    """See IStoredForm. `kept` is the list of recipients accepted so far, each once.
 
     `held` and `discarded` are the reasons given, "" for neither; `added` is the finished text of
-    the header fields that policies put before all others.
+    the header fields that policies put before all others; `completed` that of those which a client
+    left out where mail is handed in.
     """
 
     __slots__ = (
@@ -89,7 +90,10 @@ class Transaction:
         "added",
         "association",
         "chunk",
+        "completed",
+        "content_form",
         "discarded",
+        "header_is_whole",
         "headers",
         "held",
         "kept",
@@ -114,9 +118,12 @@ class Transaction:
         self.recipient: Recipient | None = None
         self.queue_id = ""
         self.headers = b""
+        self.content_form = ContentForm.DOT_STUFFED
+        self.header_is_whole = True
         self.chunk = b""
         self.size_octets = 0
         self.added = b""
+        self.completed = b""
         self.held = ""
         self.discarded = ""
         self._notes: dict[str, Any] | None = None
@@ -144,6 +151,10 @@ class Transaction:
     @property
     def recipients(self) -> tuple[Recipient, ...]:
         return tuple(self.kept)
+
+    @property
+    def stands_before(self) -> bytes:
+        return self.added + self.completed
 
     @property
     def notes(self) -> dict[str, Any]:

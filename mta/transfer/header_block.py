@@ -17,14 +17,15 @@ class HeaderScan:
     """`block` is whole when `complete`: header lines with their CRLF, without the empty line.
 
     A message that has no empty line within `limit` octets is scanned no further: its block is what
-    was looked at.
+    was looked at, and `is_cut` says so.
     """
 
-    __slots__ = ("_buffer", "_limit", "block", "complete")
+    __slots__ = ("_buffer", "_limit", "block", "complete", "is_cut")
 
     def __init__(self, limit: int) -> None:
         self.block = b""
         self.complete = False
+        self.is_cut = False
         self._limit = limit
         self._buffer: bytearray | None = None
 
@@ -52,6 +53,7 @@ class HeaderScan:
         if end >= 0:
             return self._whole(end + 2, end + 4 - before)
         if len(buffer) >= self._limit:
+            self.is_cut = True
             return self._whole(self._limit, self._limit - before)
         return len(chunk)
 

@@ -364,6 +364,8 @@ class Reception:
         self._has_eight_bits = False
         self._scan = HeaderScan(desk.settings.header_limit)
         transaction.queue_id = staging.queue_id
+        if self._text is not None:
+            transaction.content_form = ContentForm.OPAQUE
         if desk.streams:
             self._stream = Stream(desk.chain, transaction)
         answer = desk.chain.ask("data", transaction)
@@ -392,7 +394,7 @@ class Reception:
         if not scan.complete:
             body_at = scan.feed(chunk)
             if stream is not None and scan.complete:
-                transaction.headers = scan.block
+                transaction.headers, transaction.header_is_whole = scan.block, not scan.is_cut
                 pause = _both(pause, stream.feed("headers", b""))
         if stream is not None and body_at < len(chunk):
             pause = _both(pause, stream.feed("body", chunk[body_at:]))
@@ -452,6 +454,7 @@ class Reception:
         if hops > self._desk.settings.hop_limit:
             return succeed(self._refused_message(LOOP))
         transaction.headers = scan.block
+        transaction.completed = self._stamp.completion(transaction, lowered)
         answer = self._desk.chain.ask("end", transaction)
         if answer is None:
             return self._accept(lowered, hops)
@@ -505,7 +508,7 @@ class Reception:
         state = fresh_state(envelope)
         if transaction.held:
             state = MessageState(state.recipients, due=state.due, held=True)
-        prepend = self._stamp.before(transaction, scan.block, lowered, wall)
+        prepend = self._stamp.before(transaction, scan.block, wall)
         key = self._key(parameters) if parameters and b"TRANSID" in parameters else None
         if key is not None:
             if not desk.repeats.may_commit(key, self):

@@ -29,8 +29,22 @@ class Stamp:
         """The client is another now: a new name, TLS, a user."""
         self._shared = b""
 
-    def before(self, transaction: Transaction, block: bytes, lowered: bytes, wall: float) -> bytes:
-        """`block` is the content's header block, `lowered` the same in lower case."""
+    def completion(self, transaction: Transaction, lowered: bytes) -> bytes:
+        """Date and Message-ID, where they are to be added; made before the last hook, so that a
+        policy which signs sees them. `lowered` is the content's header block in lower case.
+        """
+        text, association = b"", self._association
+        if association.peer.uid is not None or association.submission is not None:
+            if not has_field(lowered, b"message-id:"):
+                name = self._name.encode()
+                text += b"Message-ID: <%b@%b>\r\n" % (transaction.queue_id.encode(), name)
+            if not has_field(lowered, b"date:"):
+                desk = self._desk
+                text += b"Date: %b\r\n" % desk.dates.at(desk.clock.wall())
+        return text
+
+    def before(self, transaction: Transaction, block: bytes, wall: float) -> bytes:
+        """All of it. `block` is the content's header block."""
         desk, association = self._desk, self._association
         parameters = transaction.parameters
         if parameters and b"SMTPUTF8" in parameters:
@@ -42,13 +56,7 @@ class Stamp:
         kept = transaction.kept
         date = desk.dates.at(wall)
         only = kept[0].address.text if len(kept) == 1 else b""
-        text = received_field(shared, transaction.queue_id, only, date) + transaction.added
-        if association.peer.uid is not None or association.submission is not None:
-            if not has_field(lowered, b"message-id:"):
-                name = self._name.encode()
-                text += b"Message-ID: <%b@%b>\r\n" % (transaction.queue_id.encode(), name)
-            if not has_field(lowered, b"date:"):
-                text += b"Date: %b\r\n" % date
+        text = received_field(shared, transaction.queue_id, only, date) + transaction.stands_before
         return text + b"\r\n" if needs_separator(block) else text
 
     def _received(self, protocol: str) -> bytes:
