@@ -667,6 +667,11 @@ class FourTuple:
     peer_host: str
     peer_port: int
 
+    @property
+    def peer(self) -> str:
+        """As it stands on the in-doubt list and in the log."""
+        return f"{self.peer_host}:{self.peer_port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -737,6 +742,15 @@ class PeerInfo:
     tls: str = ""
     uid: int | None = None
     """Set for local submission by the UNIX socket."""
+    via: FourTuple | None = None
+    """The socket's ends where a load balancer has named `host` and `port`: the client's, who is not
+    at the far end of any socket of ours. None: they are the socket's.
+    """
+
+    @property
+    def ends(self) -> FourTuple:
+        """The socket's, for whoever means the connection and not the client."""
+        return self.via or FourTuple(self.local_host, self.local_port, self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,9 +152,10 @@ class Overview:
         greeting = [block for block in config.listeners if block.kind in GREETING_KINDS]
         addresses = () if tenure is None else tenure.addresses
         return [
-            Place(str(address.bind), port)
+            Place(str(address.bind), port, getattr(block.settings, "proxy_from", ()))
             for address in addresses
-            for port in listener_ports(greeting)
+            for block in greeting
+            for port in listener_ports([block])
         ]
 
     def _check_tenure(self) -> None:

@@ -81,6 +81,8 @@ class Connected(NamedTuple):
     peer_host: str
     peer_port: int
     local_host: str
+    proxy: str = ""
+    """The load balancer's end of the socket, "192.0.2.5:4711"; "" without one."""
 
 
 class Disconnected(NamedTuple):

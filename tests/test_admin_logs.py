@@ -114,6 +114,8 @@ class Shapes(SynchronousTestCase):
             ],
             postfix(Connected("smtp/in/7", "192.0.2.1", 4711, "192.0.2.10")),
         )
+        (behind,) = postfix(Connected("smtp/in/7", "192.0.2.1", 4711, "192.0.2.10", "10.0.0.5:99"))
+        self.assertTrue(behind.endswith(" assoc=smtp/in/7 proxy=10.0.0.5:99"), behind)
         self.assertEqual(
             ["mta/smtpd[42]: disconnect from unknown[192.0.2.1] ehlo=1 quit=1 commands=2"],
             postfix(Disconnected("smtp/in/7", "192.0.2.1", "ehlo=1 quit=1 commands=2")),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_network
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.protocol import Factory, Protocol
@@ -105,6 +107,17 @@ class Levels(SynchronousTestCase):
         self.assertEqual(Probed("ok", text, 0), found)
         self.assertEqual([1], node.levels)
         self.assertEqual([b"QUIT\r\n"] * 2, [s.heard for s in node.servers.values()])
+
+    def test_behind_a_balancer(self) -> None:
+        """Where this node is itself in `proxy-from`, a probe says first that it stands for itself;
+        where only others are, it says nothing.
+        """
+        node = Node()
+        near, far = ip_network("192.0.2.0/24"), ip_network("203.0.113.0/24")
+        node.places = [replace(V4, balancers=(far, near)), replace(V6, balancers=(far,))]
+        self.assertEqual("ok", node.probe(10).health)
+        heard = [server.heard for server in node.servers.values()]
+        self.assertEqual([b"PROXY UNKNOWN\r\nQUIT\r\n", b"QUIT\r\n"], heard)
 
     def test_deep(self) -> None:
         """Levels 20 and 2 are one: the greeting, a file in the spool, and the newest epoch ours."""

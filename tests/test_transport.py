@@ -16,6 +16,7 @@ from mta.association.transport import (
     AssociationServer,
     SocketOptions,
     abort_now,
+    hand_over,
     send_now,
 )
 from mta.model import FourTuple
@@ -237,6 +238,31 @@ class DirectSendAndAbort(SynchronousTestCase):
         self.assertEqual(
             (self.closed, self.protocol.lost), ([self.transport], [error.ConnectionAborted])
         )
+
+    def test_hand_over(self) -> None:
+        """A second protocol has the transport: what was read too early, what comes, and its end."""
+        second = Quiet()
+        hand_over(self.transport, second, b"EHLO ")
+        self.socket.inbox.append(b"x\r\n")
+        self.transport.doRead()
+        self.assertEqual((self.protocol.received, second.received), (b"", b"EHLO x\r\n"))
+        second.transport.write(b"250 ok\r\n")
+        self.transport.doWrite()
+        self.assertEqual(self.socket.sent, b"250 ok\r\n")
+        abort_now(second.transport)
+        self.reactor.advance(0)
+        self.assertEqual((self.protocol.lost, second.lost), ([], [error.ConnectionAborted]))
+
+    def test_hand_over_to_one_that_hangs_up(self) -> None:
+        """What was read too early is not forced upon a protocol that has closed at once."""
+
+        class Brusque(Quiet):
+            def connectionMade(self) -> None:
+                abort_now(self.transport)
+
+        second = Brusque()
+        hand_over(self.transport, second, b"EHLO x\r\n")
+        self.assertEqual((second.received, self.socket.is_closed), (b"", True))
 
     def test_abort_below_tls(self) -> None:
         """A protocol that sees a TLS layer aborts the descriptor below it."""

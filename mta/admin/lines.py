@@ -125,7 +125,8 @@ class PostfixLines:
         if e.peer_host.startswith("uid="):
             return []  # mta.admin.submit has said so, with the process id
         text = f"connect from {_client(e.peer_host)} vip={e.local_host} epoch={epoch}"
-        return [("smtpd", INFO, f"{text} assoc={e.association}")]
+        proxy = f" proxy={e.proxy}" if e.proxy else ""
+        return [("smtpd", INFO, f"{text} assoc={e.association}{proxy}")]
 
     def _disconnected(self, epoch: int, e: Disconnected) -> list[tuple[str, int, str]]:
         client = _client(e.peer_host)

@@ -11,9 +11,10 @@ RFC 5321 3.1, 4.2 and 4.3.1: the greeting.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Protocol, connectionDone
@@ -23,6 +24,7 @@ from mta.admin.text import neutral
 from mta.errors import MTAError, Unavailable
 from mta.interfaces import IClock, IDoors
 from mta.model import EpochRecord, Health, HealthLevel
+from mta.settings import is_within
 
 LEVELS = (0, 1, 2, 10, 20)
 """0: looks alive, no I/O. 1: is alive, each address bound, the lease asked. 10: as 1, and each of
@@ -33,6 +35,8 @@ GREETING_SECONDS = 5.0
 """From our own node; a greeting that takes longer is an outage for peers."""
 SPOOL_SECONDS = 10.0
 """As long as a disk may be stuck before ownership is given up for it."""
+FOR_ITSELF = b"PROXY UNKNOWN\r\n"
+"""The connection stands for itself (haproxy's proxy-protocol.txt, 2.1)."""
 LONGEST_GREETING = 4096
 """Octets; RFC 5321 4.5.3.1.5 allows 512 a line."""
 
@@ -51,6 +55,8 @@ class Place:
 
     address: str
     port: int
+    balancers: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Its `proxy-from`: it waits for a header when this node is in it."""
 
     @property
     def endpoint(self) -> str:
@@ -148,7 +154,7 @@ class Prober:
         """ "" for our greeting; what it said when we are too busy for this client.
         @raise MTAError: nobody accepts there, it is not ours, or it refuses for good.
         """
-        greeting = Greeting()
+        greeting = Greeting(place.balancers)
         opening = self._doors.service_connect("probe", place.endpoint, greeting)
         opening.addErrback(greeting.failed)
         try:
@@ -204,9 +210,16 @@ class Prober:
 class Greeting(Protocol):
     """Reads one greeting, says QUIT and leaves. `line` fires with its last line."""
 
-    def __init__(self) -> None:
+    def __init__(self, balancers: Collection[IPv4Network | IPv6Network] = ()) -> None:
         self.line: Deferred[bytes] = Deferred()
+        self._balancers = balancers
         self._octets = b""
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        # A balancer on this very node bears the same address as we do.
+        if self._balancers and is_within(transport.getHost().host, self._balancers):
+            transport.write(FOR_ITSELF)
 
     def dataReceived(self, data: bytes) -> None:
         if self.line.called:

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from mta.association.deadline import Deadline
+from mta.association.proxy import Balancers
 from mta.association.smtp_in import LINGER_SECONDS, SmtpResponder
 from mta.association.smtp_settings import (
     ListenerLimits,
@@ -109,6 +110,13 @@ class SmtpListener:
             if isinstance(settings, SmtpListenerSettings | SubmissionListenerSettings)
             else "none"
         )
+        self._balancers = Balancers(
+            settings.proxy_from,
+            settings.timeouts.proxy,
+            self.name,
+            surroundings.clock,
+            surroundings.telemetry,
+        )
         self._tls = surroundings.tls
         self._security = self._secure(settings.tls)
         self._open: dict[SmtpResponder, None] = {}
@@ -158,12 +166,22 @@ class SmtpListener:
 
     def build(self, tenure: ITenure, host: IReceptionHost, peer: PeerInfo) -> IProtocol:
         """The protocol of one accepted connection."""
+        if not self._balancers.include(peer):
+            return self._answer(tenure, host, peer)
+        if self._is_at_limit:  # before a balancer's word is waited for
+            return self._turn_away(peer, True)
+        return self._balancers.introduce(peer, lambda client: self._answer(tenure, host, client))
+
+    @property
+    def _is_at_limit(self) -> bool:
+        return len(self._open) + self._balancers.waiting >= self.settings.limits.connections
+
+    def _answer(self, tenure: ITenure, host: IReceptionHost, peer: PeerInfo) -> IProtocol:
+        """To a client, whoever named it."""
         limits, clock = self.settings.limits, self._surroundings.clock
         mine = self._clients.get(peer.host, 0)
-        if len(self._open) >= limits.connections or mine >= limits.connections_per_client:
-            full = len(self._open) >= limits.connections
-            self._turn_away(peer, full)
-            return TurnedAway(_TOO_MANY if full else _TOO_MANY_OF_YOURS, clock)
+        if self._is_at_limit or mine >= limits.connections_per_client:
+            return self._turn_away(peer, self._is_at_limit)
         peer = replace(peer, listener=self.name, protocol=self._role.value)
         try:
             reception = host.reception(tenure, peer)
@@ -214,6 +232,7 @@ class SmtpListener:
         return len(self._open)
 
     def drain(self) -> Deferred[None]:
+        self._balancers.dismiss(lambda: TurnedAway(_NOT_NOW, self._surroundings.clock))
         if not self._open:
             return succeed(None)
         done: Deferred[None] = Deferred()
@@ -222,7 +241,7 @@ class SmtpListener:
             responder.drain()
         return done
 
-    def _turn_away(self, peer: PeerInfo, full: bool) -> None:
+    def _turn_away(self, peer: PeerInfo, full: bool) -> TurnedAway:
         self._turned_away.inc()
         if not self._is_full:  # one line a flood
             self._is_full = True
@@ -235,6 +254,7 @@ class SmtpListener:
             self._surroundings.telemetry.notice(
                 "warning", "association", f"{self.name}: {which} are open, more are told 421"
             )
+        return TurnedAway(_TOO_MANY if full else _TOO_MANY_OF_YOURS, self._surroundings.clock)
 
     def _ended(self, responder: SmtpResponder) -> None:
         if responder not in self._open:

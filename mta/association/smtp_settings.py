@@ -5,9 +5,9 @@ Law: every default has its reason in its description, and none is laxer than RFC
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mta.settings import Boolean, Count, Duration, Network, Port, Settings, Size
 from mta.wire.smtp.client_states import Timeouts
@@ -58,6 +58,9 @@ class ListenerTimeouts(Settings):
     block: Duration = Field(
         default=180.0, description="Between two pieces of content (RFC 5321: 3 minutes)."
     )
+    proxy: Duration = Field(
+        default=5.0, description="For the whole header of a load balancer in `proxy-from`."
+    )
     handshake: Duration = Field(
         default=60.0, description="For TLS to be negotiated, once it was begun."
     )
@@ -77,6 +80,12 @@ class LmtpListenerSettings(Settings):
         default=None,
         description="Networks whose clients may send to any routable recipient; by default "
         "loopback and our own virtual addresses.",
+    )
+    proxy_from: tuple[Network, ...] = Field(
+        default=(),
+        description="Load balancers: from these networks, and only these, a PROXY header (version 1"
+        " or 2) must come first. Who may relay, limits and the log go by the client that it names,"
+        " whatever it names: list single addresses of machines that are yours.",
     )
     tls: Literal["none", "offer", "require", "implicit"] = Field(
         default="offer",
@@ -116,6 +125,17 @@ class LmtpListenerSettings(Settings):
     timeouts: ListenerTimeouts = Field(
         default_factory=ListenerTimeouts, description="How long clients may take."
     )
+
+    @field_validator("proxy_from")
+    @classmethod
+    def _somebody(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        for network in value:
+            if not network.prefixlen:
+                raise ValueError(
+                    f"{network} is everybody, and everybody could name himself 127.0.0.1: list the"
+                    " addresses of the load balancers"
+                )
+        return value
 
     def of_machine(self) -> Limits:
         limits = self.limits

@@ -101,6 +101,16 @@ def abort_now(transport: Any) -> None:
     transport.abortConnection()
 
 
+def hand_over(transport: Any, protocol: IProtocol, data: bytes) -> None:
+    """Another protocol has this transport from now on; `data` was read before its time. Under TLS,
+    which it may begin at once, the layer gets them.
+    """
+    transport.protocol = protocol
+    protocol.makeConnection(transport)
+    if data and transport.connected:
+        transport.protocol.dataReceived(data)
+
+
 def _nothing() -> None:
     """doRead and doWrite of a descriptor that is closed."""
 

@@ -78,8 +78,7 @@ class DoubtList:
 
     def unread(self, queue_id: str, slot: str, ends: FourTuple, epoch: int, ordinal: int) -> None:
         """It was accepted, and nothing shows that its client has read so."""
-        peer = f"{ends.peer_host}:{ends.peer_port}"
-        self.add(Doubt("inbound", queue_id, slot, peer, (), epoch, ordinal=ordinal))
+        self.add(Doubt("inbound", queue_id, slot, ends.peer, (), epoch, ordinal=ordinal))
 
     def pending(self, queue_id: str, pending: Collection[int]) -> None:
         """These recipients (indexes) of the message are left; the others are settled for good."""

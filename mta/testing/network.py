@@ -32,7 +32,8 @@ FIRST_EPHEMERAL_PORT = 40_000
 """Where a MemoryNetwork begins to number the ports of connecting ends."""
 
 
-def _endpoint(host: str, port: int) -> Any:
+def endpoint_of(host: str, port: int) -> Any:
+    """What getHost and getPeer answer for an IP address and a port."""
     kind = twisted_address.IPv6Address if ":" in host else twisted_address.IPv4Address
     return kind("TCP", host, port)
 
@@ -405,8 +406,8 @@ class MemoryNetwork:
         if listening is None:
             return None
         self._next_port += 1
-        near_address = _endpoint(source, self._next_port)
-        far_address = _endpoint(host, port)
+        near_address = endpoint_of(source, self._next_port)
+        far_address = endpoint_of(host, port)
         accepted = listening.build(near_address)
         if accepted is None:
             return None

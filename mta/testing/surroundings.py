@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IProtocol, IReadDescriptor
 from zope.interface import implementer
 
+from mta.association.services import parse_endpoint
 from mta.errors import Fenced, MTAError, StartRefused, TenureRevoked, TransientFailure
 from mta.interfaces import (
     IDescriptorDoor,
@@ -32,6 +33,7 @@ from mta.model import PeerInfo, VirtualAddress, VirtualServer
 from mta.telemetry import Notice, Telemetry
 from mta.testing.clock import VirtualClock
 from mta.testing.network import (
+    FIRST_EPHEMERAL_PORT,
     MemoryDatagrams,
     MemoryListening,
     MemoryNetwork,
@@ -39,6 +41,7 @@ from mta.testing.network import (
     MemoryTransport,
     RevocablePort,
     adopt_end,
+    endpoint_of,
 )
 
 __all__ = [
@@ -247,8 +250,12 @@ class MemoryDoors:
                 TransientFailure(f"{purpose} service at {endpoint} is away", "connection refused")
             )
         accepted = factory.buildProtocol(None)
-        near = MemoryTransport(self.network, endpoint, endpoint)
-        far = MemoryTransport(self.network, endpoint, endpoint)
+        kind, host, port = parse_endpoint(endpoint)
+        here = there = endpoint
+        if kind == "tcp":  # from this node to itself, as the kernel chooses the source
+            here, there = endpoint_of(host, FIRST_EPHEMERAL_PORT), endpoint_of(host, port)
+        near = MemoryTransport(self.network, here, there)
+        far = MemoryTransport(self.network, there, here)
         near.far, far.far = far, near
         near.protocol, far.protocol = protocol, accepted
         protocol.makeConnection(near)

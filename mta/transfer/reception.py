@@ -36,7 +36,6 @@ from mta.model import (
     BodyType,
     ContentForm,
     Envelope,
-    FourTuple,
     MessageState,
     Notify,
     Recipient,
@@ -138,8 +137,9 @@ class Reception:
             # came from. Not synced: it rides on what is written next, or on a heartbeat.
             self._is_journalled = True
             self._journal()
+        proxy = "" if peer.via is None else peer.via.peer
         self._desk.telemetry.event(
-            Connected(peer.association, association.client, peer.port, association.vip)
+            Connected(peer.association, association.client, peer.port, association.vip, proxy)
         )
         if self._introduction is None:
             return None
@@ -147,9 +147,9 @@ class Reception:
 
     def _journal(self) -> None:
         """It is open, and nothing that was accepted on it so far waits for its client to read."""
+        # The socket's ends, not the client's: behind a balancer a new owner would reset a stranger.
         peer = self._association.peer
-        ends = FourTuple(peer.local_host, peer.local_port, peer.host, peer.port)
-        self._desk.spool.open_association(peer.association, ends, True)
+        self._desk.spool.open_association(peer.association, peer.ends, True)
 
     def secured(self, session: str) -> None:
         """ISecured."""
