@@ -155,9 +155,14 @@ class Client:
     """A blocking SMTP client on a socket of the peer's namespace."""
 
     def __init__(
-        self, ground: Ground, host: str = VIRTUAL, port: int = 25, timeout: float = 20
+        self,
+        ground: Ground,
+        host: str = VIRTUAL,
+        port: int = 25,
+        timeout: float = 20,
+        source: str = "",
     ) -> None:
-        self.socket = ground.connect("peer", host, port, timeout)
+        self.socket = ground.connect("peer", host, port, timeout, source)
         self._rest = b""
 
     def reply(self) -> bytes:
