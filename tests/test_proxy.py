@@ -309,6 +309,15 @@ class ListenerTests(BehindABalancerCase):
         said = self.say(peer, b"\nEHLO x\r\nNOOP\r\n")
         self.assertTrue(said.startswith(b"220 ") and said.endswith(b"250 2.0.0 Ok\r\n"), said)
 
+    def test_early_talker(self) -> None:
+        """A header is not early talk, and what a client says behind it before its greeting is."""
+        self.listen(port=26, proxy_from=[f"{BALANCER}/32"], early_talkers="refuse")
+        for rest, expected in ((b"", b"220 "), (b"EHLO x\r\n", b"554 ")):
+            greeting, peer = self.deferred("connected"), self.dial(port=26)
+            self.assertEqual(self.say(peer, ONE + rest), b"")
+            greeting.callback(None)
+            self.assertTrue(self.say(peer, b"").startswith(expected), expected)
+
     def test_itself(self) -> None:
         """A balancer that asks how we are is served as the client that it is."""
         for header in (b"PROXY UNKNOWN\r\n", binary(b"", command=0x20, family=0)):
