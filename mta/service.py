@@ -69,6 +69,7 @@ FIXED = (
     "cluster",
     "spool",
     "listeners",
+    "auth",
     "admin",
     "log",
     "resolver",

@@ -25,6 +25,7 @@ from mta.config.schema import Config, ListenerBlock
 from mta.errors import ClusterNotInitialised, MTAError
 from mta.interfaces import (
     IAssociationKind,
+    IAuthenticator,
     IDrains,
     IListenerKind,
     IPolicy,
@@ -101,6 +102,7 @@ class Bridgehead:
         self._listeners: dict[str, IListenerKind] = {
             block.name: IListenerKind(create(block)) for block in config.listeners
         }
+        self._authenticator = None if config.auth is None else IAuthenticator(create(config.auth))
         self._open: list[IRevocable] = []
         self.listening: tuple[str, ...] = ()
         self._take(config)
@@ -196,6 +198,7 @@ class Bridgehead:
             config.postmaster,
             config.virtual_server,
             self._repeats,
+            self._authenticator,
         )
         intake.admit = {
             block.name: _admitted(block, config.virtual_server) for block in config.listeners

@@ -43,6 +43,8 @@ class ListenerSettings(Settings):
     name: str = Field(default="", description="Its name in logs.")
     port: Port = Field(default=25, description="On every virtual address.")
     relay_from: tuple[Network, ...] = Field(default=(), description="Who may relay.")
+    tls: Literal["none", "offer"] = Field(default="offer", description="Under TLS.")
+    auth: Literal["none", "tls", "clear"] = Field(default="none", description="Who it is.")
     limits: Limits = Field(default=Limits(), description="Bounds.")
 
 

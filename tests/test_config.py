@@ -6,6 +6,7 @@ Long because every mistake is tried on one example, which stands here.
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -473,6 +474,23 @@ class MistakeTests(SynchronousTestCase):
             [], lines(text.replace("store: log\n  directory: /var/spool/mta", "store: memory"))
         )
         self.one(changed("  sharing:", "  shairng:"), "11:3", "did you mean sharing?")
+
+    def test_somebody_to_ask(self) -> None:
+        """Where clients say who they are there is somebody who knows, and TLS for their passwords."""
+        asks = SAMPLE + "auth: {kind: ledger}\n"
+        for text, more, place, words in (
+            (SAMPLE, "auth: tls", "auth", "nobody knows who may bear which name"),
+            (asks, "auth: tls, tls: none", "tls", "under TLS only"),
+            (asks, "auth: clear, tls: none", "", ""),
+            (asks, "auth: tls", "", ""),
+            (SAMPLE, "auth: none", "", ""),
+        ):
+            listener = f"listeners:\n  - {{kind: smtp, port: 26, {more}}}\n"
+            found = lines(re.sub(r"listeners:\n(  .*\n)+", listener, text))
+            self.assertEqual(len(found), bool(place), (more, found))
+            for line in found:
+                self.assertIn(f"listeners[0].{place}: ", line)
+                self.assertIn(words, line)
 
     def test_postmaster(self) -> None:
         """The postmaster's own mail goes somewhere."""

@@ -110,6 +110,26 @@ def certificate_there(tree: Tree, tls: Any, listeners: list[ListenerBlock]) -> N
             )
 
 
+def somebody_to_ask(tree: Tree, listeners: list[ListenerBlock]) -> None:
+    """A listener whose clients say who they are has somebody who knows it, and TLS for it."""
+    for index, block in enumerate(listeners):
+        wanted = getattr(block.settings, "auth", "none")
+        if wanted == "none":
+            continue
+        if "auth" not in tree.root:
+            tree.report(
+                ("listeners", index, "auth"),
+                f"{wanted}: nobody knows who may bear which name; give a block `auth`, or say"
+                " `auth: none`, so that relay-from alone decides",
+            )
+        elif wanted == "tls" and getattr(block.settings, "tls", "") == "none":
+            tree.report(
+                ("listeners", index, "tls"),
+                "none: but `auth: tls` takes names and passwords under TLS only; give TLS, or say"
+                " `auth: clear` where the network itself is closed",
+            )
+
+
 def postmaster_routable(tree: Tree, postmaster: Address, connectors: list[ConnectorBlock]) -> None:
     """Mail for the postmaster goes somewhere."""
     spaces = [space for block in connectors for space in block.connector.address_spaces]

@@ -287,9 +287,9 @@ class Lab:
 
     # --- mail ---
 
-    def client(self, source: str = FRIEND) -> LabClient:
+    def client(self, source: str = FRIEND, port: int = 25) -> LabClient:
         """A foreign client, greeted and introduced."""
-        return LabClient(self, source)
+        return LabClient(self, source, port)
 
     def send(
         self,
@@ -327,9 +327,9 @@ class Lab:
 class LabClient:
     """A foreign client: says lines, answers what came back."""
 
-    def __init__(self, lab: Lab, source: str) -> None:
+    def __init__(self, lab: Lab, source: str, port: int = 25) -> None:
         self.lab = lab
-        self.peer: MemoryPeer = lab.network.dial(VIRTUAL_ADDRESS, 25, source)
+        self.peer: MemoryPeer = lab.network.dial(VIRTUAL_ADDRESS, port, source)
         lab.settle()
         self.greeting = self.peer.take()
         if self.greeting.startswith(b"220"):

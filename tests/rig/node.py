@@ -51,6 +51,7 @@ class Mta:
         addresses: str = f'[{VIRTUAL}, "{VIRTUAL6}"]',
         connectors: str = "",
         listener: str = "",
+        listeners: str = "",
         queue: str = "",
         resource: str = "interface",
         cluster: str = "",
@@ -59,7 +60,9 @@ class Mta:
         store: str = "",
         sharing: str = "none",
     ) -> None:
-        """Write mta.yaml. Blocks are YAML text, indented here."""
+        """Write mta.yaml. Blocks are YAML text, indented here: `listener` more keys of the one on
+        port 25, `listeners` more of them.
+        """
         if spool is not None:
             self.spool = spool
         hub = f"""
@@ -92,6 +95,7 @@ listeners:
     port: 25
     relay-from: [10.9.0.0/24, "fd09::/64"]
 {block(listener, 4)}
+{block(listeners, 2)}
 connectors:
 {block(connectors or hub, 2)}
 queue:
