@@ -34,6 +34,7 @@ _PAGE = re.compile(r"(?<![\w/{}-])((?:[\w.-]+/)*[a-z][\w-]*\.md)\b")
 _HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7}) ", re.MULTILINE)
 _COMMENT_MARK = re.compile(r"\n[ \t]*#? ?")
 
 
@@ -168,6 +169,22 @@ class CitationTests(SynchronousTestCase):
         self.assertTrue(resolves("section", 10, page) and resolves("law", 12, page))
         self.assertFalse(resolves("section", 1, page) or resolves("law", 1, page))
         self.assertFalse(resolves("section", 2, page))
+
+
+class MergeTests(SynchronousTestCase):
+    """What two have written at the same time was put together by somebody who read it."""
+
+    def test_no_conflict_is_left(self) -> None:
+        """No page, source, script or configuration holds the marks of a merge that was not ended."""
+        kinds = (".md", ".py", ".yaml", ".toml", ".sh", ".txt", ".xml", ".conf", ".service")
+        left = [path for kind in kinds for path in files(kind) if _CONFLICT.search(read(path))]
+        self.assertEqual([], left)
+
+    def test_a_conflict_is_noticed(self) -> None:
+        """Each of the three marks by itself, at the start of a line; a line under a heading is none."""
+        for mark in ("<" * 7 + " HEAD", ">" * 7 + " 4042169 (A page)", "|" * 7 + " base"):
+            self.assertTrue(_CONFLICT.search(f"a\n{mark}\nb\n"), mark)
+        self.assertFalse(_CONFLICT.search("Heading\n=======\n"))
 
 
 class LinkTests(SynchronousTestCase):
