@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     plugins.add_argument("name", nargs="?", metavar="NAME", help="one plugin with its keys")
     check = add("check-config", _check_config, "every mistake in a configuration; exit 0 or 78")
     check.add_argument("file", metavar="FILE")
+    password = add("password", _password, "a line for the file that `auth:` names; asks for it")
+    password.add_argument("--user", required=True, metavar="NAME")
+    password.add_argument(
+        "--scram", action="store_true", help="with a verifier, so that SCRAM-SHA-256 is offered"
+    )
     spool = add("spool", _spool, "a spool directory, without a running MTA")
     spool.add_argument("action", choices=["init", "check", "recover"])
     spool.add_argument("directory", metavar="DIR")
@@ -239,6 +244,10 @@ def _plugins(given: argparse.Namespace) -> int:
 
 def _check_config(given: argparse.Namespace) -> int:
     return _child("mta.config", given.file)
+
+
+def _password(given: argparse.Namespace) -> int:
+    return _child("mta.auth.new_line", f"--user={given.user}", *["--scram"] * given.scram)
 
 
 def _spool(given: argparse.Namespace) -> int:
