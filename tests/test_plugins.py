@@ -45,7 +45,7 @@ BUILT_IN = {
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},
     IRoutingBuilder: {"least-cost"},
     IPolicy: {"limits", "greet-delay", "dkim"},
-    IAuthenticator: {"passwords"},
+    IAuthenticator: {"passwords", "dovecot"},
 }
 GIVEN: dict[tuple[Any, str], dict[str, Any]] = {
     (IClusterResource, "etcd"): {"endpoints": ["http://10.9.0.3:2379"]},

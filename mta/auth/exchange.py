@@ -35,9 +35,9 @@ class Exchange:
     def abandon(self) -> None:
         """See IAuthExchange. A step that is under way is cancelled."""
         step, self._step = self._step, None
-        self._over()
         if step is not None:
             step.cancel()
+        self._over()
 
     def _answered(
         self, answer: Challenge | Authenticated | Failure

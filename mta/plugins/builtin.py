@@ -193,3 +193,10 @@ passwords = BuiltIn(
     "mta.auth.passwords:Passwords",
     "mta.auth.passwords:PasswordsSettings",
 )
+dovecot = BuiltIn(
+    "dovecot",
+    IAuthenticator,
+    "mta.auth.dovecot:Dovecot",
+    "mta.auth.dovecot:DovecotSettings",
+    purposes=frozenset({"auth"}),
+)

@@ -207,6 +207,7 @@ class IAuthenticatorTests:
         for firsts in said.values():
             self._case.assertEqual(1, len({first.split(b",")[1] for first in firsts}))
             self._case.assertEqual(2, len({first.split(b",")[0] for first in firsts}))
+        self._clean(surroundings)
 
     def test_auth_another_name(self) -> None:
         """Nobody acts under another's name, not even with a right password (RFC 4616 section 2)."""
