@@ -1,7 +1,7 @@
 #!/bin/sh
 # Unpacks the peers into the directory $1 (made once): smtp-source, smtp-sink and a private Postfix,
 # the name server nsd, etcd, keepalived, haproxy, opendkim, and pflogsumm. They are fetched with apt-get
-# download and # unpacked with dpkg -x: nothing is installed, nothing of them starts by itself.
+# download and unpacked with dpkg -x: nothing is installed, nothing of them starts by itself.
 set -eu
 into=$1
 packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
