@@ -1,12 +1,16 @@
 """The initiator's machine: its table, and one outcome for each recipient whatever the peer does."""
 
+from base64 import b64encode
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import LocalProtocolError, RemoteProtocolError
 from mta.model import NULL_ADDRESS, Address, OutcomeKind, Reply
+from mta.wire.sasl_client import Credentials
 from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.client_auth import Authentication
 from mta.wire.smtp.client_states import (
     TABLE,
     Class,
@@ -42,12 +46,21 @@ SAID = {
     Class.CLOSING: b"421 4.3.2 Bye\r\n",
 }
 
+CREDENTIALS = Credentials("user", "pencil", b"rOprNGfwEb")
+AUTHENTICATION = {
+    State.AUTH: Authentication(CREDENTIALS, ("LOGIN",), plaintext=True),
+    State.DERIVING: Authentication(CREDENTIALS, ("SCRAM-SHA-256",), plaintext=True),
+}
+
 
 def initiator(state: State = State.OPEN, hello: bytes = HELLO, role: Role = Role.SMTP) -> Initiator:
     """A machine that was led into `state`, with nothing left to say."""
     securing = state in {State.STARTTLS, State.HANDSHAKE}
     secrecy = Secrecy.IF_OFFERED if securing else Secrecy.NEVER
-    machine = Initiator(b"bridgehead.example.org", role, secrecy=secrecy)
+    authentication = AUTHENTICATION.get(state)
+    machine = Initiator(
+        b"bridgehead.example.org", role, secrecy=secrecy, authentication=authentication
+    )
     if state is State.GREETING:
         return machine
     machine.receive(b"220 mx ESMTP\r\n")
@@ -58,7 +71,11 @@ def initiator(state: State = State.OPEN, hello: bytes = HELLO, role: Role = Role
         machine.take_output()
         assert machine.state is state
         return machine
-    if state is State.HELO:
+    if authentication is not None:
+        machine.receive(b"250-mx\r\n250 AUTH LOGIN SCRAM-SHA-256\r\n")
+        if state is State.DERIVING:
+            machine.receive(b"334 %b\r\n" % b64encode(b"r=rOprNGfwEbx,s=c2FsdA==,i=4096"))
+    elif state is State.HELO:
         machine.receive(b"502 What\r\n")
     elif state is not State.HELLO:
         machine.receive(hello)
@@ -90,6 +107,8 @@ class TableTests(SynchronousTestCase):
                 machine = initiator(state)
                 if state is State.OPEN:
                     machine.prepare("1", ALICE, [(0, BOB)], 10, False)
+                if (state, klass) == (State.AUTH, Class.INTERMEDIATE):
+                    text = b"334 VXNlcm5hbWU6\r\n"
                 events = machine.receive(text)
                 row = TABLE.get((state, klass))
                 if row is None or (state, klass) == (State.OPEN, Class.INTERMEDIATE):

@@ -134,6 +134,17 @@ def _responder() -> str:
     )
 
 
+_SAID_BY_US = (
+    ("HELLO", "STARTTLS is said", "STARTTLS"),
+    ("HANDSHAKE", "TLS is there", "HELLO"),
+    ("HELLO", "AUTH is said", "AUTH"),
+    ("AUTH", "a key is needed", "DERIVING"),
+    ("DERIVING", "the key is there", "AUTH"),
+    ("OPEN", "QUIT is said", "QUITTING"),
+)
+"""Arrows of an initiator that no reply makes by itself."""
+
+
 def _initiator() -> str:
     table = client_states.TABLE
     arrows = [(state.name, klass.value, row.after.name) for (state, klass), row in table.items()]
@@ -143,7 +154,7 @@ def _initiator() -> str:
                 "SMTP and LMTP: the initiator",
                 "mta/wire/smtp/client_states.py",
                 "GREETING",
-                [*arrows, ("OPEN", "QUIT is said", "QUITTING")],
+                [*arrows, *_SAID_BY_US],
             ),
             *_words(client_states.State),
             "",

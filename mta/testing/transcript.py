@@ -14,6 +14,7 @@ A transcript begins with comments and `key: value` settings up to an empty line:
                                                             `-` where there is no enhanced code;
                                                             auth, and response <what it holds>
     tls: never, if offered or always                        what the initiator wants
+    auth: USER PASSWORD [MECHANISM ...] [plaintext]         its credentials, and how they may go
 Then lines, each with who speaks:
     C: EHLO x     the client, with CRLF; `C.` without CRLF
     S: 220 x      the server, likewise
@@ -37,9 +38,11 @@ from pathlib import Path
 from typing import Any
 
 from mta.model import Address, Envelope, Outcome, Recipient, Reply, Requires
+from mta.wire.sasl_client import EXCHANGES, Credentials, derive
 from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.client_auth import Authentication
 from mta.wire.smtp.grammar import parse_path
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import notify_of
@@ -291,8 +294,12 @@ class _Initiating:
     def __init__(self, transcript: Transcript) -> None:
         asked = transcript.settings.get("tls", ["never"])[0]
         self._machine = Initiator(
-            b"bridgehead.example.org", transcript.role, secrecy=told.Secrecy(asked)
+            b"bridgehead.example.org",
+            transcript.role,
+            secrecy=told.Secrecy(asked),
+            authentication=_authentication(transcript.settings.get("auth", [""])[0]),
         )
+        self._key: told.DeriveKey | None = None
 
     def begin(self) -> list[str]:
         return []
@@ -339,6 +346,10 @@ class _Initiating:
             case "secured":
                 machine.secured()
                 return self._outcome([])
+            case "derived":
+                assert self._key is not None, "nobody asked for a key"
+                machine.derived(derive(*self._key))
+                return self._outcome([])
             case "quit":
                 return self._outcome(machine.quit())
             case "lost":
@@ -361,6 +372,11 @@ class _Initiating:
                 return "; ".join([f"{verb} {tag}", *map(_outcome, outcomes)])
             case told.StartTls():
                 return "start TLS"
+            case told.DeriveKey(rounds=rounds):
+                self._key = event
+                return f"derive a key in {rounds} rounds"
+            case told.NotAuthenticated(reply):
+                return f"not authenticated {reply.text}"
             case told.Unfit(tag, reply):
                 return f"unfit {tag}: {reply.text}"
             case told.NotSent(tag, reply):
@@ -375,6 +391,18 @@ class _Initiating:
 
 def _address(path: str, is_reverse: bool) -> Address:
     return parse_path(path.encode(), is_reverse=is_reverse, utf8=True)[0]
+
+
+def _authentication(words: str) -> Authentication | None:
+    """The nonce is that of RFC 7677 section 3."""
+    if not words:
+        return None
+    user, password, *more = words.split(" ")
+    return Authentication(
+        Credentials(user, password, b"rOprNGfwEbeRWgbNEkqO"),
+        {word for word in more if word != "plaintext"} or EXCHANGES.keys(),
+        "plaintext" in more,
+    )
 
 
 def _envelope(sender: Address, words: Sequence[str]) -> Envelope:

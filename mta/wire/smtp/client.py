@@ -10,8 +10,9 @@ DATA end a group, and what follows a dot begins a new one). Behind a content tha
 envelope waits: after a refused chunk RSET must come first (RFC 3030 section 2).
 
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
-RFC 1870, RFC 6152, RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531
-(SMTPUTF8), RFC 1047 (why UNKNOWN exists), RFC 1845 (named transactions, which end it).
+RFC 1870, RFC 6152, RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 4954 (AUTH, in
+client_auth.py), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1047 (why UNKNOWN exists), RFC 1845 (named
+transactions, which end it).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from collections.abc import Sequence
 
 from mta.errors import LocalProtocolError, RemoteProtocolError
 from mta.model import Address, Envelope, Outcome, OutcomeKind, Reply
+from mta.wire.sasl_client import Exchange
+from mta.wire.smtp.client_auth import Authentication, AuthReplies
 from mta.wire.smtp.client_chunks import ChunkWriter
 from mta.wire.smtp.client_envelope import commands, impossible, size_limit
 from mta.wire.smtp.client_outcomes import (
@@ -32,6 +35,7 @@ from mta.wire.smtp.client_outcomes import (
 )
 from mta.wire.smtp.client_replies import EnvelopeReplies
 from mta.wire.smtp.client_states import (
+    AUTHENTICATING,
     CLASSES,
     TABLE,
     Class,
@@ -56,7 +60,7 @@ from mta.wire.smtp.reply import ReplyReader
 from mta.wire.smtp.states import Role
 
 
-class Initiator(EnvelopeReplies):
+class Initiator(EnvelopeReplies, AuthReplies):
     """One association's protocol, from the peer's greeting to the end.
 
     Every method that takes something answers the events it made; what is to be sent then lies in
@@ -69,10 +73,14 @@ class Initiator(EnvelopeReplies):
         role: Role = Role.SMTP,
         timeouts: Timeouts | None = None,
         secrecy: Secrecy = Secrecy.NEVER,
+        authentication: Authentication | None = None,
     ) -> None:
         """`name` is what we say in EHLO: the virtual server's network name."""
         self.is_secure = False
         self._secrecy = secrecy
+        self._authentication = authentication
+        self._exchange: Exchange | None = None
+        self._initial: bytes | None = None
         self.role = role
         self.state = State.GREETING
         self.extensions: dict[bytes, bytes] = {}
@@ -332,7 +340,7 @@ class Initiator(EnvelopeReplies):
         if row.action == "transaction":
             self._transaction_reply(reply, klass, events)
             return
-        self.state = row.after
+        before, self.state = self.state, row.after
         if row.action == "closing":
             self._closing(reply, events)
             return
@@ -348,6 +356,8 @@ class Initiator(EnvelopeReplies):
                 raise RemoteProtocolError("the peer spoke behind its reply to STARTTLS", reply.text)
             self._owed.append((Wait.HANDSHAKE, 0))
             events.append(StartTls())
+        elif before in AUTHENTICATING:
+            self._auth_reply(row.action, reply, events)
         elif row.action == "ended":
             events += self._end(reply.text, polite=True)
         elif self.state is State.HELLO:
@@ -373,11 +383,12 @@ class Initiator(EnvelopeReplies):
             self._open_or_refuse(events)
 
     def _open_or_refuse(self, events: list[Event]) -> None:
-        if self.is_secure or self._secrecy is not Secrecy.ALWAYS:
-            events.append(Opened())
-        else:
-            self.state = State.OPEN
+        if not self.is_secure and self._secrecy is Secrecy.ALWAYS:
             events += [Refused(NO_TLS), *self._end(NO_TLS.text)]
+        elif self._authentication is not None:
+            self._authenticate(self._authentication, events)
+        else:
+            events.append(Opened())
 
     def secured(self) -> None:
         """TLS is there. EHLO is said anew (RFC 3207 section 4.2)."""

@@ -6,8 +6,6 @@ if some are left. RFC 2920 3.1 (DATA behind refused recipients), RFC 1845 sectio
 
 from __future__ import annotations
 
-from collections import deque
-
 from mta.errors import RemoteProtocolError
 from mta.model import Outcome, Reply
 from mta.wire.smtp.client_envelope import without_name
@@ -16,25 +14,21 @@ from mta.wire.smtp.client_states import (
     ENVELOPE,
     OFFSET,
     Class,
-    Ended,
+    Dialogue,
     Event,
     Phase,
     Prepared,
-    State,
     Transaction,
     Wait,
     Withdrawn,
 )
 
 
-class EnvelopeReplies:
+class EnvelopeReplies(Dialogue):
     """That part of an Initiator (client.py)."""
 
-    state: State
     transid: bytes
     _needs_reset: bool
-    _output: list[bytes]
-    _owed: deque[tuple[Wait, int]]
     _preparing: Transaction | None
     _said: int
 
@@ -138,8 +132,3 @@ class EnvelopeReplies:
             kind = outcome_kind(reply)
             transaction.outcomes = [Outcome(i, kind, reply) for i in transaction.recipients]
         return [Prepared(transaction.tag, tuple(transaction.outcomes))]
-
-    def _end(self, reason: str, polite: bool = False) -> list[Event]:
-        self.state = State.ENDED
-        self._owed.clear()
-        return [Ended(reason, polite)]

@@ -7,6 +7,7 @@ association. RFC 5321 4.2.1 (what the first digit says), 4.3.2, 4.5.3.2 (time-ou
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,6 +26,9 @@ class Wait(enum.Enum):
     STARTTLS = "reply to STARTTLS"
     HANDSHAKE = "TLS to be negotiated"
     """No reply: the engine below says when."""
+    AUTH = "reply to AUTH"
+    DERIVING = "a key to be derived"
+    """No reply: that is our own work."""
     MAIL = "reply to MAIL"
     RCPT = "reply to RCPT"
     DATA = "reply to DATA"
@@ -65,6 +69,8 @@ class Timeouts:
             Wait.HELLO: self.hello,
             Wait.STARTTLS: self.hello,
             Wait.HANDSHAKE: self.hello,
+            Wait.AUTH: self.hello,
+            Wait.DERIVING: self.hello,
             Wait.MAIL: self.mail,
             Wait.RCPT: self.rcpt,
             Wait.DATA: self.data,
@@ -79,7 +85,8 @@ class Timeouts:
 
 class State(enum.Enum):
     """Where an association stands. GREETING -> HELLO (-> HELO) -> OPEN -> QUITTING -> ENDED; with
-    TLS, HELLO -> STARTTLS -> HANDSHAKE -> HELLO between. ENDED from everywhere.
+    TLS, HELLO -> STARTTLS -> HANDSHAKE -> HELLO between; with credentials, AUTH (<-> DERIVING)
+    before OPEN. ENDED from everywhere.
     """
 
     GREETING = "greeting"
@@ -92,6 +99,10 @@ class State(enum.Enum):
     """STARTTLS was said."""
     HANDSHAKE = "handshake"
     """TLS is being negotiated; then EHLO is said anew, and what was announced before is void."""
+    AUTH = "auth"
+    """AUTH was said, or a response to a challenge."""
+    DERIVING = "deriving"
+    """The key of SCRAM is being derived from the password; then it goes on."""
     OPEN = "open"
     """Transactions may come, one after the other, or one overlapping the next."""
     QUITTING = "quitting"
@@ -100,6 +111,9 @@ class State(enum.Enum):
     """Nothing is said or heard any more."""
 
     __hash__ = object.__hash__
+
+
+AUTHENTICATING = frozenset((State.AUTH, State.DERIVING))
 
 
 class Secrecy(enum.Enum):
@@ -156,6 +170,13 @@ TABLE: dict[tuple[State, Class], Row] = {
     (State.HELO, Class.TRANSIENT): Row(State.ENDED, "refused"),
     (State.HELO, Class.PERMANENT): Row(State.ENDED, "refused"),
     (State.HELO, Class.CLOSING): Row(State.ENDED, "refused"),
+    (State.AUTH, Class.POSITIVE): Row(State.OPEN, "authenticated"),
+    (State.AUTH, Class.INTERMEDIATE): Row(State.AUTH, "challenge"),
+    (State.AUTH, Class.TRANSIENT): Row(State.ENDED, "no AUTH now"),
+    (State.AUTH, Class.PERMANENT): Row(State.ENDED, "not authenticated"),
+    (State.AUTH, Class.CLOSING): Row(State.ENDED, "no AUTH now"),
+    # It is our turn: only an end may come.
+    (State.DERIVING, Class.CLOSING): Row(State.ENDED, "no AUTH now"),
     (State.OPEN, Class.POSITIVE): Row(State.OPEN, "transaction"),
     (State.OPEN, Class.INTERMEDIATE): Row(State.OPEN, "transaction"),
     (State.OPEN, Class.TRANSIENT): Row(State.OPEN, "transaction"),
@@ -244,6 +265,23 @@ class StartTls(NamedTuple):
     """The peer is ready: negotiate, then call `secured`; or report the connection lost."""
 
 
+class DeriveKey(NamedTuple):
+    """Call `derived` with sasl_client.derive of it; that takes up to half a second."""
+
+    password: bytes
+    salt: bytes
+    rounds: int
+
+    def __repr__(self) -> str:
+        return f"DeriveKey(salt={self.salt!r}, rounds={self.rounds})"
+
+
+class NotAuthenticated(NamedTuple):
+    """Our credentials do not open this peer, which an operator should know; Refused follows."""
+
+    reply: Reply
+
+
 class Refused(NamedTuple):
     """The peer does not want us now (4yz) or at all (5yz); the association is over."""
 
@@ -293,4 +331,30 @@ class Ended(NamedTuple):
     polite: bool = False
 
 
-Event = Opened | StartTls | Refused | Prepared | Unfit | NotSent | Committed | Withdrawn | Ended
+Event = (
+    Opened
+    | StartTls
+    | DeriveKey
+    | NotAuthenticated
+    | Refused
+    | Prepared
+    | Unfit
+    | NotSent
+    | Committed
+    | Withdrawn
+    | Ended
+)
+
+
+class Dialogue:
+    """What the parts of an Initiator (client.py) share."""
+
+    state: State
+    _output: list[bytes]
+    _owed: deque[tuple[Wait, int]]
+    """What the peer has to reply to, in this order, and the recipient that it is about."""
+
+    def _end(self, reason: str, polite: bool = False) -> list[Event]:
+        self.state = State.ENDED
+        self._owed.clear()
+        return [Ended(reason, polite)]

@@ -52,8 +52,11 @@ class ReplyReader:
     """
 
     def __init__(self) -> None:
+        self.line_limit = LINE_LIMIT
+        """Octets of one line; a challenge of AUTH may have more."""
         self._buffer = b""
         self._at = 0
+        self._last_line = b""
         self._lines: list[bytes] = []
         self._code = b""
         self._octets = 0
@@ -68,6 +71,11 @@ class ReplyReader:
         """Nothing is left over: no part of a reply, and none that nobody asked for."""
         return self._at >= len(self._buffer) and not self._lines
 
+    @property
+    def last_text(self) -> bytes:
+        """The last line of the last reply as it came, behind its code: not neutralised."""
+        return self._last_line.rstrip(b"\r")[4:]
+
     def next_reply(self) -> Reply | None:
         """The next whole reply; None when more octets are needed.
 
@@ -76,11 +84,12 @@ class ReplyReader:
         while True:
             end = self._buffer.find(b"\n", self._at)
             if end < 0:
-                if len(self._buffer) - self._at > LINE_LIMIT:
+                if len(self._buffer) - self._at > self.line_limit + 1:  # its CR may be here
                     raise RemoteProtocolError("the peer's reply has an over-long line")
                 return None
             line = self._buffer[self._at : end]
             self._at = end + 1
+            self._last_line = line
             if not self._lines:
                 known = self._known.get(line)
                 if known is not None:
@@ -91,7 +100,7 @@ class ReplyReader:
 
     def _line(self, raw: bytes) -> Reply | None:
         line = raw.rstrip(b"\r")
-        if len(line) > LINE_LIMIT:
+        if len(line) > self.line_limit:
             raise RemoteProtocolError("the peer's reply has an over-long line")
         code, mark = line[:3], line[3:4]
         if not (len(code) == 3 and code.isdigit() and b"200" <= code < b"600") or (
