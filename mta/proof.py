@@ -20,7 +20,7 @@ from mta.config.schema import Config, ListenerBlock
 from mta.errors import MTAError
 from mta.plugins.find import Catalogue
 from mta.process import refuse_privileged_ports
-from mta.settings import SecretFile
+from mta.settings import SecretFile, Settings
 
 MOST_MISTAKES = 3
 """Mistakes of a configuration that are named; `mta check-config` names all."""
@@ -58,13 +58,21 @@ def _secrets(config: Config) -> Iterator[str]:
     blocks += [*config.listeners, *config.connectors, *config.policies]
     blocks += [config.auth] if config.auth is not None else []
     for block in blocks:
-        for value in vars(block.settings).values():
-            if isinstance(value, SecretFile):
-                try:
-                    value.read()
-                except OSError as fault:
-                    text = f"{value.path} cannot be read by uid {os.geteuid()}"
-                    yield f"{text}: {fault.strerror} (needed by {block.name})"
+        for secret in _secret_files(block.settings):
+            try:
+                secret.read()
+            except OSError as fault:
+                text = f"{secret.path} cannot be read by uid {os.geteuid()}"
+                yield f"{text}: {fault.strerror} (needed by {block.name})"
+
+
+def _secret_files(settings: Settings) -> Iterator[SecretFile]:
+    """Those of a block, and of the blocks within it."""
+    for value in vars(settings).values():
+        if isinstance(value, SecretFile):
+            yield value
+        elif isinstance(value, Settings):
+            yield from _secret_files(value)
 
 
 def _restart(config: Config, file: str | None, is_single: bool) -> Iterator[str]:

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mta import proof
 from mta.association.holders import listener_at
+from mta.association.smtp_settings import AuthSettings, SmtpConnectorSettings
 from mta.cluster.claimant import ClaimFacts
 from mta.cluster.interface import InterfaceResource, InterfaceSettings
 from mta.cluster.readiness import (
@@ -397,6 +398,16 @@ class TheNode(SynchronousTestCase):
         [failure] = self.prove(None).failures
         self.assertTrue(failure.startswith("/nowhere/password cannot be read by uid"), failure)
         self.assertTrue(failure.endswith("No such file or directory (needed by etcd)"), failure)
+
+    def test_secrets_within_blocks(self) -> None:
+        """The same for a secret of a block within the block: `auth` of a connector."""
+        auth = AuthSettings.model_construct(password_file=proof.SecretFile("/nowhere/password"))
+        settings = SmtpConnectorSettings.model_construct(auth=auth)
+        self.config = replace(
+            self.config, connectors=(SimpleNamespace(name="hub", settings=settings),)
+        )
+        [failure] = self.prove(None).failures
+        self.assertTrue(failure.endswith("(needed by hub)"), failure)
 
     def test_room(self) -> None:
         """Free room is asked of the spool's file system; where that fails, nothing is said."""

@@ -2,7 +2,7 @@
 
 Law: an association has a slot of its own, unique in the epoch, and TLS as its connector wants it:
 where that is a must nothing is sent without; where it is a wish, a server that fails at it is asked
-anew without.
+anew without. With credentials, whoever does not let us in gets no mail, and a warning names it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from mta.association.secret import UnusableSecret, identify
 from mta.association.smtp_out import Flusher, SmtpSender
 from mta.association.smtp_settings import (
     LmtpConnectorSettings,
@@ -21,6 +22,7 @@ from mta.errors import TransientFailure
 from mta.interfaces import IAssociationKind, ISender, ISurroundings, ITenure
 from mta.model import NextHop
 from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.client_auth import Authentication
 from mta.wire.smtp.client_states import Secrecy
 from mta.wire.smtp.states import Role
 
@@ -32,6 +34,8 @@ _SECRECY = {
     "require": Secrecy.ALWAYS,
     "verify": Secrecy.ALWAYS,
 }
+_UNUSABLE = "our credentials for it cannot be used now"
+"""What senders may read in a report; the log says more."""
 
 
 @implementer(IAssociationKind)
@@ -48,6 +52,7 @@ class SmtpInitiator:
         self._settings = settings
         self._surroundings = surroundings
         self._checkpoint = isinstance(settings, SmtpConnectorSettings) and settings.checkpoint
+        self._auth = settings.auth if isinstance(settings, SmtpConnectorSettings) else None
         self._plainly = Plainly()
         self._clock = surroundings.clock
         self._doors = surroundings.doors
@@ -62,12 +67,19 @@ class SmtpInitiator:
         return Deferred.fromCoroutine(self._open(tenure, hop))
 
     def _sender(
-        self, tenure: ITenure, relay: str, secrecy: Secrecy = Secrecy.NEVER, name: str = ""
+        self,
+        tenure: ITenure,
+        relay: str,
+        secrecy: Secrecy = Secrecy.NEVER,
+        name: str = "",
+        authentication: Authentication | None = None,
     ) -> SmtpSender:
         self._number.inc()
         slot = f"{self.name}/out/{int(self._number.value)}"
         timeouts = self._settings.timeouts.of_machine()
-        machine = Initiator(tenure.network_name.encode(), self.role, timeouts, secrecy)
+        machine = Initiator(
+            tenure.network_name.encode(), self.role, timeouts, secrecy, authentication
+        )
         wish = None
         if secrecy is not Secrecy.NEVER:
             verify = self._settings.tls == "verify"
@@ -80,6 +92,7 @@ class SmtpInitiator:
             tenure=tenure,
             clock=self._clock,
             flusher=self._flusher,
+            executor=self._surroundings.executor,
             checkpoint=self._checkpoint,
             wish=wish,
         )
@@ -88,23 +101,34 @@ class SmtpInitiator:
         """Where TLS is only a wish, a server that cannot do it is asked anew without, and for an
         hour no more.
         """
+        authentication = None
+        if self._auth is not None:
+            try:
+                authentication = await identify(self._auth, self._surroundings.executor)
+            except UnusableSecret as fault:
+                self._warn(f"connector {hop.connector!r} to {hop.relay}: {fault}")
+                raise TransientFailure(hop.relay, _UNUSABLE, enhanced="4.3.5") from None
         secrecy = _SECRECY[self._settings.tls]
         if secrecy is Secrecy.IF_OFFERED and self._plainly.holds(hop, self._clock.monotonic()):
             secrecy = Secrecy.NEVER
         while True:
-            sender = self._sender(tenure, hop.relay, secrecy, hop.name or hop.host)
+            sender = self._sender(tenure, hop.relay, secrecy, hop.name or hop.host, authentication)
             timeout = self._settings.timeouts.connect
             await self._doors.connect(tenure, hop.host, hop.port, sender, timeout)
             try:
                 return await sender.opened()
             except TransientFailure:
+                if sender.auth_fault:
+                    who = f"connector {hop.connector!r} to {hop.relay}"
+                    self._warn(f"{who}: not authenticated: {sender.auth_fault}")
                 if not sender.tls_fault or secrecy is not Secrecy.IF_OFFERED:
                     raise
             self._plainly.remember(hop, self._clock.monotonic())
-            self._surroundings.telemetry.notice(
-                "warning", "association", f"{hop.relay}: without TLS: {sender.tls_fault}"
-            )
+            self._warn(f"{hop.relay}: without TLS: {sender.tls_fault}")
             secrecy = Secrecy.NEVER
+
+    def _warn(self, text: str) -> None:
+        self._surroundings.telemetry.notice("warning", "association", text)
 
 
 class LmtpInitiator(SmtpInitiator):

@@ -31,6 +31,7 @@ from mta.interfaces import (
     IClock,
     IContent,
     IEnds,
+    IExecutor,
     INotifies,
     IRevocable,
     ISender,
@@ -47,12 +48,15 @@ from mta.model import (
     Requires,
 )
 from mta.telemetry import Secured
+from mta.wire.sasl_client import derive
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.client_envelope import takes_binary
 from mta.wire.smtp.client_states import (
     Committed,
+    DeriveKey,
     Ended,
     Event,
+    NotAuthenticated,
     NotSent,
     Opened,
     Prepared,
@@ -102,9 +106,14 @@ class SmtpSender(Protocol):
         tenure: ITenure,
         clock: IClock,
         flusher: Flusher,
+        executor: IExecutor,
         checkpoint: bool = False,
         wish: TlsWish | None = None,
     ) -> None:
+        self.auth_fault = ""
+        """Why the peer did not let us in with our credentials; "" as long as it did not say so."""
+        self._executor = executor
+        self._deriving: Deferred[bytes] | None = None
         self.tls_fault = ""
         """Why TLS came to nothing; "" as long as it did not."""
         self._wish = wish
@@ -394,6 +403,24 @@ class SmtpSender(Protocol):
             ).inc()
         self._handle(self._machine.connection_lost(f"TLS handshake failed: {why}"))
 
+    # -- credentials
+
+    def _on_derive_key(self, event: DeriveKey) -> None:
+        self._deriving = deriving = self._executor.submit(derive, *event)
+        deriving.addCallbacks(self._derived, self._underived)
+
+    def _derived(self, key: bytes) -> None:
+        self._deriving = None
+        self._machine.derived(key)
+        self.flush()
+
+    def _underived(self, failure: Failure) -> None:
+        self._deriving = None
+        self._abort(f"no key could be derived: {failure.value}")
+
+    def _on_not_authenticated(self, event: NotAuthenticated) -> None:
+        self.auth_fault = event.reply.text
+
     # -- content
 
     def _read_on(self) -> None:
@@ -497,6 +524,9 @@ class SmtpSender(Protocol):
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()
+        deriving, self._deriving = self._deriving, None
+        if deriving is not None:
+            deriving.cancel()
         self._give_up(Reply(451, "4.4.2", (event.reason.encode(),)))
         withdrawn, self._withdrawn = self._withdrawn, None
         if withdrawn is not None:
@@ -530,6 +560,8 @@ class SmtpSender(Protocol):
 _HANDLERS: dict[type[Any], Callable[[SmtpSender, Any], None]] = {
     Opened: SmtpSender._on_opened,
     StartTls: SmtpSender._on_start_tls,
+    DeriveKey: SmtpSender._on_derive_key,
+    NotAuthenticated: SmtpSender._on_not_authenticated,
     Refused: SmtpSender._on_refused,
     Prepared: SmtpSender._on_prepared,
     Unfit: SmtpSender._on_unfit,

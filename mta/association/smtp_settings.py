@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from mta.settings import Boolean, Count, Duration, Network, Port, Settings, Size
+from mta.settings import (
+    Boolean,
+    Count,
+    Duration,
+    Network,
+    Port,
+    SecretFileSetting,
+    Settings,
+    Size,
+)
 from mta.wire.smtp.client_states import Timeouts
 from mta.wire.smtp.limits import Limits
 
@@ -250,14 +259,59 @@ class WireConnectorSettings(Settings):
     )
 
 
+class AuthSettings(Settings):
+    """The `auth:` of a connector."""
+
+    user: str = Field(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="The name that the servers know us by.",
+    )
+    password_file: SecretFileSetting = Field(
+        description="A file that holds the password alone, which others cannot read. It is read for"
+        " each association."
+    )
+    mechanisms: tuple[Literal["SCRAM-SHA-256", "PLAIN", "LOGIN"], ...] = Field(
+        default=("SCRAM-SHA-256", "PLAIN", "LOGIN"),
+        min_length=1,
+        description="Those that may be used. The strongest of these that the server offers is used;"
+        " the default begins with the strongest.",
+    )
+    plaintext: Literal["refuse", "allow"] = Field(
+        default="refuse",
+        description="refuse: without TLS nothing is said of it, and mail waits | allow: whoever"
+        " listens may have the password.",
+    )
+
+
 class SmtpConnectorSettings(WireConnectorSettings):
     """What an `smtp` connector has besides the keys that all connectors have."""
+
+    auth: AuthSettings | None = Field(
+        default=None,
+        description="Say who we are before any mail (RFC 4954): a smarthost. With `tls: verify`, or"
+        " `require`. A server that does not let us in gets no mail: it waits, and a warning tells.",
+    )
 
     checkpoint: Boolean = Field(
         default=False,
         description="The bridgeheads are our own kind: name each transaction (RFC 1845) where"
         " CHECKPOINT is offered, so that a resend after a crash brings nothing twice.",
     )
+
+    @model_validator(mode="after")
+    def _no_password_in_the_clear(self) -> SmtpConnectorSettings:
+        if (
+            self.auth is not None
+            and self.auth.plaintext == "refuse"
+            and self.tls in {"none", "opportunistic"}
+        ):
+            raise ValueError(
+                f"auth with `tls: {self.tls}`: the password could go out without TLS; say `tls:"
+                " verify` (or require), or `plaintext: allow` in auth where nobody can listen"
+            )
+        return self
 
 
 class LmtpConnectorSettings(WireConnectorSettings):

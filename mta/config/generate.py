@@ -226,6 +226,9 @@ def _keys(
         if isinstance(default, BaseModel):
             yield f"{indent}#{key}:"
             yield from _keys(type(default), indent + "  ", {})
+        elif default is None and (inner := next(models_in(item.annotation), None)) is not None:
+            yield f"{indent}#{key}:"
+            yield from _keys(inner, indent + "  ", {}, everything_off=True)
         elif item.is_required():
             yield f"{indent}#{key}: {'(must be given)' if everything_off else '...'}"
         elif default is None or default == "":

@@ -301,7 +301,7 @@ class _Agent:
         machine = self.machine
         self._note(machine.receive(data))
         held = len(machine._reader._buffer) - machine._reader._at
-        if self.ended is None and held > LINE_LIMIT:
+        if self.ended is None and held > machine._reader.line_limit + 1:  # and its CR
             raise Broken(f"{held} octets of a reply are kept")
 
     def act(self) -> None:
