@@ -11,6 +11,7 @@ from mta.testing import fuzz
 from mta.testing.dialogues import Corpus
 from mta.testing.fuzz import GAMES, hold, main, run
 from mta.wire.smtp import client, content
+from mta.wire.smtp.client_states import Opened
 from mta.wire.smtp.server import Responder
 from mta.wire.smtp.server_chunks import ChunkingResponder
 
@@ -55,6 +56,7 @@ class FuzzTests(SynchronousTestCase):
             (content.Stuffer, "take", lambda stuffer, piece: piece),
             (Responder, "_needs_more", lambda machine: True),
             (client, "left_over", lambda *about: left_over(*about)[:-1]),
+            (client.Initiator, "_authenticate", lambda machine, _, told: told.append(Opened())),
         ):
             patch = self.patch(place, name, broken)
             self.assertTrue(run(self.corpus, 20260701, 0, 4000), name)

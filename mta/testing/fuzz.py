@@ -20,14 +20,15 @@ from pathlib import Path
 from random import Random
 
 from mta.errors import RemoteProtocolError
-from mta.model import Address, Outcome, OutcomeKind, Reply
-from mta.testing.dialogues import LONGEST, Corpus, Lines, mutated, pieces_of, wishes
-from mta.wire.smtp import client_states as told
+from mta.model import Outcome, OutcomeKind, Reply
+from mta.testing.dialogues import LONGEST, Corpus, Lines, mutated, pieces_of
+from mta.testing.fuzz_agent import CREDENTIALS, Agent, Broken
+from mta.wire.sasl_client import EXCHANGES
 from mta.wire.smtp import events
-from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.client_auth import Authentication
 from mta.wire.smtp.content import END_OF_DATA, Stuffer
 from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
-from mta.wire.smtp.reply import LINE_LIMIT, ReplyReader
+from mta.wire.smtp.reply import ReplyReader
 from mta.wire.smtp.server import Responder
 from mta.wire.smtp.server_auth import NO_AUTH, RESPONSE_LIMIT, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
@@ -35,10 +36,6 @@ from mta.wire.smtp.states import Role, State
 
 REPLY_OCTETS = 1100
 """No reply of a responder is longer, whatever it was told."""
-
-
-class Broken(Exception):
-    """A promise was not kept; the text says which."""
 
 
 # --- the responder ----------------------------------------------------------------------------
@@ -270,183 +267,17 @@ def _inspect_dialogue(told_: _Told, data: bytes, limits: Limits) -> None:
 
 # --- the initiator ----------------------------------------------------------------------------
 
-_SENDER = Address(b"alice@example.com", b"example.com")
-_RECIPIENTS = tuple(
-    Address(b"%c@example.org" % letter, b"example.org") for letter in b"bcdefghijklmnop"
-)
-_ABROAD = Address("é@bücher.example".encode(), b"xn--bcher-kva.example")
-"""It needs SMTPUTF8."""
-
-
-class _Agent:
-    """Drives an initiator as an agent would, and keeps the books on every recipient."""
-
-    def __init__(self, rng: Random, role: Role, contents: Sequence[bytes]) -> None:
-        self.machine = Initiator(b"bridgehead.example.org", role)
-        self.contents = contents
-        self.outcomes: dict[str, dict[int, Outcome]] = {}
-        self.over: set[str] = set()
-        """Tags that were not sent or withdrawn: nothing of them may be told delivered."""
-        self.dotted: set[str] = set()
-        self.chunked: set[str] = set()
-        """Tags of what goes by BDAT."""
-        self.ended: told.Ended | None = None
-        self._rng = rng
-        self._asked: dict[str, tuple[int, ...]] = {}
-        self._ready: list[str] = []
-        self._sending: tuple[str, Lines] | None = None
-        self._next = 0
-
-    def hear(self, data: bytes) -> None:
-        machine = self.machine
-        self._note(machine.receive(data))
-        held = len(machine._reader._buffer) - machine._reader._at
-        if self.ended is None and held > machine._reader.line_limit + 1:  # and its CR
-            raise Broken(f"{held} octets of a reply are kept")
-
-    def act(self) -> None:
-        """Do one of the things that may be done now."""
-        machine, rng = self.machine, self._rng
-        if self.ended is not None:
-            return
-        if self._sending is not None:
-            self._send_on()
-        elif self._ready:
-            if rng.random() < 0.05:
-                self._note(machine.withdraw())
-            else:
-                tag = self._ready.pop(0)
-                content = self.contents[int(tag) % len(self.contents)]
-                known = machine.is_content_known
-                self._sending = tag, [] if known else pieces_of(rng, content)
-        may_prepare = machine.is_idle or machine.pipelines
-        if (
-            self.ended is None
-            and machine.state is told.State.OPEN
-            and not machine.is_preparing
-            and self._sending is None
-            and may_prepare
-        ):
-            if self._next < len(self.contents):
-                self._prepare()
-            elif machine.is_idle and rng.random() < 0.5:
-                self._note(machine.quit())
-        elif machine.is_preparing and not self._ready and rng.random() < 0.02:
-            self._note(machine.withdraw())
-
-    def _prepare(self) -> None:
-        tag = str(self._next)
-        self._next += 1
-        many = self._rng.choice((1, 1, 2, 5))
-        self._asked[tag] = tuple(range(many))
-        self.outcomes[tag] = {}
-        content = self.contents[int(tag)]
-        size, eight = len(content), not content.isascii()
-        to = list(enumerate(_RECIPIENTS[:many]))
-        if self._rng.random() < 0.1:
-            to[-1] = (many - 1, _ABROAD)
-        named = self.machine.checkpoints and self._rng.random() < 0.7
-        chunked = self.machine.chunks and self._rng.random() < 0.6
-        if chunked:
-            self.chunked.add(tag)
-        self._note(
-            self.machine.prepare(
-                tag,
-                _SENDER,
-                to,
-                size,
-                eight,
-                transid=b"<%b@x>" % tag.encode() if named else b"",
-                is_resend=named and self._rng.random() < 0.7,
-                envelope=wishes(self._rng, _SENDER, [address for _, address in to]),
-                binary=chunked and self._rng.random() < 0.5,
-                chunked=chunked,
-            )
-        )
-
-    def _send_on(self) -> None:
-        assert self._sending is not None
-        tag, pieces = self._sending
-        if pieces:
-            self.machine.content(pieces.pop(0), opaque=True)
-            return
-        self._sending = None
-        self.dotted.add(tag)
-        self.machine.finish()
-
-    def _note(self, happened: Sequence[told.Event]) -> None:
-        for event in happened:
-            if self.ended is not None:
-                raise Broken(f"{event} behind the end")
-            match event:
-                case told.Prepared(tag, outcomes):
-                    self._settle(tag, outcomes)
-                    if len(self.outcomes[tag]) < len(self._asked[tag]):
-                        self._ready.append(tag)
-                case told.Committed(tag, outcomes):
-                    self._settle(tag, outcomes)
-                    if self._sending is not None and self._sending[0] == tag:
-                        self._sending = None
-                    if len(self.outcomes[tag]) != len(self._asked[tag]):
-                        raise Broken(f"{tag} is committed and some have no outcome")
-                case told.NotSent(tag) | told.Withdrawn(tag) | told.Unfit(tag):
-                    if tag in self.over or tag in self.dotted:
-                        raise Broken(f"{event} of what was sent or told before")
-                    self.over.add(tag)
-                    if tag in self._ready:
-                        self._ready.remove(tag)
-                    if self._sending is not None and self._sending[0] == tag:
-                        self._sending = None
-                case told.Ended():
-                    self.ended = event
-
-    def _settle(self, tag: str, outcomes: Sequence[Outcome]) -> None:
-        if tag in self.over:
-            raise Broken(f"{tag} has outcomes and was not sent")
-        known = self.outcomes[tag]
-        for outcome in outcomes:
-            if outcome.recipient in known or outcome.recipient not in self._asked[tag]:
-                raise Broken(f"recipient {outcome.recipient} of {tag} has a second outcome")
-            known[outcome.recipient] = outcome
-            is_late = outcome.kind in (OutcomeKind.DELIVERED, OutcomeKind.UNKNOWN)
-            if is_late and tag not in self.dotted:
-                raise Broken(f"{tag} is {outcome.kind.value} before its dot")
-
-    def take(self) -> bytes:
-        """What is to be sent now; and whether somebody waits for something without an end."""
-        machine = self.machine
-        output = machine.take_output()
-        if self.ended is None:
-            is_begun = self._sending is not None and not machine.is_preparing
-            ours = machine.is_idle or bool(self._ready) or (bool(self._sending) and not is_begun)
-            if machine.timeout is None and not ours:
-                raise Broken("the peer is waited for without a time")
-        return output
-
-    def lose(self, expire: bool) -> None:
-        """The end, if it has not come yet: every recipient has its outcome then."""
-        machine = self.machine
-        if expire and self.ended is None:
-            self._note(machine.expire())
-        if self.ended is None:
-            self._note(machine.connection_lost())
-        if machine.state is not told.State.ENDED or machine.timeout is not None:
-            raise Broken("the end is none")
-        machine.take_output()
-        self._note(machine.receive(b"250 Ok\r\n"))
-        if machine.take_output():
-            raise Broken("something is said behind the end")
-        for tag, asked in self._asked.items():
-            left = set(asked) - set(self.outcomes[tag])
-            if bool(left) is not (tag in self.over):
-                raise Broken(f"{tag}: {sorted(left)} have no outcome")
-
 
 def against_initiator(rng: Random, corpus: Corpus) -> None:
     """A server's dialogue, while the agent acts when it likes; then the connection goes."""
     role = rng.choice((Role.SMTP, Role.SMTP, Role.LMTP))
-    agent = _Agent(rng, role, [b"hello\r\n", b"", b".\r\nx", b"8 bit \xff\r\n"])
-    said = 0
+    authentication = None
+    if rng.random() < 0.4:
+        mechanisms = rng.choice((("SCRAM-SHA-256",), ("PLAIN",), ("LOGIN",), tuple(EXCHANGES)))
+        authentication = Authentication(CREDENTIALS, mechanisms, plaintext=rng.random() < 0.9)
+    contents = [b"hello\r\n", b"", b".\r\nx", b"8 bit \xff\r\n"]
+    agent = Agent(rng, role, contents, authentication)
+    said, is_auth_said = 0, False
     for piece in pieces_of(rng, mutated(rng, corpus.servers)):
         agent.hear(piece)
         for _ in range(rng.choice((0, 1, 1, 3))):
@@ -455,6 +286,12 @@ def against_initiator(rng: Random, corpus: Corpus) -> None:
         said += len(output)
         if b"\n" in output.replace(b"\r\n", b""):
             raise Broken(f"a bare newline is sent: {output!r}")
+        if authentication is not None:
+            is_auth_said |= output.startswith(b"AUTH ")
+            if is_auth_said and not authentication.plaintext:
+                raise Broken("credentials are sent without TLS")
+            if b"MAIL FROM:" in output and not is_auth_said:
+                raise Broken("mail is sent to a server that was not told who we are")
     if said > LONGEST:
         raise Broken(f"{said} octets were said")
     agent.lose(rng.random() < 0.5)
@@ -476,7 +313,7 @@ def between_both(rng: Random, corpus: Corpus) -> None:
     limits = Limits(line_octets=0, errors=1000)
     chunking = rng.random() < 0.6
     host = _Host(role, limits, answers, checkpoint=rng.random() < 0.5, chunking=chunking)
-    agent = _Agent(rng, role, contents)
+    agent = Agent(rng, role, contents)
     host.machine.greet(rng.choice(_REFUSALS) if rng.random() < 0.05 else None)
     breaks_at = rng.randrange(4000) if rng.random() < 0.4 else -1
     to_agent = to_host = b""
@@ -520,7 +357,7 @@ def between_both(rng: Random, corpus: Corpus) -> None:
             raise Broken(f"{tag} is told delivered and did not arrive")
 
 
-def _in_doubt(agent: _Agent) -> list[Outcome]:
+def _in_doubt(agent: Agent) -> list[Outcome]:
     return [
         outcome
         for outcomes in agent.outcomes.values()
