@@ -234,6 +234,7 @@ class DovecotTests(SynchronousTestCase):
             self.failureResultOf(step, CancelledError)
             self.surroundings.advance(0)
             self.assertEqual(0, self.dovecot.open)
+            self.assertEqual([], self.dovecot.broken)  # it was told: its log stays quiet
         self.assertEqual([], self.surroundings.clock.reactor.getDelayedCalls())
 
     def test_not_offered(self) -> None:
@@ -277,6 +278,19 @@ class MachineTests(SynchronousTestCase):
         machine.respond(b"\0a\0b")
         self.assertEqual(b"CONT\t1\tAGEAYg==\n", machine.take_output())
         self.assertEqual(Authenticated("a"), machine.receive(b"OK\t1\tuser=a\n"))
+
+    def test_cancelled(self) -> None:
+        """Dovecot is told when it was asked, and only then; nothing counts afterwards."""
+        machine = self.asked()
+        machine.cancel()
+        self.assertEqual(b"CANCEL\t1\n", machine.take_output())
+        self.assertIsNone(machine.receive(b"OK\t1\tuser=a\n"))
+        machine.cancel()
+        self.assertEqual(b"", machine.take_output())
+        machine = DovecotAuth(1, REQUEST, b"x")
+        machine.take_output()
+        machine.cancel()
+        self.assertEqual(b"", machine.take_output())
 
     def test_empty_initial_response(self) -> None:
         """An initial response that is empty is one (RFC 4954 section 4)."""

@@ -68,10 +68,11 @@ class DovecotSettings(Settings):
         " auth_mechanisms.",
     )
     timeout: Duration = Field(
-        default=10.0,
+        default=30.0,
         gt=0.0,
         le=300.0,
-        description="So long an answer is waited for. Dovecot delays refusals by 2 s by default.",
+        description="So long an answer is waited for. Dovecot delays refusals by 2 s, and whatever"
+        " an address asks that was refused often by up to 15 s more.",
     )
 
 
@@ -185,6 +186,9 @@ class _Asking(Exchange):
     def _end(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
+        if self._machine is not None:
+            self._machine.cancel()
+            self._send()
         self._connection_over()
 
     def _connection_over(self) -> None:
@@ -211,10 +215,10 @@ class _Connection(Protocol):
             self._transport().write(octets)
 
     def end(self) -> None:
-        """At once; what Dovecot says behind it is nobody's."""
+        """Once our last words are written; what Dovecot says behind it is nobody's."""
         if self.is_open:
             self.is_open = False
-            self._transport().abortConnection()
+            self._transport().loseConnection()
 
     def connectionMade(self) -> None:
         self.is_open = True

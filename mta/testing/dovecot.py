@@ -66,6 +66,7 @@ class _Client(Protocol):
         self._lines = 0
         self._client_id = 0
         self._machine: Any = None
+        self._asks = False
 
     def connectionMade(self) -> None:
         self._dovecot.open += 1
@@ -78,6 +79,7 @@ class _Client(Protocol):
         self.transport.write(greeting)  # type: ignore[union-attr]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._expect(not self._asks, "disconnected with a pending request")
         self._dovecot.open -= 1
         self._dovecot.client_ids.discard(self._client_id)
 
@@ -96,6 +98,9 @@ class _Client(Protocol):
                 self._expect(len(words) == 3, f"CONT has three words: {line!r}")
                 self._expect(self._machine is not None, f"nothing to go on with: {line!r}")
                 self._step(words[1], base64.b64decode(words[2], validate=True))
+            elif words[0] == b"CANCEL":
+                self._expect(len(words) == 2 and self._asks, f"nothing to cancel: {line!r}")
+                self._asks = False
             else:
                 self._expect(False, f"no command: {line!r}")
 
@@ -125,6 +130,7 @@ class _Client(Protocol):
             b"X-TOKEN": _Token,
         }
         self._machine = kinds[mechanism]()
+        self._asks = True
         initial = base64.b64decode(given[0][5:], validate=True) if given else None
         self._step(number, initial)
 
@@ -159,4 +165,5 @@ class _Client(Protocol):
     def _say(self, line: bytes) -> None:
         changed = self._dovecot.say(line)
         if changed is not None:
+            self._asks = line.startswith(b"CONT")
             self.transport.write(changed + b"\n")  # type: ignore[union-attr]

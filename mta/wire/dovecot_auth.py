@@ -116,6 +116,12 @@ class DovecotAuth:
         self._output += line
         self._state = _State.ASKED
 
+    def cancel(self) -> None:
+        """Nobody waits any more. Dovecot hears of it, or its log would have an error for each."""
+        if self._state in {_State.ASKED, _State.CHALLENGED}:
+            self._output += b"CANCEL\t%b\n" % _ID
+        self._state = _State.OVER
+
     # --- lines ---
 
     def _line(self, words: list[bytes]) -> Answer | None:
