@@ -1,7 +1,7 @@
 #!/bin/sh
 # Unpacks the peers into the directory $1 (made once): smtp-source, smtp-sink and a private Postfix,
-# the name server nsd, etcd, keepalived, haproxy, opendkim, and pflogsumm. They are fetched with apt-get
-# download and unpacked with dpkg -x: nothing is installed, nothing of them starts by itself.
+# the name server nsd, etcd, keepalived, haproxy, opendkim, Dovecot, and pflogsumm. They are fetched with
+# apt-get download and unpacked with dpkg -x: nothing is installed, nothing of them starts by itself.
 set -eu
 into=$1
 packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
@@ -10,6 +10,7 @@ packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
   haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 \
   opendkim libopendkim11 libbsd0 libmd0 libldap-2.5-0 libmemcached11 libhashkit2 \
   libmilter1.0.1 libopendbx1 librbl1 libunbound8 libnghttp2-14 libvbr2 \
+  dovecot-core libexttextcat-2.0-0 liblua5.4-0 libstemmer0d libsodium23 libunwind8 \
   libglib2.0-0 libpcre2-8-0 pflogsumm libdate-calc-perl libcarp-clan-perl libbit-vector-perl"
 stamp=$into/fetched
 # shellcheck disable=SC2086
