@@ -202,6 +202,7 @@ class SmtpListener:
                 auth=self._terms(known),
                 relays=known is not None and known.admitted,
                 future=self._future() if known is not None else None,
+                requiretls=self.settings.requiretls,
             ),
             reception,
             peer,

@@ -118,6 +118,12 @@ class LmtpListenerSettings(Settings):
         description="How long a client that may relay can ask us to keep its message before it goes"
         " (FUTURERELEASE, RFC 4865); the queue's lifetime begins then. 0: it is not offered.",
     )
+    requiretls: Boolean = Field(
+        default=True,
+        description="Offer REQUIRETLS (RFC 8689) under TLS: a message whose client says it goes on"
+        " under TLS alone, to servers whose certificate was verified and that offer it too, or"
+        " comes back with 5.7.30.",
+    )
     early_talkers: Literal["accept", "refuse"] = Field(
         default="accept",
         description="Clients that talk before they were greeted, as much that sends spam does:"

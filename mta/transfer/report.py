@@ -147,6 +147,7 @@ class Reporter:
         said = {outcome.recipient: outcome for outcome in outcomes}
         action = _ACTIONS[due.kind]
         # A report whose recipient can be named in ASCII goes to every server.
+        needs_tls = envelope.requires & Requires.TLS
         to = due.to.text
         if not to.isascii() and due.to.local.isascii():
             to = due.to.local + b"@" + due.to.domain
@@ -165,7 +166,8 @@ class Reporter:
             original=original.octets,
             is_stuffed=original.is_stuffed,
             # RFC 3461 4.3: RET is of failures only; a postmaster did not ask for the content.
-            is_full=original.is_whole and due.kind == "failed",
+            # RFC 8689 5: what was to travel under TLS alone is quoted by its header.
+            is_full=original.is_whole and due.kind == "failed" and not needs_tls,
             sender=envelope.sender.text if due.kind == "double-bounce" else None,
             is_utf8=Requires.UTF8 in envelope.requires,
         )
@@ -174,7 +176,7 @@ class Reporter:
             recipients=(Recipient(due.to),),
             kind=EnvelopeKind.REPORT,
             body_type=BodyType.SEVEN_BIT,
-            requires=Requires.NOTHING if to.isascii() else Requires.UTF8,
+            requires=(Requires.NOTHING if to.isascii() else Requires.UTF8) | needs_tls,
             priority=envelope.priority,
             received_at=now,
             message_id=f"<{queue_id}@{self._network_name}>".encode(),

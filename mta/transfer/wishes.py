@@ -4,7 +4,7 @@ Law: what a client declares counts only where its content bears it out: 8BITMIME
 SMTPUTF8 for a plain header, would only close ways that are open.
 
 RFC 6152, RFC 3030 (BODY), RFC 3461 4.3 and 4.4 (RET, ENVID), RFC 6531 (SMTPUTF8), RFC 4865
-(HOLDFOR, HOLDUNTIL).
+(HOLDFOR, HOLDUNTIL), RFC 8689 (REQUIRETLS).
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ def read_wishes(
     if not eight_bits and body_type is not BodyType.BINARY_MIME:
         body_type = BodyType.SEVEN_BIT
     ret = parameters.get(b"RET")
+    requires = Requires.TLS if b"REQUIRETLS" in parameters else Requires.NOTHING
+    if b"SMTPUTF8" in parameters and not plain_header:
+        requires |= Requires.UTF8  # addresses speak for themselves
     return Wishes(
         body_type,
         parameters.get(b"ENVID") or b"",
         None if ret is None else ret.upper() == b"FULL",
-        # Addresses speak for themselves.
-        Requires.UTF8 if b"SMTPUTF8" in parameters and not plain_header else Requires.NOTHING,
+        requires,
         _deferred_until(parameters, wall),
     )
 

@@ -2,7 +2,8 @@
 
 Law: pure. Nothing is said that the peer does not offer; one command is one line. SMTPUTF8 is said
 only where an address or the header needs it, so that plain mail reaches every peer.
-RFC 5321 4.1.1.2 and 4.1.1.3, RFC 1870, RFC 6152, RFC 3030, RFC 3461 5.2.1, RFC 6531 3.2, RFC 1845.
+RFC 5321 4.1.1.2 and 4.1.1.3, RFC 1870, RFC 6152, RFC 3030, RFC 3461 5.2.1, RFC 6531 3.2, RFC 8689
+4.2, RFC 1845.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ NO_SMTPUTF8 = Reply(
 )
 
 
+NO_REQUIRETLS = Reply(
+    550, "5.7.30", (b"the message requires TLS, and the next server is not one that promises it",)
+)
+
+
 def needs_utf8(sender: Address, recipients: Numbered, envelope: Envelope | None) -> bool:
     """An address of this transaction, or the header of its message, is not ASCII."""
     if envelope is not None and envelope.requires and envelope.requires & Requires.UTF8:
@@ -92,11 +98,15 @@ def _ascii(address: Address) -> Address:
 def commands(
     extensions: Extensions, sender: Address, recipients: Numbered, envelope: Envelope | None,
     size: int, *, eight_bit: bool, transid: bytes = b"", binary: bool = False,
-    chunked: bool = False,
+    chunked: bool = False, verified: bool = False,
 ) -> list[bytes] | Reply:  # fmt: skip
     """MAIL, each RCPT, and DATA unless the content is to go `chunked`; or what the peer lacks that
-    another may have. What `envelope` asks of reports is said where DSN is offered.
+    another may have. What `envelope` asks of reports is said where DSN is offered. `verified`: TLS
+    is there, and the peer's certificate was found to be its own.
     """
+    needs_tls = envelope is not None and envelope.requires & Requires.TLS
+    if needs_tls and not (verified and b"REQUIRETLS" in extensions):
+        return NO_REQUIRETLS
     utf8 = needs_utf8(sender, recipients, envelope)
     if utf8 and b"SMTPUTF8" not in extensions:
         plain = in_ascii(sender, recipients, envelope)
@@ -110,6 +120,8 @@ def commands(
         words += b" BODY=8BITMIME"
     if utf8:
         words += b" SMTPUTF8"
+    if needs_tls:
+        words += b" REQUIRETLS"
     if envelope is not None and b"DSN" in extensions and asks(envelope):
         everyone = envelope.recipients
         words += mail_words(envelope)

@@ -230,6 +230,13 @@ def check_smtputf8(value: bytes | None) -> bytes | None:
     return None
 
 
+def check_requiretls(value: bytes | None) -> bytes | None:
+    """RFC 8689 2: without a value."""
+    if value is not None:
+        raise Refused(501, "5.5.4", b"REQUIRETLS takes no value")
+    return None
+
+
 TRANSID_LIMIT = 80
 """Octets of a transaction's name with its brackets (RFC 1845 section 2)."""
 

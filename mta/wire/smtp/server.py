@@ -9,8 +9,9 @@ event that wants an answer (the first group below) by `answer` before the next; 
 `take_output()`. Commands that arrived together are thus answered in one write (RFC 2920).
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
-RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1845
-(CHECKPOINT, of which only whole transactions are kept); RFC 4954 (AUTH) is server_auth.py's.
+RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 8689
+(REQUIRETLS), RFC 1845 (CHECKPOINT, of which only whole transactions are kept). RFC 4954 (AUTH) is
+server_auth.py's.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from mta.wire.smtp.grammar import (
     MAIL_PARAMETERS,
     Checks,
     Refused,
+    check_requiretls,
     parse_helo,
     parse_mail,
     parse_rcpt,
@@ -88,11 +90,12 @@ class Responder(Authentication):
         auth: AuthTerms = NO_AUTH,
         relays: bool = False,
         future: FutureRelease | None = None,
+        requiretls: bool = False,
     ) -> None:
         """`name` is the virtual server's network name; `banner` what follows it in the greeting;
         with `checkpoint` (not LMTP's) this client may name its transactions. `security` is that of
         the beginning: PRESENT where TLS comes before the greeting. A client that `relays`, or has
-        said who it is, is offered `future` too.
+        said who it is, is offered `future` too; `requiretls` every client is, under TLS.
         """
         greeting = b"220 %b %b%b\r\n" % (
             name,
@@ -107,6 +110,7 @@ class Responder(Authentication):
         self._offers_checkpoint = checkpoint
         self._relays = relays
         self._future = future
+        self._requiretls = requiretls
         self._hello, self._mail_parameters = self._offer()
         self._is_binary = False
         self._after = State.START
@@ -125,6 +129,8 @@ class Responder(Authentication):
             checks = {**checks, **self.further_checks}
         if self._terms.mechanisms:
             checks = {**checks, b"AUTH": check_auth}
+        if self._may_require:
+            checks = {**checks, b"REQUIRETLS": check_requiretls}
         if self._may_hold:
             assert self._future is not None
             checks = {**checks, **self._future.checks}
@@ -133,6 +139,10 @@ class Responder(Authentication):
     @property
     def _may_hold(self) -> bool:
         return self._future is not None and (self._relays or self.is_authenticated)
+
+    @property
+    def _may_require(self) -> bool:
+        return self._requiretls and self.security is Security.PRESENT
 
     def _identified(self) -> None:
         self._hello, self._mail_parameters = self._offer()
@@ -149,6 +159,7 @@ class Responder(Authentication):
             *self.extensions,
             *((b"STARTTLS",) if may_secure else ()),
             *self._auth_words,
+            *((b"REQUIRETLS",) if self._may_require else ()),
             *((self._future.word,) if self._future is not None and self._may_hold else ()),
             *((b"CHECKPOINT",) if self._offers_checkpoint else ()),
             b"ENHANCEDSTATUSCODES",
