@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import textwrap
@@ -179,6 +180,10 @@ admin:
 
     def wait_log(self, words: str, seconds: float = 15) -> None:
         wait_until(lambda: words in self.log(), seconds, f"the log never said {words!r}")
+
+    def wait_log_like(self, pattern: str, reason: str, seconds: float = 15) -> None:
+        """Until the log has a line like that."""
+        wait_until(lambda: re.search(pattern, self.log()) is not None, seconds, reason)
 
     def wait_online(self, seconds: float = 20, v6: bool = True) -> None:
         """Until both virtual addresses greet with 220."""
