@@ -21,6 +21,7 @@ from mta.model import (
     OutcomeKind,
     Recipient,
     Report,
+    Requires,
     fresh_state,
 )
 from mta.telemetry import Reported, Transferred
@@ -237,7 +238,8 @@ class FullReturnTests(SynchronousTestCase):
         offered = bench.envelope("bob@example.com", **envelope)
         name = bench.spool.put(offered, text, taken=True)
         bench.dispatch.offer(name, offered, fresh_state(offered))
-        return _reports(bench)[0].content
+        self.report = _reports(bench)[0]
+        return self.report.content
 
     def test_large(self) -> None:
         """A message over 1 MiB is not read whole for the sake of a report."""
@@ -245,6 +247,14 @@ class FullReturnTests(SynchronousTestCase):
         large = small + (b"y" * 70 + b"\r\n") * (FULL_LIMIT // 72)
         self.assertIn(b"x" * 70, self.failing(small, ret_full=True))
         self.assertNotIn(b"x" * 70, self.failing(large, ret_full=True))
+
+    def test_under_tls_alone(self) -> None:
+        """What was to travel under TLS alone is quoted by its header, and so does its report."""
+        text = b"Subject: x\r\n\r\nsecret\r\n"
+        for requires, whole in ((Requires.TLS, False), (Requires.NOTHING, True)):
+            found = self.failing(text, ret_full=True, requires=requires)
+            self.assertIs(b"secret" in found, whole)
+            self.assertEqual(self.report.envelope.requires, requires)
 
     def test_postmaster(self) -> None:
         """A postmaster who is told of a lost report did not ask for its content."""

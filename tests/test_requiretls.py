@@ -5,7 +5,9 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.model import Envelope, Recipient, Reply, Requires
-from mta.wire.smtp.client_envelope import commands
+from mta.wire.smtp.client import Initiator
+from mta.wire.smtp.client_envelope import NO_REQUIRETLS, commands
+from mta.wire.smtp.client_states import Secrecy, Unfit
 from mta.wire.smtp.server import Responder
 from mta.wire.smtp.states import Security
 from tests.intake_ground import House, address, send
@@ -94,3 +96,30 @@ class InitiatorTests(SynchronousTestCase):
         """A message that does not ask for it goes as ever, and nothing is said of it."""
         lines = self.told(verified=False, offered=True, requires=Requires.NOTHING)
         self.assertEqual(lines[0], b"MAIL FROM:<a@example.net>\r\n")  # type: ignore[index]
+
+
+class AssociationTests(SynchronousTestCase):
+    def prepared(self, verified: bool) -> tuple[list[object], bytes]:
+        """What a message that requires TLS comes to behind STARTTLS."""
+        machine = Initiator(b"bridgehead.example.org", secrecy=Secrecy.ALWAYS)
+        machine.receive(b"220 x\r\n")
+        machine.receive(b"250-x\r\n250-PIPELINING\r\n250 STARTTLS\r\n")
+        machine.receive(b"220 go\r\n")
+        machine.secured(verified=verified)
+        machine.receive(b"250-x\r\n250-PIPELINING\r\n250 REQUIRETLS\r\n")
+        machine.take_output()
+        envelope = Envelope(SENDER, (Recipient(YOU),), requires=Requires.TLS)
+        events = machine.prepare("m", SENDER, [(0, YOU)], 100, False, envelope=envelope)
+        return list(events), machine.take_output()
+
+    def test_verified(self) -> None:
+        """Behind a certificate that was verified it is said."""
+        events, said = self.prepared(verified=True)
+        self.assertEqual(events, [])
+        self.assertTrue(said.startswith(b"MAIL FROM:<a@example.net> REQUIRETLS\r\n"), said)
+
+    def test_not_verified(self) -> None:
+        """TLS with whomever it may be is not enough."""
+        (unfit,), said = self.prepared(verified=False)
+        assert isinstance(unfit, Unfit)
+        self.assertEqual((unfit.reply, said), (NO_REQUIRETLS, b""))

@@ -391,7 +391,7 @@ class SmtpSender(Protocol):
         trust = "Verified" if wish.verify else "Untrusted"
         session = wish.tls.describe(handle)
         wish.telemetry.event(Secured(self.slot, "out", self.relay, trust, session))
-        self._machine.secured()
+        self._machine.secured(verified=wish.verify)
         self.flush()
 
     def _not_secured(self, why: str) -> None:

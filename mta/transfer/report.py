@@ -122,7 +122,12 @@ class Reporter:
     async def original(self, message: Message, due: Sequence[ReportDue]) -> Original:
         """What of the queued message these reports need; nothing when it cannot be read."""
         envelope = message.envelope
-        is_wanted = envelope.ret_full is True and any(each.kind == "failed" for each in due)
+        # RFC 8689 5: what was to travel under TLS alone is quoted by its header.
+        is_wanted = (
+            envelope.ret_full is True
+            and not envelope.requires & Requires.TLS
+            and any(each.kind == "failed" for each in due)
+        )
         try:
             opened = self._spool.content(message.queue_id)
             content = await opened if isinstance(opened, Deferred) else opened
@@ -166,8 +171,7 @@ class Reporter:
             original=original.octets,
             is_stuffed=original.is_stuffed,
             # RFC 3461 4.3: RET is of failures only; a postmaster did not ask for the content.
-            # RFC 8689 5: what was to travel under TLS alone is quoted by its header.
-            is_full=original.is_whole and due.kind == "failed" and not needs_tls,
+            is_full=original.is_whole and due.kind == "failed",
             sender=envelope.sender.text if due.kind == "double-bounce" else None,
             is_utf8=Requires.UTF8 in envelope.requires,
         )

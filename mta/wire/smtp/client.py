@@ -77,6 +77,7 @@ class Initiator(EnvelopeReplies, AuthReplies):
     ) -> None:
         """`name` is what we say in EHLO: the virtual server's network name."""
         self.is_secure = False
+        self._is_verified = False
         self._secrecy = secrecy
         self._authentication = authentication
         self._exchange: Exchange | None = None
@@ -200,7 +201,7 @@ class Initiator(EnvelopeReplies, AuthReplies):
             return [Prepared(tag, failed)]
         lines = commands(
             offered, sender, recipients, envelope, size_octets, eight_bit=eight_bit,
-            transid=transid, binary=binary, chunked=chunked,
+            transid=transid, binary=binary, chunked=chunked, verified=self._is_verified,
         )  # fmt: skip
         if isinstance(lines, Reply):
             return [Unfit(tag, lines)]
@@ -390,11 +391,14 @@ class Initiator(EnvelopeReplies, AuthReplies):
         else:
             events.append(Opened())
 
-    def secured(self) -> None:
-        """TLS is there. EHLO is said anew (RFC 3207 section 4.2)."""
+    def secured(self, *, verified: bool = False) -> None:
+        """TLS is there. EHLO is said anew (RFC 3207 section 4.2). `verified`: the peer's
+        certificate was found to be its own, as messages with REQUIRETLS want it.
+        """
         if self.state is not State.HANDSHAKE:
             raise LocalProtocolError("TLS that nobody negotiated")
         self.is_secure = True
+        self._is_verified = verified
         self._owed.popleft()
         self.extensions = {}
         self.state = State.HELLO
