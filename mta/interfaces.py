@@ -58,6 +58,7 @@ from mta.model import (
     Route,
     Segment,
     SpoolStats,
+    TlsaRecords,
     Unroutable,
     VirtualAddress,
     VirtualServer,
@@ -918,6 +919,24 @@ class IResolver(Interface):
         """MX targets sorted by preference, shuffled within; implicit A/AAAA when no MX exists.
         @raise PermanentFailure: null MX (5.1.10), no such domain (5.1.2), or nothing usable.
         @raise TransientFailure: no answer.
+        """
+
+
+class ISecureResolver(Interface):
+    """Add-on of a resolver: says which answers were validated by DNSSEC (RFC 4035), for DANE.
+
+    Its `mail_hosts` fills `MailHost.proven` where MX, addresses and every alias between them were.
+    What it cannot know for certain is a failure: an answer that is bogus is never an insecure one.
+    """
+
+    validates: bool = Attribute("False: nothing is ever proven here, for nobody validates.")
+
+    def mail_host(name: str) -> Deferred[MailHost]:
+        """A host that no MX led to, preference 0. @raise TransientFailure, PermanentFailure."""
+
+    def tlsa(base: str, port: int) -> Deferred[TlsaRecords]:
+        """The TLSA records of TCP port `port` of `base` (RFC 6698 3). No such name: no records.
+        @raise TransientFailure: no answer, or one that is bogus.
         """
 
 

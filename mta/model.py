@@ -354,11 +354,25 @@ class Unroutable:
 
 
 @dataclass(frozen=True, slots=True)
+class Proven:
+    """What DNSSEC has proved of a host: how mail came to it, and its addresses (RFC 7672 2.2).
+
+    `bases` are the names below which its TLSA records are looked up, the first that has any counts
+    (RFC 7672 2.2.3: what its name is an alias of, then the name). `domains` are the names that mail
+    was for: a certificate from an authority of its own may bear them too (3.2.2).
+    """
+
+    bases: tuple[str, ...]
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NextHop:
     """One server to try for one transfer: what an association kind opens an association to.
 
     `host` is always an IP address for kinds that connect; `name` is the name it was found by (TLS,
-    logs). Kinds without a far end (maildir, discard) get the connector's name and port 0.
+    logs). Kinds without a far end (maildir, discard) get the connector's name and port 0. `proven`
+    is None unless the resolver vouches for the whole way from the route to this address.
     """
 
     connector: str
@@ -366,6 +380,7 @@ class NextHop:
     host: str
     port: int
     name: str = ""
+    proven: Proven | None = None
 
     @property
     def relay(self) -> str:
@@ -802,8 +817,33 @@ class AddressFact:
 
 @dataclass(frozen=True, slots=True)
 class MailHost:
-    """One MX target with the addresses it resolved to."""
+    """One MX target with the addresses it resolved to; `proven` as in NextHop."""
 
     name: str
     preference: int
     addresses: tuple[IPAddress, ...]
+    proven: Proven | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tlsa:
+    """One TLSA record as it stands in the zone, whether it makes sense or not (RFC 6698 2.1).
+
+    `usage`, `selector` and `matching` are octets (0 to 255); `data` is what a certificate or key is
+    compared with.
+    """
+
+    usage: int
+    selector: int
+    matching: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TlsaRecords:
+    """The TLSA records of a service, () when it has none. Those that were not validated count for
+    nothing (RFC 7672 2.1.1).
+    """
+
+    records: tuple[Tlsa, ...]
+    is_secure: bool

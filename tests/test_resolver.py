@@ -7,6 +7,8 @@ import random
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 from hypothesis import given, settings
@@ -15,20 +17,27 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import PermanentFailure, TransientFailure
-from mta.model import Bridgehead
+from mta.model import Bridgehead, Proven, Tlsa, TlsaRecords
 from mta.resolver.cache import Cache
 from mta.resolver.dns import DnsResolver, name_servers
 from mta.resolver.memory import MemoryResolver
 from mta.resolver.packets import Status, answer, checked_name, question
 from mta.resolver.settings import ResolverSettings
-from mta.testing.resolver_suite import ZONE, IResolverTests
+from mta.testing.resolver_suite import (
+    RECORD,
+    SIGNED,
+    SIGNED_ZONE,
+    ZONE,
+    ISecureResolverTests,
+)
 from mta.testing.surroundings import MemorySurroundings
 
 SERVER = "192.0.2.53"
+VALIDATOR = "127.0.0.1"
 
 
-def reply(packet, zone, *, truncate=False):
-    """What an honest recursive server with this zone answers."""
+def reply(packet, zone, *, truncate=False, signed=frozenset()):
+    """What an honest recursive server with this zone answers, which validates the names `signed`."""
     query = dns.message.from_wire(packet)
     asked = query.question[0]
     name = asked.name.to_text(omit_final_dot=True).lower()
@@ -37,18 +46,30 @@ def reply(packet, zone, *, truncate=False):
     if truncate:
         response.flags |= dns.flags.TC
         return response.to_wire()
+    is_secure = name in signed
     for _ in range(10):
         alias = zone.get((name, "CNAME"))
         if alias is None:
             break
         response.answer.append(dns.rrset.from_text(name + ".", 300, "IN", "CNAME", alias + "."))
+        if rdtype == "CNAME":
+            break
         name = alias
+        is_secure = is_secure and name in signed
+    if is_secure and query.flags & dns.flags.AD:
+        response.flags |= dns.flags.AD
+    if rdtype == "CNAME" and response.answer:
+        return response.to_wire()
     records = zone.get((name, rdtype))
     if isinstance(records, Exception):
         response.set_rcode(dns.rcode.SERVFAIL)
     elif records is not None:
         texts = [
-            f"{r[0]} {r[1]}{'' if r[1] == '.' else '.'}" if isinstance(r, tuple) else r
+            f"{r.usage} {r.selector} {r.matching} {r.data.hex()}"
+            if isinstance(r, Tlsa)
+            else f"{r[0]} {r[1]}{'' if r[1] == '.' else '.'}"
+            if isinstance(r, tuple)
+            else r
             for r in records
         ]
         response.answer.append(dns.rrset.from_text(name + ".", 300, "IN", rdtype, *texts))
@@ -70,6 +91,7 @@ class NameServer:
         self.silent = set()
         self.questions = []
         self.truncate = False
+        self.signed = frozenset()
         self.forge = None
         self._answered = 0
         self.resolver = DnsResolver(
@@ -79,16 +101,17 @@ class NameServer:
             self.around.telemetry,
             system_configuration=lambda: "nameserver 127.0.0.9\n",
         )
-        zone = self.zone
+        server = self
 
         class Tcp(Protocol):
             def dataReceived(self, data):
-                wire = reply(data[2:], zone)
+                wire = reply(data[2:], server.zone, signed=server.signed)
                 framed = len(wire).to_bytes(2, "big") + wire
                 self.transport.write(framed[:3])
                 self.transport.write(framed[3:])
 
-        self.around.network.serve_service(f"tcp:{SERVER}:53", Factory.forProtocol(Tcp))
+        for host in (SERVER, VALIDATOR):
+            self.around.network.serve_service(f"tcp:{host}:53", Factory.forProtocol(Tcp))
 
     def serve(self):
         """Answer until nothing new is asked."""
@@ -106,7 +129,8 @@ class NameServer:
                     if self.forge is not None:
                         self.forge(socket, packet, where)
                     if socket.is_open:
-                        socket.receive(reply(packet, self.zone, truncate=self.truncate), where)
+                        said = reply(packet, self.zone, truncate=self.truncate, signed=self.signed)
+                        socket.receive(said, where)
             self.around.advance(0)
 
     def result(self, case, asked):
@@ -114,17 +138,28 @@ class NameServer:
         return case.successResultOf(asked)
 
 
-class DnsResolverSuite(IResolverTests, SynchronousTestCase):
+class DnsResolverSuite(ISecureResolverTests, SynchronousTestCase):
     def resolver(self, zone):
         self.server = NameServer()
         self.server.zone.update(zone)
+        return self.server.resolver
+
+    def secure_resolver(self, zone, signed):
+        self.server = validating()
+        self.server.zone.update(zone)
+        self.server.signed = signed
         return self.server.resolver
 
     def settle(self):
         self.server.serve()
 
 
-class MemoryResolverSuite(IResolverTests, SynchronousTestCase):
+class MemoryResolverSuite(ISecureResolverTests, SynchronousTestCase):
+    def secure_resolver(self, zone, signed):
+        found = self.resolver(zone)
+        found.sign(*signed)
+        return found
+
     def resolver(self, zone):
         found = MemoryResolver()
         hosts = {}
@@ -135,11 +170,146 @@ class MemoryResolverSuite(IResolverTests, SynchronousTestCase):
                 found.add_null_mail(name)
             elif rdtype == "MX":
                 found.add_mail(name, records)
+            elif rdtype == "CNAME":
+                found.add_alias(name, records)
+            elif rdtype == "TLSA":
+                label, _, base = name.partition("._tcp.")
+                found.add_tlsa(base, int(label[1:]), *records)
             else:
                 hosts.setdefault(name, []).extend(records)
         for name, addresses in hosts.items():
             found.add_host(name, *addresses)
         return found
+
+
+def validating(**changes):
+    """A name server on loopback that the configuration names as one that validates."""
+    return NameServer(**({"servers": (VALIDATOR,), "dnssec": True} | changes))
+
+
+class DnssecTests(SynchronousTestCase):
+    def server(self, **changes):
+        server = validating(**changes)
+        server.zone.update(SIGNED_ZONE)
+        server.signed = SIGNED
+        return server
+
+    def test_asked(self):
+        """Where validation counts the question says so: AD, and DO for servers that want it."""
+        for server, expected in ((self.server(), True), (NameServer(), False)):
+            server.result(self, server.resolver.mail_hosts(b"example.com"))
+            for _, packet in server.questions:
+                query = dns.message.from_wire(packet)
+                self.assertEqual(bool(query.flags & dns.flags.AD), expected)
+                self.assertEqual(bool(query.ednsflags & dns.flags.DO), expected)
+
+    def test_not_believed_unless_named(self):
+        """What a server says of its validation counts for nothing without `dnssec: true`, were it
+        on loopback.
+        """
+        for servers in ((VALIDATOR,), (SERVER,)):
+            server = self.server(servers=servers, dnssec=False)
+            server.forge = self.lies
+            self.assertFalse(server.resolver.validates)
+            hosts = server.result(self, server.resolver.mail_hosts(b"signed.example"))
+            self.assertEqual([host.proven for host in hosts], [None, None])
+            answer = server.result(self, server.resolver.tlsa("mx.signed.example", 25))
+            self.assertEqual(answer, TlsaRecords((RECORD,), False))
+
+    def lies(self, socket, packet, where):
+        """All is validated, says the answer."""
+        said = bytearray(reply(packet, SIGNED_ZONE, signed=SIGNED))
+        said[3] |= 0x20
+        socket.receive(bytes(said), where)
+
+    def test_forged_word(self):
+        """An answer with AD from another address or port is passed over."""
+        server = self.server()
+
+        def forge(socket, packet, where):
+            for source in ((SERVER, 53), (where[0], 5353), ("::1", 53)):
+                self.lies(socket, packet, source)
+
+        server.forge = forge
+        server.signed = frozenset()
+        hosts = server.result(self, server.resolver.mail_hosts(b"signed.example"))
+        self.assertEqual([host.proven for host in hosts], [None, None])
+
+    def test_by_tcp(self):
+        """An answer that had to come over TCP is as validated as another."""
+        server = self.server()
+        server.truncate = True
+        (first, _) = server.result(self, server.resolver.mail_hosts(b"signed.example"))
+        self.assertEqual(first.proven, Proven(("mx.signed.example",), ("signed.example",)))
+
+    def test_kept(self):
+        """What was validated stays so as long as it is kept."""
+        server = self.server()
+        for _ in range(2):
+            answer = server.result(self, server.resolver.tlsa("mx.signed.example", 25))
+            self.assertTrue(answer.is_secure)
+        self.assertEqual(len(server.questions), 1)
+
+    def test_alias_without_answer(self):
+        """Where an alias leads out of what is signed, and nobody says whether it itself is, its host
+        is not used: else whoever keeps that answer away would have taken DANE away.
+        """
+        server = self.server()
+        server.forge = self.fails
+        asked = server.resolver.mail_hosts(b"hired.example")
+        server.serve()
+        self.failureResultOf(asked, TransientFailure)
+
+    def fails(self, socket, packet, where):
+        """Whoever asks for an alias itself gets no answer."""
+        query = dns.message.from_wire(packet)
+        if query.question[0].rdtype == dns.rdatatype.CNAME:
+            response = dns.message.make_response(query)
+            response.set_rcode(dns.rcode.SERVFAIL)
+            socket.receive(response.to_wire(), where)
+
+    def test_alias_told_apart(self):
+        """Where the server tells of an alias and of its target in two answers, both must have been
+        validated.
+        """
+        for is_signed, bases in ((True, "mx.signed.example"), (False, None)):
+            server = self.server()
+
+            def forge(socket, packet, where, is_signed=is_signed):
+                query = dns.message.from_wire(packet)
+                if not query.question[0].name.to_text().startswith("www."):
+                    return
+                response = dns.message.make_response(query)
+                if is_signed:
+                    response.flags |= dns.flags.AD
+                texts = ("www.aliased.example.", 300, "IN", "CNAME", "mx.signed.example.")
+                response.answer.append(dns.rrset.from_text(*texts))
+                socket.receive(response.to_wire(), where)
+
+            server.forge = forge
+            (host,) = server.result(self, server.resolver.mail_hosts(b"aliased.example"))
+            self.assertEqual(host.proven and host.proven.bases[0], bases)
+
+    def test_name_too_long(self):
+        """A host whose TLSA records DNS could not hold has none."""
+        server = self.server()
+        base = ".".join(["x" * 60] * 4) + ".abcdef"
+        answer = server.result(self, server.resolver.tlsa(base, 25))
+        self.assertEqual(answer, TlsaRecords((), False))
+        self.assertEqual(server.questions, [])
+
+    def test_refused(self):
+        """`dnssec: true` is for named servers on loopback: others are refused, and why."""
+        for servers, words in (
+            ((), "name the validating name servers"),
+            (("127.0.0.1", "192.0.2.53"), "192.0.2.53 is not on loopback"),
+            (("2001:db8::53",), "2001:db8::53 is not on loopback"),
+        ):
+            wrong = self.assertRaises(ValueError, ResolverSettings, servers=servers, dnssec=True)
+            self.assertIn(words, str(wrong))
+            self.assertIn("127.0.0.1", str(wrong))
+        for servers in (("127.0.0.1:5353", "127.8.0.1"), ("::1", "[::1]:5353")):
+            self.assertTrue(ResolverSettings(servers=servers, dnssec=True).dnssec)
 
 
 class DnsTests(SynchronousTestCase):
@@ -285,8 +455,31 @@ class PacketTests(SynchronousTestCase):
     @given(st.binary(max_size=600))
     def test_rubbish(self, rubbish):
         """Whatever octets arrive, nothing is raised and nothing is believed."""
-        answer(rubbish, self.NAME, "MX", 7)
-        self.assertIsNone(answer(rubbish, self.NAME, "MX", 65536))
+        for rdtype in ("MX", "TLSA", "CNAME", "A"):
+            answer(rubbish, self.NAME, rdtype, 7, dnssec=True)
+            self.assertIsNone(answer(rubbish, self.NAME, rdtype, 65536, dnssec=True))
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(st.binary(max_size=80))
+    def test_any_tlsa(self, octets):
+        """Whatever octets a TLSA record holds: it is what they say, and the others beside it stand.
+        One too short for its fields is one that nobody can use.
+        """
+        name = checked_name("_25._tcp.example.com")
+        query = dns.message.from_wire(question(name, "TLSA", 7, dnssec=True))
+        response = dns.message.make_response(query)
+        response.flags |= dns.flags.AD
+        good = bytes((RECORD.usage, RECORD.selector, RECORD.matching)) + RECORD.data
+        rrset = dns.rrset.RRset(name, dns.rdataclass.IN, dns.rdatatype.TLSA)
+        rrset.ttl = 60
+        for each in (good, octets):
+            generic = dns.rdata.GenericRdata(dns.rdataclass.IN, dns.rdatatype.TLSA, each)
+            rrset.items[generic] = None
+        response.answer.append(rrset)
+        found = answer(response.to_wire(), name, "TLSA", 7, dnssec=True)
+        expected = Tlsa(255, 255, 255, b"") if len(octets) < 3 else Tlsa(*octets[:3], octets[3:])
+        self.assertEqual(set(found.records), {expected, RECORD})
+        self.assertTrue(found.is_secure)
 
     def test_damaged(self):
         """An honest answer with octets changed or cut is an answer or nothing, never a crash."""

@@ -2,9 +2,12 @@
 
 Law: answers are never guessed. "There is no such name" and "this domain takes no mail" come from a
 server that says so and are permanent; silence and server failures are transient and named. What is
-known is kept as long as its TTL says, and a question that is on its way is not asked twice.
+known is kept as long as its TTL says, and a question that is on its way is not asked twice. A host
+is proven only where every answer on the way to its addresses was validated, by a server that may
+say so.
 
-RFC 5321 5.1 (MX, implicit MX), RFC 7505 (null MX), RFC 2308 (negative caching), RFC 1123 5.3.4.
+RFC 5321 5.1 (MX, implicit MX), RFC 7505 (null MX), RFC 2308 (negative caching), RFC 1123 5.3.4, RFC
+7672 2 (what DANE needs), RFC 6698 3 (the name of TLSA records).
 """
 
 from __future__ import annotations
@@ -12,16 +15,17 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Coroutine, MutableSequence
+from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from mta.errors import PermanentFailure, TransientFailure
-from mta.interfaces import IClock, IDoors, IResolver
-from mta.model import Bridgehead, IPAddress, MailHost
+from mta.interfaces import IClock, IDoors, IResolver, ISecureResolver
+from mta.model import Bridgehead, IPAddress, MailHost, Proven, Tlsa, TlsaRecords
 from mta.resolver.cache import Cache
 from mta.resolver.exchange import Exchange
 from mta.resolver.packets import Answer, Status, checked_name
@@ -61,7 +65,14 @@ def name_servers(text: str) -> tuple[Bridgehead, ...]:
     return tuple(found[:3]) or (Bridgehead("127.0.0.1", 53),)
 
 
-@implementer(IResolver)
+class _Host(NamedTuple):
+    """Addresses of a host, and its TLSA base domains: () unless they were validated."""
+
+    addresses: tuple[IPAddress, ...]
+    bases: tuple[str, ...]
+
+
+@implementer(IResolver, ISecureResolver)
 class DnsResolver:
     """Asks recursive name servers over sockets of its own."""
 
@@ -83,7 +94,8 @@ class DnsResolver:
         self._clock = clock
         self._telemetry = telemetry
         self._shuffle = shuffle
-        self._exchange = Exchange(doors, clock, settings.timeout, chance)
+        self.validates = settings.dnssec
+        self._exchange = Exchange(doors, clock, settings.timeout, chance, dnssec=settings.dnssec)
         self._cache: Cache[tuple[str, str], Answer] = Cache(clock.monotonic)
         self._flying: dict[tuple[str, str], list[Deferred[Answer]]] = {}
         self._asked = telemetry.counter("mta_dns_questions_total", "Questions to name servers.")
@@ -99,14 +111,52 @@ class DnsResolver:
     def mail_hosts(self, domain: bytes) -> Deferred[tuple[MailHost, ...]]:
         return Deferred.fromCoroutine(self._mail_hosts(domain))
 
+    def mail_host(self, name: str) -> Deferred[MailHost]:
+        return Deferred.fromCoroutine(self._mail_host(name))
+
+    def tlsa(self, base: str, port: int) -> Deferred[TlsaRecords]:
+        return Deferred.fromCoroutine(self._tlsa(base, port))
+
     # --- what mail means by it ---
 
     async def _addresses(self, name: str) -> tuple[IPAddress, ...]:
+        return (await self._host(name)).addresses
+
+    async def _mail_host(self, name: str) -> MailHost:
+        host = await self._host(name)
+        return MailHost(name, 0, host.addresses, _proven(host, name))
+
+    async def _tlsa(self, base: str, port: int) -> TlsaRecords:
+        name = f"_{port}._tcp.{base}"
+        try:
+            checked_name(name)
+        except PermanentFailure:
+            return TlsaRecords((), False)  # too long: there cannot be any
+        said = await self._lookup(name, "TLSA")
+        found = tuple(record for record in said.records if isinstance(record, Tlsa))
+        return TlsaRecords(found, said.is_secure)
+
+    async def _bases(self, name: str, found: list[Answer]) -> tuple[str, ...]:
+        """Where the TLSA records of a host with these addresses are looked up (RFC 7672 2.2.2)."""
+        if not self.validates:
+            return ()
+        canonical = found[0].canonical
+        if all(answer.is_secure for answer in found):
+            return tuple(dict.fromkeys((canonical, _plain(name))))
+        if canonical == _plain(name):
+            return ()
+        # Its alias leads to where nobody signs, but the alias itself may be signed.
+        alias = await self._lookup(name, "CNAME")
+        return (_plain(name),) if alias.records and alias.is_secure else ()
+
+    async def _host(self, name: str) -> _Host:
         checked_name(name)
         six, four = await _together(self._lookup(name, "AAAA"), self._lookup(name, "A"))
         found: list[list[IPAddress]] = []
+        answers: list[Answer] = []
         for part in (six, four):
             if isinstance(part, Answer) and part.status is Status.FOUND:
+                answers.append(part)
                 family = [ip_address(str(record)) for record in part.records]
                 self._shuffle(family)
                 found.append(family)
@@ -114,7 +164,7 @@ class DnsResolver:
             # Families take turns: a dead family costs one attempt, not all of them.
             longest = max(len(family) for family in found)
             mixed = [family[i] for i in range(longest) for family in found if i < len(family)]
-            return tuple(mixed[:_MOST_ADDRESSES])
+            return _Host(tuple(mixed[:_MOST_ADDRESSES]), await self._bases(name, answers))
         for part in (six, four):
             if isinstance(part, Exception):
                 raise part
@@ -129,7 +179,9 @@ class DnsResolver:
         if said.status is Status.NO_NAME:
             raise PermanentFailure(f"there is no domain {shown}", code=550, enhanced="5.1.2")
         if said.status is Status.NO_DATA:
-            return (MailHost(shown, 0, _usable(await self._addresses(shown), shown)),)
+            only = await self._host(shown)
+            proven = _proven(only, shown) if said.is_secure else None
+            return (MailHost(shown, 0, _usable(only.addresses, shown), proven),)
         offered = [record for record in said.records if isinstance(record, tuple)]
         targets = [(preference, host) for preference, host in offered if host != "."]
         if not targets:
@@ -150,13 +202,14 @@ class DnsResolver:
         self._shuffle(targets)
         targets.sort(key=lambda target: target[0])
         del targets[_MOST_HOSTS:]
-        answers = await _together(*(self._addresses(host) for _, host in targets))
+        answers = await _together(*(self._host(host) for _, host in targets))
         hosts: list[MailHost] = []
         transient: TransientFailure | None = None
         for (preference, host), part in zip(targets, answers, strict=True):
-            if isinstance(part, tuple):
+            if isinstance(part, _Host):
+                proven = _proven(part, shown, said.canonical) if said.is_secure else None
                 try:
-                    hosts.append(MailHost(host, preference, _usable(part, shown)))
+                    hosts.append(MailHost(host, preference, _usable(part.addresses, shown), proven))
                 except PermanentFailure:
                     continue
             elif isinstance(part, TransientFailure):
@@ -172,7 +225,7 @@ class DnsResolver:
     # --- asking ---
 
     def _lookup(self, name: str, rdtype: str) -> Coroutine[Any, Any, Answer]:
-        return self._known(name.rstrip(".").lower(), rdtype)
+        return self._known(_plain(name), rdtype)
 
     async def _known(self, name: str, rdtype: str) -> Answer:
         """@raise TransientFailure: no server has an answer."""
@@ -203,11 +256,12 @@ class DnsResolver:
 
     async def _follow(self, name: str, rdtype: str) -> Answer:
         """The answer, over CNAMEs that lead from one server's knowledge to another's."""
-        asked = name
+        asked, is_secure = name, True
         for _ in range(_CHAIN):
             found = await self._ask(asked, rdtype)
+            is_secure = is_secure and found.is_secure
             if not found.more:
-                return found
+                return replace(found, is_secure=is_secure)
             asked = found.more
         raise TransientFailure(f"{name} is an alias that leads nowhere", enhanced="4.4.3")
 
@@ -250,6 +304,15 @@ async def _together(*parts: Coroutine[Any, Any, Any]) -> list[Any]:
             each.cancel()
         raise
     return results
+
+
+def _plain(name: str) -> str:
+    return name.rstrip(".").lower()
+
+
+def _proven(host: _Host, *domains: str) -> Proven | None:
+    """`domains` are those that mail was for."""
+    return Proven(host.bases, tuple(dict.fromkeys(map(_plain, domains)))) if host.bases else None
 
 
 def _is_host(name: str) -> bool:

@@ -2,7 +2,8 @@
 
 Law: a socket of its own with a port of the kernel's choice and a random id for each question, so
 that an answer must be seen to be forged. Packets from elsewhere, and packets that do not fit the
-question, are passed over and the waiting goes on. Sockets come through the service door only.
+question, are passed over and the waiting goes on. Sockets come through the service door only. That
+an answer was validated is believed of a server on loopback alone.
 
 RFC 5452 (forged answers), RFC 7766 (TCP).
 """
@@ -22,6 +23,7 @@ from mta.errors import MTAError
 from mta.interfaces import IClock, IDoors
 from mta.model import Bridgehead
 from mta.resolver.packets import Answer, Status, answer, question
+from mta.resolver.settings import is_loopback
 
 _LONGEST = 65_535
 
@@ -65,9 +67,17 @@ class Exchange:
     """Asks one server. Holds no state between questions."""
 
     def __init__(
-        self, doors: IDoors, clock: IClock, timeout: float, chance: Callable[[], int]
+        self,
+        doors: IDoors,
+        clock: IClock,
+        timeout: float,
+        chance: Callable[[], int],
+        *,
+        dnssec: bool = False,
     ) -> None:
+        """`dnssec`: servers on loopback are asked whether they validated, and believed."""
         self._doors = doors
+        self._dnssec = dnssec
         self._clock = clock
         self._timeout = timeout
         self._chance = chance
@@ -86,10 +96,15 @@ class Exchange:
             return Answer(Status.FAILED, detail=found.detail or "truncated")
         return found
 
+    def _believes(self, server: Bridgehead) -> bool:
+        """The configuration refuses other servers; what is at stake is asked for once more."""
+        return self._dnssec and is_loopback(server)
+
     async def _by_udp(
         self, server: Bridgehead, name: dns.name.Name, rdtype: str, *, edns: bool
     ) -> Answer | None:
         number = self._chance() & 0xFFFF
+        dnssec = self._believes(server)
         host = ip_address(server.host)
         done: Deferred[Answer | None] = Deferred()
 
@@ -101,7 +116,7 @@ class Exchange:
                     return
             except ValueError:
                 return
-            found = answer(packet, name, rdtype, number)
+            found = answer(packet, name, rdtype, number, dnssec=dnssec)
             if found is not None:
                 done.callback(found)
 
@@ -113,7 +128,7 @@ class Exchange:
         try:
             try:
                 assert protocol.transport is not None
-                packet = question(name, rdtype, number, edns=edns)
+                packet = question(name, rdtype, number, edns=edns, dnssec=dnssec)
                 protocol.transport.write(packet, (server.host, server.port))
             except OSError:
                 return None  # no route to it, for instance
@@ -126,13 +141,18 @@ class Exchange:
         self, server: Bridgehead, name: dns.name.Name, rdtype: str, *, edns: bool
     ) -> Answer | None:
         number = self._chance() & 0xFFFF
+        dnssec = self._believes(server)
         done: Deferred[Answer | None] = Deferred()
 
         def heard(packet: bytes | None) -> None:
-            if not done.called:
-                done.callback(None if packet is None else answer(packet, name, rdtype, number))
+            if done.called:
+                return
+            if packet is None:
+                done.callback(None)
+            else:
+                done.callback(answer(packet, name, rdtype, number, dnssec=dnssec))
 
-        stream = _Stream(question(name, rdtype, number, edns=edns), heard)
+        stream = _Stream(question(name, rdtype, number, edns=edns, dnssec=dnssec), heard)
         host = f"[{server.host}]" if ":" in server.host else server.host
         opening = self._doors.service_connect("resolver", f"tcp:{host}:{server.port}", stream)
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from mta.model import Bridgehead
-from mta.settings import Count, Duration, Settings, parse_ip, parse_port
+from mta.settings import Boolean, Count, Duration, Settings, parse_ip, parse_port
 
 
 def parse_name_server(value: Any) -> Bridgehead:
@@ -34,9 +35,40 @@ class ResolverSettings(Settings):
         description="IP addresses of name servers, with :PORT if it is not 53; those of"
         " /etc/resolv.conf unless given. Answers are believed as these servers give them.",
     )
+    dnssec: Boolean = Field(
+        default=False,
+        description="The servers validate (DNSSEC), and their word on it is believed: what"
+        " `tls: dane` needs. They are named in `servers`, and are on loopback (unbound, say): on"
+        " the way from elsewhere anybody could say that an answer was validated.",
+    )
     timeout: Duration = Field(
         default=3.0, gt=0.0, description="How long one name server may take for one answer."
     )
     attempts: Count = Field(
         default=2, description="How often each name server is asked before a look-up has failed."
     )
+
+    @field_validator("dnssec")
+    @classmethod
+    def _only_on_loopback(cls, dnssec: bool, values: ValidationInfo) -> bool:
+        """RFC 4035 4.9.3: the AD bit is worth what the path to the server is."""
+        if not dnssec or "servers" not in values.data:
+            return dnssec
+        servers = values.data["servers"]
+        if not servers:
+            raise ValueError(
+                "name the validating name servers in `servers`: those of /etc/resolv.conf are not"
+                " believed; run one on this node (unbound, say) and give 127.0.0.1"
+            )
+        for server in servers:
+            if not is_loopback(server):
+                raise ValueError(
+                    f"{server.host} is not on loopback: on the way anybody could say that its"
+                    " answers were validated; run a validating name server on this node (unbound,"
+                    " say) and give 127.0.0.1"
+                )
+        return dnssec
+
+
+def is_loopback(server: Bridgehead) -> bool:
+    return ip_address(server.host).is_loopback

@@ -1,4 +1,7 @@
-"""What every IResolver promises. Mix into a SynchronousTestCase and give it a `resolver` method."""
+"""What every IResolver promises. Mix into a SynchronousTestCase and give it a `resolver` method.
+
+For one that is an ISecureResolver too `ISecureResolverTests` wants a `secure_resolver` besides.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any
 from zope.interface.verify import verifyObject
 
 from mta.errors import PermanentFailure, TransientFailure
-from mta.interfaces import IResolver
+from mta.interfaces import IResolver, ISecureResolver
+from mta.model import Proven, Tlsa, TlsaRecords
 
 ZONE: dict[tuple[str, str], Any] = {
     ("example.com", "MX"): [(20, "mx2.example.com"), (10, "mx1.example.com")],
@@ -32,6 +36,34 @@ ZONE: dict[tuple[str, str], Any] = {
 
 A failure instead of records: that question is not answered. MX "." is a null MX.
 """
+
+RECORD = Tlsa(3, 1, 1, bytes(range(32)))
+SIGNED_ZONE: dict[tuple[str, str], Any] = {
+    ("signed.example", "MX"): [(10, "mx.signed.example"), (20, "mx.open.example")],
+    ("mx.signed.example", "A"): ["198.51.100.31"],
+    ("mx.open.example", "A"): ["198.51.100.32"],
+    ("open.example", "MX"): [(10, "mx.signed.example")],
+    ("aliased.example", "MX"): [(10, "www.aliased.example")],
+    ("www.aliased.example", "CNAME"): "mx.signed.example",
+    ("hired.example", "MX"): [(10, "mail.hired.example")],
+    ("mail.hired.example", "CNAME"): "mx.open.example",
+    ("lured.example", "MX"): [(10, "mail.open.example")],
+    ("mail.open.example", "CNAME"): "mx.signed.example",
+    ("host.signed.example", "A"): ["198.51.100.33"],
+    ("_25._tcp.mx.signed.example", "TLSA"): [RECORD],
+    ("_25._tcp.mx.open.example", "TLSA"): [RECORD],
+    ("_25._tcp.host.signed.example", "TLSA"): TransientFailure(
+        "_25._tcp.host.signed.example", "SERVFAIL", enhanced="4.4.3"
+    ),
+}
+"""The same, of which answers about SIGNED are validated, also that there is none, and no others."""
+SIGNED = frozenset(
+    {
+        *("signed.example", "mx.signed.example", "aliased.example", "www.aliased.example"),
+        *("hired.example", "mail.hired.example", "lured.example", "host.signed.example"),
+        *("_25._tcp.mx.signed.example", "_26._tcp.mx.signed.example"),
+    }
+)
 
 
 class IResolverTests:
@@ -119,3 +151,86 @@ class IResolverTests:
     def test_only_exchangers_without_address(self) -> None:
         """When no exchanger has an address the mail cannot go: permanent."""
         self._failure(self.resolver(ZONE).mail_hosts(b"hollow.example"), PermanentFailure)
+
+
+class ISecureResolverTests(IResolverTests):
+    """Implement `secure_resolver(zone, signed)` as well, where answers about `signed` names, and no
+    others, count as validated.
+    """
+
+    secure_resolver: Callable[[dict[tuple[str, str], Any], frozenset[str]], Any]
+
+    def _signed(self) -> Any:
+        return self.secure_resolver(SIGNED_ZONE, SIGNED)
+
+    def _proven(self, domain: bytes) -> dict[str, Proven | None]:
+        hosts = self._result(self._signed().mail_hosts(domain))
+        return {host.name: host.proven for host in hosts}
+
+    def test_secure_interface(self) -> None:
+        """It has every method of the add-on, and says that somebody validates."""
+        verifyObject(ISecureResolver, self._signed())
+        self.assertTrue(self._signed().validates)  # type: ignore[attr-defined]
+
+    def test_proven_where_all_is_signed(self) -> None:
+        """A host is proven where MX and addresses were validated, each host for itself."""
+        self.assertEqual(  # type: ignore[attr-defined]
+            self._proven(b"Signed.example"),
+            {
+                "mx.signed.example": Proven(("mx.signed.example",), ("signed.example",)),
+                "mx.open.example": None,
+            },
+        )
+
+    def test_not_proven_behind_an_open_mx(self) -> None:
+        """Whoever can forge the MX chooses the host: nothing is proven then."""
+        self.assertEqual(  # type: ignore[attr-defined]
+            self._proven(b"open.example"), {"mx.signed.example": None}
+        )
+
+    def test_aliases(self) -> None:
+        """Of a signed alias the target's records count first, then the alias's own; where only the
+        alias is signed, its own alone; where it is not, none (RFC 7672 2.2.2).
+        """
+        for domain, host, bases in (
+            (
+                b"aliased.example",
+                "www.aliased.example",
+                ("mx.signed.example", "www.aliased.example"),
+            ),
+            (b"hired.example", "mail.hired.example", ("mail.hired.example",)),
+        ):
+            expected = {host: Proven(bases, (domain.decode(),))}
+            self.assertEqual(self._proven(domain), expected)  # type: ignore[attr-defined]
+        self.assertEqual(  # type: ignore[attr-defined]
+            self._proven(b"lured.example"), {"mail.open.example": None}
+        )
+
+    def test_host_without_mx(self) -> None:
+        """A host that is its own mail exchanger, or a bridgehead, is proven by its addresses."""
+        resolver = self._signed()
+        proven = Proven(("host.signed.example",), ("host.signed.example",))
+        host = self._result(resolver.mail_host("host.signed.example"))
+        self.assertEqual(host.proven, proven)  # type: ignore[attr-defined]
+        self.assertEqual([str(a) for a in host.addresses], ["198.51.100.33"])  # type: ignore[attr-defined]
+        (host,) = self._result(resolver.mail_hosts(b"host.signed.example"))
+        self.assertEqual(host.proven, proven)  # type: ignore[attr-defined]
+        host = self._result(resolver.mail_host("mx.open.example"))
+        self.assertIsNone(host.proven)  # type: ignore[attr-defined]
+
+    def test_tlsa(self) -> None:
+        """TLSA records come with whether they were validated; that there are none does too."""
+        resolver = self._signed()
+        for base, port, expected in (
+            ("MX.signed.example.", 25, TlsaRecords((RECORD,), True)),
+            ("mx.signed.example", 26, TlsaRecords((), True)),
+            ("mx.open.example", 25, TlsaRecords((RECORD,), False)),
+            ("mx.open.example", 26, TlsaRecords((), False)),
+        ):
+            found = self._result(resolver.tlsa(base, port))
+            self.assertEqual(found, expected, (base, port))  # type: ignore[attr-defined]
+
+    def test_tlsa_without_answer(self) -> None:
+        """A look-up that fails, as a bogus one does, is never taken for "there are none"."""
+        asked = self._signed().tlsa("host.signed.example", 25)
+        self._failure(asked, TransientFailure)
