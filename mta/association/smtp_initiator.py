@@ -2,7 +2,8 @@
 
 Law: an association has a slot of its own, unique in the epoch, and TLS as its connector wants it:
 where that is a must nothing is sent without; where it is a wish, a server that fails at it is asked
-anew without. With credentials, whoever does not let us in gets no mail, and a warning names it.
+anew without. Under `tls: dane` each server's own records say which of the two it is. With
+credentials, whoever does not let us in gets no mail, and a warning names it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from mta.association.dane import Dane, Demanded, Proof
 from mta.association.secret import UnusableSecret, identify
 from mta.association.smtp_out import Flusher, SmtpSender
 from mta.association.smtp_settings import (
@@ -21,6 +23,7 @@ from mta.association.tls_wish import Plainly, TlsWish
 from mta.errors import TransientFailure
 from mta.interfaces import IAssociationKind, ISender, ISurroundings, ITenure
 from mta.model import NextHop
+from mta.wire.dane import Demand
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.client_auth import Authentication
 from mta.wire.smtp.client_states import Secrecy
@@ -36,6 +39,11 @@ _SECRECY = {
 }
 _UNUSABLE = "our credentials for it cannot be used now"
 """What senders may read in a report; the log says more."""
+_DANE_SECRECY = {
+    Demand.WISH: Secrecy.IF_OFFERED,
+    Demand.MUST: Secrecy.ALWAYS,
+    Demand.PROOF: Secrecy.ALWAYS,
+}
 
 
 @implementer(IAssociationKind)
@@ -54,6 +62,7 @@ class SmtpInitiator:
         self._checkpoint = isinstance(settings, SmtpConnectorSettings) and settings.checkpoint
         self._auth = settings.auth if isinstance(settings, SmtpConnectorSettings) else None
         self._plainly = Plainly()
+        self._dane = Dane(surroundings) if settings.tls == "dane" else None
         self._clock = surroundings.clock
         self._doors = surroundings.doors
         self._flusher = Flusher(surroundings.clock)
@@ -71,7 +80,7 @@ class SmtpInitiator:
         tenure: ITenure,
         relay: str,
         secrecy: Secrecy = Secrecy.NEVER,
-        name: str = "",
+        wanted: Demanded | None = None,
         authentication: Authentication | None = None,
     ) -> SmtpSender:
         self._number.inc()
@@ -81,9 +90,11 @@ class SmtpInitiator:
             tenure.network_name.encode(), self.role, timeouts, secrecy, authentication
         )
         wish = None
-        if secrecy is not Secrecy.NEVER:
-            verify = self._settings.tls == "verify"
-            wish = TlsWish(self._surroundings.tls, name, verify, self._surroundings.telemetry)
+        if secrecy is not Secrecy.NEVER and wanted is not None:
+            tls, verify, proof = self._surroundings.tls, self._settings.tls == "verify", None
+            if wanted.demand is Demand.PROOF:
+                proof = Proof(wanted.records, wanted.names, tls, self._clock)
+            wish = TlsWish(tls, wanted.name, verify, self._surroundings.telemetry, proof)
         return SmtpSender(
             slot,
             self.name,
@@ -108,11 +119,16 @@ class SmtpInitiator:
             except UnusableSecret as fault:
                 self._warn(f"connector {hop.connector!r} to {hop.relay}: {fault}")
                 raise TransientFailure(hop.relay, _UNUSABLE, enhanced="4.3.5") from None
-        secrecy = _SECRECY[self._settings.tls]
+        if self._dane is not None:
+            wanted = await self._dane.demanded(hop)
+            secrecy = _DANE_SECRECY[wanted.demand]
+        else:
+            wanted = Demanded(Demand.WISH, hop.name or hop.host)
+            secrecy = _SECRECY[self._settings.tls]
         if secrecy is Secrecy.IF_OFFERED and self._plainly.holds(hop, self._clock.monotonic()):
             secrecy = Secrecy.NEVER
         while True:
-            sender = self._sender(tenure, hop.relay, secrecy, hop.name or hop.host, authentication)
+            sender = self._sender(tenure, hop.relay, secrecy, wanted, authentication)
             timeout = self._settings.timeouts.connect
             await self._doors.connect(tenure, hop.host, hop.port, sender, timeout)
             try:

@@ -116,6 +116,7 @@ class SmtpSender(Protocol):
         self._deriving: Deferred[bytes] | None = None
         self.tls_fault = ""
         """Why TLS came to nothing; "" as long as it did not."""
+        self._ends_with = "4.4.2"
         self._wish = wish
         self.slot = slot
         self.association_kind = kind
@@ -382,20 +383,20 @@ class SmtpSender(Protocol):
         wish = self._wish
         assert wish is not None
         handle = cast(Any, self.transport).getHandle()
-        if wish.verify:
-            try:
-                wish.tls.check_name(handle, wish.name)
-            except MTAError as fault:
-                self._not_secured(str(fault))
-                return
-        trust = "Verified" if wish.verify else "Untrusted"
+        try:
+            wish.check(handle)
+        except MTAError as fault:
+            self._not_secured(str(fault), enhanced="4.7.5")
+            return
+        trust = "Verified" if wish.asks else "Untrusted"
         session = wish.tls.describe(handle)
         wish.telemetry.event(Secured(self.slot, "out", self.relay, trust, session))
-        self._machine.secured(verified=wish.verify)
+        self._machine.secured(verified=wish.asks)
         self.flush()
 
-    def _not_secured(self, why: str) -> None:
+    def _not_secured(self, why: str, enhanced: str = "4.4.2") -> None:
         self.tls_fault = why
+        self._ends_with = enhanced
         wish = self._wish
         if wish is not None:
             wish.telemetry.counter(
@@ -527,7 +528,7 @@ class SmtpSender(Protocol):
         deriving, self._deriving = self._deriving, None
         if deriving is not None:
             deriving.cancel()
-        self._give_up(Reply(451, "4.4.2", (event.reason.encode(),)))
+        self._give_up(Reply(451, self._ends_with, (event.reason.encode(),)))
         withdrawn, self._withdrawn = self._withdrawn, None
         if withdrawn is not None:
             withdrawn.callback(None)
@@ -575,6 +576,7 @@ _HANDLERS: dict[type[Any], Callable[[SmtpSender, Any], None]] = {
 def _failure(relay: str, reply: Reply) -> TransientFailure | PermanentFailure:
     """What an agent hears of an end: `what` is whom we spoke with, `why` what was said."""
     kind = PermanentFailure if reply.is_permanent else TransientFailure
-    why = reply.text if reply.enhanced != "4.4.2" else b" ".join(reply.lines).decode()
+    is_theirs = reply.enhanced not in ("4.4.2", "4.7.5")
+    why = reply.text if is_theirs else b" ".join(reply.lines).decode()
     enhanced = reply.enhanced or ("5.0.0" if reply.is_permanent else "4.0.0")
     return kind(relay, why, code=reply.code, enhanced=enhanced)

@@ -257,9 +257,11 @@ class WireConnectorSettings(Settings):
     timeouts: ConnectorTimeouts = Field(
         default_factory=ConnectorTimeouts, description="How long the peer may take."
     )
-    tls: Literal["none", "opportunistic", "require", "verify"] = Field(
+    tls: Literal["none", "opportunistic", "dane", "require", "verify"] = Field(
         default="opportunistic",
         description="none | opportunistic: STARTTLS where it is offered, plainly where that fails |"
+        " dane: where signed TLSA records say who the server is, it has to prove it and mail waits"
+        " until then; elsewhere opportunistic (RFC 7672; needs `resolver.dnssec`) |"
         " require: mail waits rather than go without it | verify: and its certificate must be for"
         " the server's name, from an authority in `tls.trust`.",
     )
@@ -311,7 +313,7 @@ class SmtpConnectorSettings(WireConnectorSettings):
         if (
             self.auth is not None
             and self.auth.plaintext == "refuse"
-            and self.tls in {"none", "opportunistic"}
+            and self.tls in {"none", "opportunistic", "dane"}
         ):
             raise ValueError(
                 f"auth with `tls: {self.tls}`: the password could go out without TLS; say `tls:"

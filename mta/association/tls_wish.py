@@ -6,8 +6,9 @@ the hour, for a downgrade that somebody in the middle forced must not outlive hi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from mta.association.dane import Proof
 from mta.interfaces import ITls
 from mta.model import NextHop
 from mta.telemetry import Telemetry
@@ -18,12 +19,27 @@ MOST = 10_000
 
 
 class TlsWish(NamedTuple):
-    """`name` is the server's, for SNI and, with `verify`, for its certificate."""
+    """`name` is the server's, for SNI and, with `verify`, for its certificate; where there is a
+    `proof` (DANE) that alone decides.
+    """
 
     tls: ITls
     name: str
     verify: bool
     telemetry: Telemetry
+    proof: Proof | None = None
+
+    @property
+    def asks(self) -> bool:
+        """The server has to prove who it is."""
+        return self.verify or self.proof is not None
+
+    def check(self, handle: Any) -> None:
+        """After the handshake. @raise PermanentFailure: the server is not who it has to be."""
+        if self.proof is not None:
+            self.proof.check(handle)
+        elif self.verify:
+            self.tls.check_name(handle, self.name)
 
 
 class Plainly:

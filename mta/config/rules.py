@@ -130,6 +130,19 @@ def somebody_to_ask(tree: Tree, listeners: list[ListenerBlock]) -> None:
             )
 
 
+def validation_there(tree: Tree, resolver: Any, connectors: list[ConnectorBlock]) -> None:
+    """A connector that goes by signed records has a resolver that says what was signed."""
+    if resolver is None or resolver.dnssec:
+        return
+    for index, block in enumerate(connectors):
+        if getattr(block.settings, "tls", "") == "dane":
+            tree.report(
+                ("connectors", index, "tls"),
+                "dane: nobody says which answers were validated; run a validating name server on"
+                " this node (unbound, say) and give resolver: {servers: [127.0.0.1], dnssec: true}",
+            )
+
+
 def postmaster_routable(tree: Tree, postmaster: Address, connectors: list[ConnectorBlock]) -> None:
     """Mail for the postmaster goes somewhere."""
     spaces = [space for block in connectors for space in block.connector.address_spaces]

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby
 
 from mta.errors import PermanentFailure, TransientFailure
-from mta.interfaces import IAssociationKind, IResolver
+from mta.interfaces import IAssociationKind, IResolver, ISecureResolver
 from mta.model import Bridgehead, Connector, IPAddress, MailHost, NextHop, Route
 
 _FIRST_REST = 30.0
@@ -96,12 +96,12 @@ class HopFinder:
         us = False
         for bridgehead in self._rotated(route):
             try:
-                addresses = await self._addresses(bridgehead.host)
+                host = await self._host(bridgehead.host)
             except (TransientFailure, PermanentFailure) as problem:
                 failure = problem
                 continue
             name = "" if _literal(bridgehead.host) else bridgehead.host
-            for address in addresses:
+            for address in host.addresses:
                 if self._is_ourselves(address, bridgehead.port):
                     us = True
                     continue
@@ -114,6 +114,7 @@ class HopFinder:
                             str(address),
                             bridgehead.port,
                             name,
+                            host.proven,
                         ),
                     )
                 )
@@ -147,11 +148,14 @@ class HopFinder:
             ordered += same[start:] + same[:start]
         return ordered
 
-    async def _addresses(self, host: str) -> tuple[IPAddress, ...]:
+    async def _host(self, host: str) -> MailHost:
         literal = _literal(host)
         if literal is not None:
-            return (literal,)
-        return await self._resolver.addresses(host)
+            return MailHost(host, 0, (literal,))
+        secure = ISecureResolver(self._resolver, None)
+        if secure is not None:
+            return await secure.mail_host(host)
+        return MailHost(host, 0, await self._resolver.addresses(host))
 
     async def _by_mx(self, route: Route, connector: Connector, kind: IAssociationKind) -> list[Hop]:
         domain = route.mx_domain
@@ -169,7 +173,12 @@ class HopFinder:
             default=None,
         )
         found = [
-            Hop(kind, NextHop(connector.name, route.destination, str(address), port, host.name))
+            Hop(
+                kind,
+                NextHop(
+                    connector.name, route.destination, str(address), port, host.name, host.proven
+                ),
+            )
             for host in hosts
             if ours is None or host.preference < ours
             for address in host.addresses
