@@ -258,7 +258,7 @@ class SettingsTests(AuthTestCase):
     def test_no_password_in_the_clear(self) -> None:
         """With TLS as a wish, or none, it has to be said that the password may go in the clear."""
         block = {"user": "user", "password-file": self.path}
-        for tls in ("none", "opportunistic"):
+        for tls in ("none", "opportunistic", "dane"):
             wrong = {"tls": tls, "auth": block}
             error = self.assertRaises(ValidationError, SmtpConnectorSettings.model_validate, wrong)
             for words in (f"tls: {tls}", "could go out without TLS", "tls: verify", "plaintext"):

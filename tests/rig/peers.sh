@@ -1,11 +1,13 @@
 #!/bin/sh
 # Unpacks the peers into the directory $1 (made once): smtp-source, smtp-sink and a private Postfix,
-# the name server nsd, etcd, keepalived, haproxy, opendkim, Dovecot, and pflogsumm. They are fetched with
-# apt-get download and unpacked with dpkg -x: nothing is installed, nothing of them starts by itself.
+# the name server nsd, the validating resolver unbound, ldns to sign zones, etcd, keepalived, haproxy,
+# opendkim, Dovecot, and pflogsumm. They are fetched with apt-get download and unpacked with dpkg -x:
+# nothing is installed, nothing of them starts by itself.
 set -eu
 into=$1
 packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
   nsd libevent-2.1-7 libfstrm0 libprotobuf-c1 etcd-server \
+  unbound libpython3.11 ldnsutils libldns3 libpcap0.8 \
   keepalived libnl-3-200 libnl-genl-3-200 libnftnl11 libmnl0 libsnmp40 libsensors5 libpci3 libwrap0 \
   haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 \
   opendkim libopendkim11 libbsd0 libmd0 libldap-2.5-0 libmemcached11 libhashkit2 \
