@@ -1005,6 +1005,12 @@ class IStoredForm(ITransaction):
     )
 
 
+class ISaslMechanism(ITransaction):
+    """Add-on of ITransaction: how the peer has proved who it is."""
+
+    mechanism: str = Attribute("The SASL mechanism, in upper case; '' for nobody (RFC 4422).")
+
+
 class IPolicy(Interface):
     """Checks and changes on the way in. A policy pays only for the hooks it names in `hooks`.
 

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spool": COMMON | {"interfaces"},
     "resolver": COMMON | {"interfaces"},
     "routing": COMMON | {"interfaces"},
-    "policy": COMMON | {"interfaces", "wire.dkim", "wire.mime", "wire.smtp.content"},
+    "policy": COMMON | {"interfaces", "wire"},
     "transfer": COMMON | {"interfaces", "wire.dsn", "wire.mime", "policy"},
     "config": COMMON
     | {

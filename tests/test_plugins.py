@@ -44,7 +44,7 @@ BUILT_IN = {
     IListenerKind: {"smtp", "lmtp", "submission"},
     IAssociationKind: {"smtp", "lmtp", "maildir", "discard"},
     IRoutingBuilder: {"least-cost"},
-    IPolicy: {"limits", "greet-delay", "dkim"},
+    IPolicy: {"limits", "greet-delay", "dkim", "milter"},
     IAuthenticator: {"passwords", "dovecot"},
 }
 GIVEN: dict[tuple[Any, str], dict[str, Any]] = {
@@ -53,6 +53,7 @@ GIVEN: dict[tuple[Any, str], dict[str, Any]] = {
     (ISpool, "log"): {"directory": "/spool"},
     (IListenerKind, "submission"): {"tls": "offer"},
     (IAssociationKind, "maildir"): {"directory": "/mail"},
+    (IPolicy, "milter"): {"socket": "unix:/run/opendkim/opendkim.sock"},
 }
 """Values for keys that have no default, or one that needs a certificate."""
 

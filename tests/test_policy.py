@@ -323,8 +323,14 @@ class TransactionTests(SynchronousTestCase):
         self.assertTrue(t.added.startswith(name + b": "))
         self.assertTrue(t.added.endswith(b"\r\n"))
         lines = t.added[:-2].split(b"\r\n")
-        self.assertTrue(all(line[:1] == b"\t" and line.strip() for line in lines[1:]))
+        self.assertTrue(all(line[:1] in (b" ", b"\t") and line.strip() for line in lines[1:]))
         self.assertFalse(set(t.added.replace(b"\r\n", b"")) & {0, 10, 13, 27, 127})
+
+    def test_folding_is_kept(self) -> None:
+        """A value that was folded by whoever made it stays as it is: it may be signed so."""
+        t = transaction()
+        t.add_header(b"X-Signed", b"v=1;\n\t b=abc\n  def\nghi \r\n")
+        self.assertEqual(t.added, b"X-Signed: v=1;\r\n\t b=abc\r\n  def\r\n\tghi\r\n")
 
     def test_misuse(self) -> None:
         """A change at the wrong time is an error with a name, not a surprise."""

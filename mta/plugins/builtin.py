@@ -169,6 +169,13 @@ least_cost = BuiltIn(
     "mta.routing.least_cost:LeastCost",
     "mta.routing.least_cost:LeastCostSettings",
 )
+milter = BuiltIn(
+    "milter",
+    IPolicy,
+    "mta.policy.milter:Milter",
+    "mta.policy.milter:MilterSettings",
+    purposes=frozenset({"filter"}),
+)
 dkim = BuiltIn(
     "dkim",
     IPolicy,

@@ -12,7 +12,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from mta.interfaces import IStoredForm
+from mta.interfaces import ISaslMechanism, IStoredForm
 from mta.model import NULL_ADDRESS, Address, ContentForm, PeerInfo, Recipient
 from mta.policy.submission import SubmissionRule
 
@@ -75,7 +75,7 @@ class Association:
         self.admitted = self._by_network
 
 
-@implementer(IStoredForm)
+@implementer(IStoredForm, ISaslMechanism)
 class Transaction:
     """See IStoredForm. `kept` is the list of recipients accepted so far, each once.
 
@@ -145,6 +145,10 @@ class Transaction:
         return self.association.user
 
     @property
+    def mechanism(self) -> str:
+        return self.association.mechanism
+
+    @property
     def admitted(self) -> bool:
         return self.association.admitted
 
@@ -181,9 +185,10 @@ class Transaction:
     def add_header(self, name: bytes, value: bytes) -> None:
         if not _FIELD_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a header field's name (RFC 5322 2.2)")
-        lines = [line.strip() for line in _LINE_END.split(value)]
-        folded = b"\r\n\t".join(line.translate(_VISIBLE) for line in lines if line)
-        self.added += name + b": " + folded + b"\r\n"
+        first, *others = [line for line in _LINE_END.split(value) if line.strip()] or [b""]
+        lines = [first.strip(), *map(_folded, others)]
+        self.added += name + b": " + b"\r\n".join(line.translate(_VISIBLE) for line in lines)
+        self.added += b"\r\n"
 
     def replace_sender(self, sender: Address) -> None:
         self.sender = sender
@@ -204,3 +209,8 @@ class Transaction:
 
     def discard(self, reason: str) -> None:
         self.discarded = reason or "discarded by policy"
+
+
+def _folded(line: bytes) -> bytes:
+    """A line that continues a field. Whoever folded it himself may have signed how he did."""
+    return line.rstrip() if line[:1] in (b" ", b"\t") else b"\t" + line.strip()

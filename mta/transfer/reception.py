@@ -482,8 +482,8 @@ class Reception:
             wishes = read_wishes(
                 parameters,
                 wall,
-                eight_bits=self._has_eight_bits,
-                plain_header=scan.block.isascii(),
+                eight_bits=self._has_eight_bits or not transaction.added.isascii(),
+                plain_header=scan.block.isascii() and transaction.added.isascii(),
             )
         body_type, form = wishes.body_type, ContentForm.DOT_STUFFED
         if self._text is not None:

@@ -1,0 +1,1 @@
+"""Sendmail's mail filter protocol, version 6: the end of the MTA, which asks filters about mail."""
