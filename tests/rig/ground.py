@@ -87,6 +87,7 @@ def peer_environment() -> dict[str, str]:
     """The peers run from where they were unpacked, with the libraries unpacked beside them."""
     libraries = [
         os.path.join(UNPACKED, "usr/lib/postfix"),
+        os.path.join(UNPACKED, "usr/lib"),
         *(
             os.path.join(UNPACKED, lib, f"{os.uname().machine}-linux-gnu")
             for lib in ("usr/lib", "lib")

@@ -207,7 +207,10 @@ class Client:
             answer = self.say(line)
             if answer[:1] not in b"23" or not answer:
                 return answer
-        head = f"Subject: {name}\r\nMessage-ID: <{name}@client.example.net>\r\n\r\n".encode()
+        head = (
+            f"From: <sender@example.net>\r\nSubject: {name}\r\n"
+            f"Message-ID: <{name}@client.example.net>\r\n\r\n"
+        ).encode()
         filler = (b"y" * 70 + b"\r\n") * max(1, (size - len(head)) // 72)
         self.socket.sendall(head + filler + b".\r\n")
         return self.reply()
