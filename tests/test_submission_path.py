@@ -33,6 +33,22 @@ def plain(user: str, password: str) -> bytes:
     return b"AUTH PLAIN " + b64(f"\0{user}\0{password}".encode())
 
 
+FRONT = """
+connectors:
+  - name: smarthost
+    kind: smtp
+    bridgeheads: ["203.0.113.21:587"]
+    auth: {{user: alice@example.net, password-file: {secret}, mechanisms: [{by}], plaintext: allow}}
+    address-spaces: [{{domain: "*"}}]
+"""
+BACK = "virtual-server: {network-name: back.example.org, addresses: [203.0.113.21]}\n"
+BEHIND = "203.0.113.30"
+HUB_OF_BACK = """
+connectors:
+  - {name: hub, kind: smtp, bridgeheads: ["203.0.113.30:25"], address-spaces: [{domain: "*"}]}
+"""
+
+
 class SubmissionPathTests(SynchronousTestCase):
     def setUp(self) -> None:
         path = os.path.abspath(self.mktemp())
@@ -43,7 +59,8 @@ class SubmissionPathTests(SynchronousTestCase):
         with open(path, "w", encoding="ascii") as file:
             file.write(f"alice@example.net {CHEAP.hash('pencil')} {verifier}\n")
         os.chmod(path, 0o600)
-        self.lab = Lab(more=LISTENERS.replace("PATH", path))
+        self.listeners = LISTENERS.replace("PATH", path)
+        self.lab = Lab(more=self.listeners)
 
     def client(self) -> LabClient:
         return self.lab.client(STRANGER, 587)
@@ -117,3 +134,38 @@ class SubmissionPathTests(SynchronousTestCase):
         self.lab.owner.restore()
         client = self.client()
         self.assertEqual(client.say(plain("alice@example.net", "pencil"))[:3], b"235")
+
+    def smarthost(self, mechanism: str, password: str) -> tuple[Lab, Lab]:
+        """Two bridgeheads: the first hands all its mail in at the second's submission listener."""
+        secret = os.path.abspath(self.mktemp())
+        with open(secret, "w", encoding="ascii") as file:
+            file.write(password)
+        os.chmod(secret, 0o600)
+        front = Lab(more=FRONT.format(secret=secret, by=mechanism))
+        more = BACK + self.listeners + HUB_OF_BACK
+        return front, Lab(beside=front, hub=BEHIND, more=more)
+
+    def test_our_own_initiator(self) -> None:
+        """A connector with `auth` hands mail in here by each mechanism, under its user's name."""
+        for mechanism in ("SCRAM-SHA-256", "PLAIN", "LOGIN"):
+            front, back = self.smarthost(mechanism, "pencil")
+            front.send(["you@example.com"], sender="alice@example.net", content=CONTENT)
+            front.advance(1)
+            (accepted,) = [e for e in back.owner.events if isinstance(e, Accepted)]
+            self.assertEqual(
+                (accepted.sasl_method, accepted.sasl_username), (mechanism, "alice@example.net")
+            )
+            self.assertEqual(len(back.hub.messages), 1)
+            self.assertEqual(front.queue(), [])
+
+    def test_our_own_initiator_with_a_wrong_password(self) -> None:
+        """The mail waits, nothing is returned, and a line says whose password it is."""
+        front, back = self.smarthost("PLAIN", "pen")
+        front.send(["you@example.com"], sender="alice@example.net", content=CONTENT)
+        front.advance(FAILURE_SECONDS + 1)
+        (waiting,) = front.queue()
+        self.assertEqual(str(waiting.envelope.sender), "alice@example.net")
+        self.assertEqual(back.hub.messages, [])
+        warned = [str(e) for e in front.owner.events if "smarthost" in str(e) and "535" in str(e)]
+        self.assertNotEqual(warned, [])
+        self.assertNotIn("pen'", str(warned))
