@@ -16,7 +16,8 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRATCH = os.path.join(ROOT, ".rig", "tmp")
 """For what the programs make: a /tmp in memory keeps nothing, and the spool refuses to lie there."""
-PROGRAM_LIMIT_SECONDS = 400  # building and installing three distributions takes about a minute
+PROGRAM_LIMIT_SECONDS = 600
+"""The slowest take one to two minutes on a quiet machine."""
 
 TOOLS = {
     "ruff": ["-m", "ruff", "check", "--quiet", "."],

@@ -287,11 +287,12 @@ def against_initiator(rng: Random, corpus: Corpus) -> None:
         if b"\n" in output.replace(b"\r\n", b""):
             raise Broken(f"a bare newline is sent: {output!r}")
         if authentication is not None:
-            is_auth_said |= output.startswith(b"AUTH ")
+            for line in output.split(b"\r\n"):  # a server may answer before it was asked
+                is_auth_said |= line.startswith(b"AUTH ")
+                if line.startswith(b"MAIL FROM:") and not is_auth_said:
+                    raise Broken("mail is sent to a server that was not told who we are")
             if is_auth_said and not authentication.plaintext:
                 raise Broken("credentials are sent without TLS")
-            if b"MAIL FROM:" in output and not is_auth_said:
-                raise Broken("mail is sent to a server that was not told who we are")
     if said > LONGEST:
         raise Broken(f"{said} octets were said")
     agent.lose(rng.random() < 0.5)
