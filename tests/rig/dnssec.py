@@ -95,10 +95,12 @@ class Zones:
 
 
 class Validator:
-    """unbound on the node's loopback, which asks `zones` and trusts their keys."""
+    """unbound on the loopback of a namespace, which asks `zones` and trusts their keys."""
 
-    def __init__(self, ground: Ground, zones: Zones, port: int = 53) -> None:
-        where = os.path.join(ground.directory, "unbound")
+    def __init__(
+        self, ground: Ground, zones: Zones, port: int = 53, namespace: str = "node"
+    ) -> None:
+        where = os.path.join(ground.directory, f"unbound-{namespace}")
         os.makedirs(where)
         anchors = "".join(f' trust-anchor-file: "{path}"\n' for path in zones.anchors)
         stubs = "".join(
@@ -113,9 +115,9 @@ class Validator:
                 f"{anchors}{stubs}remote-control:\n control-enable: no\n"
             )
         argv = [os.path.join(UNPACKED, "usr/sbin/unbound"), "-d", "-c", configuration]
-        self.process = ground.start("unbound", "node", argv, env=peer_environment())
+        self.process = ground.start(f"unbound-{namespace}", namespace, argv, env=peer_environment())
         wait_until(
-            lambda: self.process.is_running and ground.listens("node", VALIDATOR, port),
+            lambda: self.process.is_running and ground.listens(namespace, VALIDATOR, port),
             10,
             "unbound does not listen",
         )

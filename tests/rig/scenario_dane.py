@@ -14,8 +14,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mta.testing.certificates import Authority
-from tests.rig.dnssec import Forger, Validator, Zones, spoiled
-from tests.rig.ground import PEER, expect, wait_until
+from tests.rig.dnssec import VALIDATOR, Forger, Validator, Zones, spoiled
+from tests.rig.ground import (
+    PEER,
+    UNPACKED,
+    expect,
+    peer_environment,
+    run,
+    wait_until,
+)
 from tests.rig.node import Rig
 from tests.rig.peers import Client
 from tests.rig.postfix import Postfix
@@ -26,9 +33,11 @@ ANOTHER = "3 1 1 " + "ab" * 32
 
 def scenario_records_decide(rig: Rig) -> None:
     """Signed records that are right deliver verified, by key and by authority; wrong and bogus ones
-    keep the mail, and a zone that is not signed goes on as ever.
+    keep the mail, and a zone that is not signed goes on as ever. Postfix judges the same.
     """
-    Validator(rig, between(rig))
+    zones = between(rig)
+    judged_by_postfix(rig, zones)
+    Validator(rig, zones)
     send(rig, "key.example", "authority.example", "wrong.example", "bogus.example", "plain.example")
     rig.wait_log(f"Verified TLS connection established to mx.key.example[{PEER}]:25")
     rig.wait_log(f"Verified TLS connection established to mx.authority.example[{PEER}]:25")
@@ -65,6 +74,14 @@ def scenario_dane_is_refused_elsewhere(rig: Rig) -> None:
     rig.wait_online()
 
 
+VERDICTS = {
+    "key.example": "Verified TLS connection established",
+    "authority.example": "Verified TLS connection established",
+    "wrong.example": "no matching DANE TLSA records",
+    "bogus.example": "TLSA lookup error for mx.bogus.example",
+    "plain.example": "Untrusted TLS connection established",
+}
+"""Of posttls-finger."""
 CONNECTORS = """
 - name: out
   kind: smtp
@@ -112,6 +129,7 @@ def between(rig: Rig) -> Zones:
         smtpd_tls_key_file=pair.key,
         smtpd_tls_security_level="may",
         smtpd_tls_loglevel="1",
+        disable_dns_lookups="no",
     ).start()
     return zones
 
@@ -145,6 +163,31 @@ def waits(rig: Rig, domain: str, enhanced: str, why: str) -> None:
         expect(f"dsn={enhanced}, status=deferred" in line and why in line, f"the log says {line}")
     expect(f"somebody@{domain}" in rig.command("queue", "list").stdout, f"{domain} does not wait")
     expect(f"@{domain}" not in postfix.log(), f"Postfix heard of {domain}")
+
+
+def judged_by_postfix(rig: Rig, zones: Zones) -> None:
+    """Debian's posttls-finger, which shares nothing with us but the zones, finds the same of each."""
+    Validator(rig, zones, namespace="peer")
+    postfix: Postfix = rig.postfix  # type: ignore[attr-defined]
+    chosen = os.path.join(rig.directory, "resolv.conf")
+    with open(chosen, "w", encoding="ascii") as file:
+        file.write(f"nameserver {VALIDATOR}\noptions edns0 trust-ad\n")
+    run(["mount", "--bind", chosen, "/etc/resolv.conf"])
+    try:
+        for domain, words in VERDICTS.items():
+            argv = [
+                os.path.join(UNPACKED, "usr/sbin/posttls-finger"),
+                *("-l", "dane", "-L", "summary,certmatch", "-t", "5", domain),
+            ]
+            environment = {
+                **peer_environment(),
+                "MAIL_CONFIG": os.path.join(postfix.directory, "conf"),
+            }
+            done = rig.inside("peer", argv, env=environment, check=False)
+            said = done.stdout + done.stderr
+            expect(words in said, f"of {domain} Postfix says {said[-1500:]}")
+    finally:
+        run(["umount", "/etc/resolv.conf"])
 
 
 def forged(question: bytes) -> bytes:
