@@ -839,6 +839,12 @@ class INotifies(Interface):
     notifies: bool = Attribute("It does: who asked to be told of success is told by the far end.")
 
 
+class ILimits(Interface):
+    """Add-on of ISender: the far end may say how much it takes of one association (RFC 9422)."""
+
+    is_spent: bool = Attribute("It takes no further transaction on this one: close it, ask anew.")
+
+
 class IBodyTypes(Interface):
     """Add-on of ISender: the far end does not take every content as it is (RFC 6152, RFC 3030)."""
 

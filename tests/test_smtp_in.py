@@ -268,7 +268,8 @@ class DialogueTests(ResponderTestCase):
         self.assertEqual(
             self.say(peer, ENVELOPE),
             b"250-bridgehead.example.org\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n"
-            b"250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n250 ENHANCEDSTATUSCODES\r\n",
+            b"250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n250-LIMITS RCPTMAX=1000\r\n"
+            b"250 ENHANCEDSTATUSCODES\r\n",
         )
         late.callback(None)
         self.clock.advance(0)

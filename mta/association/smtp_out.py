@@ -32,6 +32,7 @@ from mta.interfaces import (
     IContent,
     IEnds,
     IExecutor,
+    ILimits,
     INotifies,
     IRevocable,
     ISender,
@@ -91,7 +92,7 @@ class Flusher:
             sender.flush()
 
 
-@implementer(ISender, IEnds, IBodyTypes, ICheckpoints, INotifies)
+@implementer(ISender, IEnds, IBodyTypes, ICheckpoints, ILimits, INotifies)
 @implementer(IPushProducer, IRevocable, IHandshakeListener)
 class SmtpSender(Protocol):
     """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
@@ -157,6 +158,10 @@ class SmtpSender(Protocol):
     @property
     def can_overlap(self) -> bool:
         return self._machine.pipelines
+
+    @property
+    def is_spent(self) -> bool:
+        return self._machine.is_spent
 
     def opened(self, *, adopt: bool = False) -> Deferred[SmtpSender]:
         """Fires with this sender when the greetings are over. `adopt`: the door did not see to it

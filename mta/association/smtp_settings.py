@@ -36,8 +36,8 @@ class ListenerLimits(Settings):
     )
     recipients: Count = Field(
         default=1000,
-        description="Recipients of one transaction; more are told 452 and come in the next "
-        "(RFC 5321 4.5.3.1.8 asks for 100 at least).",
+        description="Recipients of one transaction, announced by LIMITS (RFC 9422); more are told "
+        "452 and come in the next (RFC 5321 4.5.3.1.8 asks for 100 at least).",
     )
     size: Size = Field(
         default=25 * 2**20, description="Of one message; announced by SIZE. 0: no limit."

@@ -26,7 +26,7 @@ from mta.errors import (
     TransientFailure,
     Unfit,
 )
-from mta.interfaces import IClock, IContent, IEnds, ISender, ISpool, ITenure
+from mta.interfaces import IClock, IContent, IEnds, ILimits, ISender, ISpool, ITenure
 from mta.model import Outcome, Result, Route
 from mta.telemetry import Counter, Telemetry
 from mta.transfer.conversion import Fitting
@@ -409,7 +409,7 @@ class Agent:
                         await self._recorded()
                     self._record_now(results)
                     results = []
-                    if carried < floor.messages_per_association and sender.is_open:
+                    if sender.is_open and not self._has_served(carried):
                         job = await self._rest()
                 if job is not None and preparing is None and not sender.is_open:
                     await self._flush(results)
@@ -484,11 +484,15 @@ class Agent:
     def _more(self, carried: int) -> Job | None:
         """The next job at hand, unless this association has carried its share."""
         floor = self._floor
-        if carried >= floor.messages_per_association:
-            return None
-        if carried >= FAIR_SHARE and floor.must_yield():
+        if self._has_served(carried) or (carried >= FAIR_SHARE and floor.must_yield()):
             return None
         return floor.take(self.lane)
+
+    def _has_served(self, carried: int) -> bool:
+        """This association is to carry no further message."""
+        limits = ILimits(self.sender, None)
+        is_spent = limits is not None and limits.is_spent
+        return is_spent or carried >= self._floor.messages_per_association
 
     async def _rest(self) -> Job | None:
         """Idle: wait for work. None: nobody needs this association any longer."""
@@ -504,7 +508,7 @@ class Agent:
     def _divide(
         self, job: Job, outcomes: Sequence[Outcome], is_next: bool
     ) -> tuple[Job, Sequence[Outcome]]:
-        """Recipients for the next transaction (452 too many) become a job of their own, the first
+        """Recipients for the next transaction (452, RCPTMAX) become a job of their own, the first
         in line. If the peer took nobody at all they are deferred like others.
         """
         for outcome in outcomes:
@@ -516,10 +520,7 @@ class Agent:
         if not now:
             return job, outcomes
         later = tuple(outcome.recipient for outcome in outcomes if outcome.next_transfer)
-        rest = Job(job.message, later, job.route, job.lane, grade=job.grade, doubt=job.doubt)
-        job.message.jobs += 1
-        job.message.is_divided = True
-        self._floor.requeue(rest, is_next=is_next)
+        self._floor.requeue(job.rest(later), is_next=is_next)
         return job, now
 
     # --- recording ---

@@ -75,6 +75,14 @@ class Job:
         self.doubt = doubt
         """They may have it already: the peer that it was let go to is asked first."""
 
+    def rest(self, recipients: tuple[int, ...]) -> Job:
+        """A job of the same message, for those of its recipients that its transfer left over."""
+        self.message.jobs += 1
+        self.message.is_divided = True
+        return Job(
+            self.message, recipients, self.route, self.lane, grade=self.grade, doubt=self.doubt
+        )
+
     @property
     def prefer(self) -> str:
         """The peer (`host:port`) to ask first; "" for none."""

@@ -12,7 +12,7 @@ envelope waits: after a refused chunk RSET must come first (RFC 3030 section 2).
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
 RFC 1870, RFC 6152, RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 4954 (AUTH, in
 client_auth.py), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1047 (why UNKNOWN exists), RFC 1845 (named
-transactions, which end it).
+transactions, which end it), RFC 9422 (LIMITS).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mta.wire.sasl_client import Exchange
 from mta.wire.smtp.client_auth import Authentication, AuthReplies
 from mta.wire.smtp.client_chunks import ChunkWriter
 from mta.wire.smtp.client_envelope import commands, impossible, size_limit
+from mta.wire.smtp.client_limits import PeerLimits, peer_limits
 from mta.wire.smtp.client_outcomes import (
     NO_TLS,
     gone,
@@ -103,6 +104,9 @@ class Initiator(EnvelopeReplies, AuthReplies):
         """The last two octets of content: the dot needs a CRLF before it."""
         self._pipelines = False
         self._size_limit = 0
+        self._limits = PeerLimits()
+        self._mails = 0
+        """MAILs said on this association, also those that were refused."""
         self.transid = b""
         """What names the transaction that was prepared last; b"" if it was begun anew without."""
 
@@ -132,6 +136,11 @@ class Initiator(EnvelopeReplies, AuthReplies):
     def chunks(self) -> bool:
         """Content may go by BDAT. Without PIPELINING each chunk would cost a round trip."""
         return self._pipelines and b"CHUNKING" in self.extensions
+
+    @property
+    def is_spent(self) -> bool:
+        """The peer's MAILMAX is reached: it takes no further transaction (RFC 9422 4.1)."""
+        return 0 < self._limits.transactions <= self._mails
 
     @property
     def is_idle(self) -> bool:
@@ -185,13 +194,17 @@ class Initiator(EnvelopeReplies, AuthReplies):
         May be called while the last message waits for its reply only if `pipelines`. `transid`, in
         its brackets, names it to a peer that `checkpoints`; with `is_resend` the peer may have
         completed the very same already, and is asked so: then `is_content_known` when Prepared.
-        What `envelope` asks of reports is said to a peer that `notifies`.
+        What `envelope` asks of reports is said to a peer that `notifies`. Whom its RCPTMAX leaves
+        no room for is among the outcomes of Prepared, as one for the next transaction. When the
+        association `is_spent`, NotSent is the answer.
         """
         if self._preparing is not None:
             raise LocalProtocolError("a transaction is being prepared already")
         indexes = [index for index, _ in recipients]
         if self.state is not State.OPEN:
             return [NotSent(tag, gone("the association has ended"))]
+        if self.is_spent:
+            return [NotSent(tag, gone("the next server takes no more on this association"))]
         offered = self.extensions
         refusal = impossible(
             offered, self._size_limit, size=size_octets, eight_bit=eight_bit, binary=binary
@@ -209,6 +222,8 @@ class Initiator(EnvelopeReplies, AuthReplies):
         self._preparing.is_resend = is_resend
         if chunked:
             self._preparing.chunks = ChunkWriter()
+        if not is_resend:  # what the peer may have already, it has with all its recipients
+            self._heed_limit(self._preparing)
         self.transid = transid
         self._said = 0
         self._say_more()
@@ -411,6 +426,7 @@ class Initiator(EnvelopeReplies, AuthReplies):
             self.extensions[keyword.upper()] = parameters.strip()
         self._pipelines = b"PIPELINING" in self.extensions
         self._size_limit = size_limit(self.extensions)
+        self._limits = peer_limits(self.extensions.get(b"LIMITS", b""))
 
     # -- replies inside of transactions
 
@@ -526,6 +542,7 @@ class Initiator(EnvelopeReplies, AuthReplies):
                 return
             self._output.extend(commands)
             self._said = len(commands)
+            self._mails += 1
             owed = self._owed
             owed.append((Wait.MAIL, 0))
             for index in transaction.recipients:
@@ -541,6 +558,7 @@ class Initiator(EnvelopeReplies, AuthReplies):
         self._said += 1
         self._output.append(command)
         if self._said == 1:
+            self._mails += 1
             self._owed.append((Wait.MAIL, 0))
         elif self._said == len(commands) and transaction.chunks is None:
             transaction.is_data_said = True

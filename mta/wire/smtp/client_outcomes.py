@@ -41,14 +41,14 @@ def unprepared(transaction: Transaction, reply: Reply) -> Event:
         return NotSent(transaction.tag, reply)
     if transaction.mail_reply is not None and transaction.mail_reply.is_permanent:
         said = transaction.mail_reply
-        failed = [Outcome(i, OutcomeKind.FAILED, said) for i in transaction.recipients]
+        failed = [Outcome(i, OutcomeKind.FAILED, said) for i in transaction.everyone]
         return Prepared(transaction.tag, tuple(failed))
     refused = [o for o in transaction.outcomes if o.kind is OutcomeKind.FAILED]
     if not refused:
         return NotSent(transaction.tag, reply)
     # What was refused for good is known; only the others may be tried elsewhere.
     known = {outcome.recipient for outcome in refused}
-    rest = [i for i in transaction.recipients if i not in known]
+    rest = [i for i in transaction.everyone if i not in known]
     deferred = [Outcome(i, OutcomeKind.DEFERRED, reply) for i in rest]
     return Prepared(transaction.tag, (*refused, *deferred))
 

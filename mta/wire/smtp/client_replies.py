@@ -1,7 +1,8 @@
 """What the replies to MAIL, RCPT and DATA make of the transaction that an initiator prepares.
 
 Law: every recipient whose outcome is known then is told with Prepared, once; content follows only
-if some are left. RFC 2920 3.1 (DATA behind refused recipients), RFC 1845 section 4 (355).
+if some are left. RFC 2920 3.1 (DATA behind refused recipients), RFC 1845 section 4 (355), RFC 9422
+4.2 (RCPTMAX).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from mta.errors import RemoteProtocolError
 from mta.model import Outcome, Reply
 from mta.wire.smtp.client_envelope import without_name
+from mta.wire.smtp.client_limits import PeerLimits
 from mta.wire.smtp.client_outcomes import outcome_kind, recipient_outcome
 from mta.wire.smtp.client_states import (
     ENVELOPE,
@@ -28,6 +30,7 @@ class EnvelopeReplies(Dialogue):
     """That part of an Initiator (client.py)."""
 
     transid: bytes
+    _limits: PeerLimits
     _needs_reset: bool
     _preparing: Transaction | None
     _said: int
@@ -46,6 +49,8 @@ class EnvelopeReplies(Dialogue):
             if klass is not Class.POSITIVE:
                 transaction.mail_reply = reply
                 self._drop_unsaid(transaction)
+            elif transaction.is_resend:  # it is new to the peer
+                self._heed_limit(transaction)
         elif wait is Wait.RCPT:
             if transaction.mail_reply is None:
                 if klass is Class.POSITIVE:
@@ -97,9 +102,15 @@ class EnvelopeReplies(Dialogue):
         # sent on, so a transaction without a name brings nothing twice, and never too little.
         transaction.commands[0] = without_name(transaction.commands[0])
         transaction.is_resend = False
+        self._heed_limit(transaction)
         self.transid = b""
         self._said = 0
         self._needs_reset = True
+
+    def _heed_limit(self, transaction: Transaction) -> None:
+        """Nobody beyond the peer's RCPTMAX is offered (RFC 9422 4.2)."""
+        if 0 < self._limits.recipients < len(transaction.recipients):
+            transaction.keep(self._limits.recipients, self._limits.next_time)
 
     def _drop_unsaid(self, transaction: Transaction) -> None:
         """Commands that have become pointless are not said (without pipelining)."""
@@ -130,5 +141,5 @@ class EnvelopeReplies(Dialogue):
         reply = transaction.mail_reply
         if reply is not None:
             kind = outcome_kind(reply)
-            transaction.outcomes = [Outcome(i, kind, reply) for i in transaction.recipients]
+            transaction.outcomes = [Outcome(i, kind, reply) for i in transaction.everyone]
         return [Prepared(transaction.tag, tuple(transaction.outcomes))]

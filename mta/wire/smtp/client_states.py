@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mta.model import Outcome, Reply
+from mta.model import Outcome, OutcomeKind, Reply
 from mta.wire.smtp.client_chunks import ChunkWriter
 
 # --- what is waited for -----------------------------------------------------------------------
@@ -218,6 +218,7 @@ class Transaction:
         "accepted",
         "chunks",
         "commands",
+        "everyone",
         "is_data_said",
         "is_known",
         "is_resend",
@@ -235,7 +236,9 @@ class Transaction:
         self, tag: str, recipients: Sequence[int], commands: list[bytes], size_octets: int
     ) -> None:
         self.tag = tag
+        self.everyone = recipients
         self.recipients = recipients
+        """Of `everyone`, whom this transaction offers."""
         self.commands = commands
         """The first is MAIL, the last DATA, unless there are `chunks`."""
         self.chunks: ChunkWriter | None = None
@@ -252,6 +255,15 @@ class Transaction:
         """The peer may have it already: MAIL is said alone, and asks (RFC 1845)."""
         self.is_known = False
         """It has: nothing but the final dot may follow the 354."""
+
+    def keep(self, most: int, reply: Reply) -> None:
+        """Offer the first `most` recipients, of whom none was said yet. The others are settled:
+        they go in the next transaction.
+        """
+        later = self.recipients[most:]
+        self.recipients = self.recipients[:most]
+        del self.commands[1 + most : 1 + most + len(later)]
+        self.outcomes += [Outcome(i, OutcomeKind.DEFERRED, reply, True) for i in later]
 
 
 # --- events -----------------------------------------------------------------------------------

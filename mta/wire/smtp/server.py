@@ -10,8 +10,8 @@ event that wants an answer (the first group below) by `answer` before the next; 
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
 RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 8689
-(REQUIRETLS), RFC 1845 (CHECKPOINT, of which only whole transactions are kept). RFC 4954 (AUTH) is
-server_auth.py's.
+(REQUIRETLS), RFC 9422 (LIMITS), RFC 1845 (CHECKPOINT, of which only whole transactions are kept).
+RFC 4954 (AUTH) is server_auth.py's.
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ class Responder(Authentication):
             b"8BITMIME",
             b"SMTPUTF8",
             b"DSN",
+            *self._limits.words,
             *self.extensions,
             *((b"STARTTLS",) if may_secure else ()),
             *self._auth_words,
