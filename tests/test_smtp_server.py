@@ -208,6 +208,15 @@ class TableTests(SynchronousTestCase):
         self.assertIsNone(machine.next_event())
         self.assertEqual(machine.take_output(), b"554 5.7.1 No\r\n")
 
+    def test_vrfy(self) -> None:
+        """It never tells who exists, and where it is not wanted it is no command."""
+        for limits, code in ((Limits(), b"252"), (Limits(vrfy=False), b"502")):
+            machine = Responder(b"mx.example.org", limits=limits)
+            machine.greet()
+            machine.take_output()
+            say(machine, b"VRFY postmaster\r\n")
+            self.assertEqual(machine.take_output()[:3], code)
+
     def test_early_talkers(self) -> None:
         """Where it is asked for, a peer that talks first hears a refusal in place of the greeting,
         and the log hears of it; one that waits is greeted.

@@ -124,6 +124,11 @@ class LmtpListenerSettings(Settings):
         " under TLS alone, to servers whose certificate was verified and that offer it too, or"
         " comes back with 5.7.30.",
     )
+    vrfy: Literal["noncommittal", "off"] = Field(
+        default="noncommittal",
+        description="VRFY: noncommittal: 252, which tells nobody who exists (RFC 5321 7.3) | off:"
+        " 502.",
+    )
     early_talkers: Literal["accept", "refuse"] = Field(
         default="accept",
         description="Clients that talk before they were greeted, as much that sends spam does:"
@@ -161,6 +166,7 @@ class LmtpListenerSettings(Settings):
             commands=limits.commands,
             line_octets=limits.line,
             normalise_newlines=self.bare_newline == "normalise",
+            vrfy=self.vrfy != "off",
             refuse_early=self.early_talkers == "refuse",
         )
 

@@ -26,6 +26,8 @@ class Limits:
     """Commands of one association before 421; 0 means no limit."""
     line_octets: int = 998
     normalise_newlines: bool = False
+    vrfy: bool = True
+    """VRFY is answered, though it tells nothing."""
     refuse_early: bool = False
     """A client that talks before the greeting is refused by it."""
 

@@ -425,6 +425,8 @@ class Responder(Authentication):
         return None
 
     def _do_vrfy(self, verb: Verb, argument: bytes) -> Event | None:
+        if not self._limits.vrfy:
+            raise refusal(said.NOT_OFFERED)
         words = argument.split()
         if not words:
             raise Refused(501, "5.5.4", b"Syntax: VRFY address")
