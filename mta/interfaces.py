@@ -1011,6 +1011,21 @@ class IStoredForm(ITransaction):
     )
 
 
+class IEditableHeader(ITransaction):
+    """Add-on of ITransaction: fields that are there may be changed."""
+
+    header_can_change: bool = Attribute(
+        "In the end hook: they may. False: no policy in the list provides IHeaderEditor, or the"
+        " client named the transaction (RFC 1845), whose octets must stay what they are."
+    )
+
+    def change_fields(changes: Sequence[tuple[bytes, int, bytes]]) -> None:
+        """In the end hook: each a field's name, the how manieth of that name from 1 on as they
+        stand now, and a new value; b"": it goes. Where there is none of that number it is added.
+        `headers` is the new block then. @raise ValueError: no field name.
+        """
+
+
 class ISaslMechanism(ITransaction):
     """Add-on of ITransaction: how the peer has proved who it is."""
 
@@ -1034,6 +1049,12 @@ class IPolicy(Interface):
         refuses the command (headers, body: the message, at its end); 421 ends the association. A
         positive Reply: go on, and ask no later policy. What it raises is answered 451 4.3.0.
         """
+
+
+class IHeaderEditor(IPolicy):
+    """Add-on marker of IPolicy: it may change fields that are there (IEditableHeader). With one in
+    the list headers wait in memory for the end hook, and the store gets the body first.
+    """
 
 
 class IDeliveryPolicy(IPolicy):

@@ -57,6 +57,8 @@ class FilterEnd(Protocol):
                 transport.write(said(b"O", answer + memory.symbols))
             else:
                 transport.write(memory.negotiation)
+            if memory.is_hanging_up:
+                transport.loseConnection()
             return
         if letter == b"D":
             words = payload[1:].split(b"\0")[:-1]
@@ -97,6 +99,8 @@ class MemoryFilter(Factory):
         self.mute = b""
         """The letters that steps say are not answered."""
         self.negotiation: bytes | None = None
+        self.is_hanging_up = False
+        """In answer to the negotiation, as libmilter does when it needs more than it is granted."""
         self.ends: list[FilterEnd] = []
 
     def buildProtocol(self, addr: Any) -> FilterEnd:

@@ -1,104 +1,21 @@
-"""The policy `milter`: a filter's word reaches the client, and its silence is answered for."""
+"""The policy `milter`: what a filter hears of a message, and what its word does to it."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.model import Reply
 from mta.policy.milter import Milter, MilterSettings
-from mta.policy.milter_connection import QUIT_SECONDS
-from mta.policy.milter_outage import REPLIES
-from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Notice, Rejected
-from mta.testing.lab import Lab
-from mta.testing.policy_suite import IPolicyTests, sample_peers
+from mta.testing.policy_suite import IPolicyTests
 from mta.testing.surroundings import MemorySurroundings
 from tests.intake_ground import MESSAGE, House, address
-from tests.memory_filter import CONTINUE, FilterEnd, MemoryFilter, said
-
-SOCKET = "unix:/run/filter.sock"
-LATER = REPLIES["tempfail"]
-
-
-class Ground:
-    """An intake with one `milter` policy, and the filter that it asks."""
-
-    def __init__(self, memory: MemoryFilter | None = None, **keys: Any) -> None:
-        self.filter = MemoryFilter() if memory is None else memory
-        self.surroundings = MemorySurroundings()
-        self.surroundings.network.serve_service(SOCKET, self.filter)
-        settings = MilterSettings.model_validate({"socket": SOCKET, **keys})
-        self.policy = Milter(settings, self.surroundings)
-        self.house = House((self.policy,))
-        self.clock = self.surroundings.clock
-        self.reception: Any = None
-
-    def wait(self, answer: Any, seconds: float = 0.0) -> Any:
-        """What it comes to, once the memory network has delivered."""
-        if not isinstance(answer, Deferred):
-            return answer
-        results: list[Any] = []
-        answer.addBoth(results.append)
-        self.clock.advance(seconds)
-        for _ in range(2000):
-            if results:
-                return results[0]
-            self.clock.advance(0)
-        raise AssertionError("no answer")
-
-    def connect(self, **peer: Any) -> Any:
-        """A client that has said HELO; what both came to."""
-        house = self.house
-        house.associations += 1
-        whom = replace(sample_peers()[3], tls="", **peer)
-        self.reception = house.intake.reception(house.tenure, whom)
-        greeted = self.wait(self.reception.connected())
-        return greeted, self.wait(self.reception.helo(b"client.example.net", "ESMTP"))
-
-    def envelope(self, *recipients: str, **parameters: bytes | None) -> list[Any]:
-        sent = {key.upper().encode(): value for key, value in parameters.items()}
-        answers = [self.wait(self.reception.mail(address("a@example.net"), sent))]
-        for recipient in () if answers[0] else recipients or ("b@example.com",):
-            answers.append(self.wait(self.reception.rcpt(address(recipient), {})))
-        return answers
-
-    def content(self, *pieces: bytes, chunked: bool = False) -> Any:
-        reception = self.reception
-        refused = self.wait(reception.bdat() if chunked else reception.data())
-        if refused is not None:
-            return refused
-        for piece in pieces or (MESSAGE,):
-            self.wait(reception.chunk(piece))
-        answer = self.wait(reception.end(None))
-        if answer.code == 250:
-            reception.acknowledged()
-        return answer
-
-    def send(self, *pieces: bytes, **keys: Any) -> list[Any]:
-        """A whole message: its envelope's answers, and its own."""
-        answers = self.envelope()
-        return answers if any(answers) else [*answers, self.content(*pieces, **keys)]
-
-    @property
-    def end(self) -> FilterEnd:
-        return self.filter.ends[-1]
-
-    @property
-    def stored(self) -> bytes:
-        return self.house.spool.stagings[-1].stored
-
-    def lines(self) -> list[str]:
-        return self.surroundings.notices()
-
-
-def codes(answers: Any) -> list[int | None]:
-    return [a and a.code for a in answers]
+from tests.memory_filter import CONTINUE, MemoryFilter, said
+from tests.milter_ground import LATER, SOCKET, Ground, codes
 
 
 class MilterSuite(IPolicyTests, SynchronousTestCase):
@@ -408,6 +325,66 @@ class VerdictTests(SynchronousTestCase):
         )
         self.assertIn(b"\r\nX-First: one\r\n\ttwo\r\nX-Last: last\r\nFrom:", ground.stored)
 
+    def test_changed_fields(self) -> None:
+        """Fields that are there may be changed and removed; what is not there to change is added."""
+
+        def change(name: bytes, number: int, value: bytes) -> bytes:
+            return said(b"m", struct.pack(">I", number) + name + b"\0" + value + b"\0")
+
+        changes = (
+            change(b"authentication-results", 1, b"")
+            + change(b"Authentication-Results", 2, b"")
+            + change(b"Subject", 1, b"***SPAM*** x\n\ty")
+            + change(b"X-Spam", 1, b"Yes")
+            + change(b"X-None", 1, b"")
+        )
+        content = (
+            b"A: b\r\nAuthentication-Results: forged;\r\n\tpass\r\nSubject: x\r\n y\r\n"
+            b"AUTHENTICATION-RESULTS : too\r\nZ: z\r\n\r\n..body\r\n"
+        )
+        expected = b"X-Spam: Yes\r\nA: b\r\nSubject: ***SPAM*** x\r\n\ty\r\nZ: z\r\n\r\n..body\r\n"
+        for chunked in (False, True):
+            for cut in (0, 5, 40, len(content) - 10, len(content) - 8, len(content) - 3):
+                ground = Ground(MemoryFilter(E=changes + CONTINUE))
+                ground.connect()
+                answers = ground.send(
+                    *filter(None, (content[:cut], content[cut:])), chunked=chunked
+                )
+                self.assertEqual(answers[-1].code, 250)
+                self.assertTrue(ground.stored.endswith(b"\r\n" + expected), ground.stored)
+                self.assertNotIn(b"forged", ground.stored)
+
+    def test_unchanged_content(self) -> None:
+        """With a filter that changes nothing what is stored is what came, however it is shaped."""
+        for content in (
+            MESSAGE, b"\r\nx\r\n", b"A: b\r\n", b"A: b\r\n\r\n", b"no header\r\n", b"no\r\n\r\nA: b\r\n",
+            b"A: b\r\n..x: y\r\n\r\n..\r\n", b"A: b\r\n" + b"X: y\r\n" * 900 + b"\r\nz\r\n",
+        ):  # fmt: skip
+            plain = Ground()
+            plain.house = House((), header_limit=4096)
+            plain.connect()
+            plain.send(content)
+            for cut in range(0, len(content), 1 + len(content) // 60):
+                ground = Ground()
+                ground.house = House((ground.policy,), header_limit=4096)
+                ground.connect()
+                ground.send(*filter(None, (content[:cut], content[cut:])))
+                self.assertEqual(ground.stored, plain.stored)
+
+    def test_a_named_transaction(self) -> None:
+        """A transaction that its client named keeps its octets: it is asked by them whether it is whole."""
+        change = said(b"m", struct.pack(">I", 1) + b"From\0x@y.z\0")
+        ground = Ground(MemoryFilter(E=[CONTINUE, change + CONTINUE]))
+        ground.connect()
+        for code in (250, 451):
+            ground.wait(
+                ground.reception.mail(address("a@example.net"), {b"TRANSID": b"<%d@x>" % code})
+            )
+            ground.wait(ground.reception.rcpt(address("b@example.com"), {}))
+            self.assertEqual(ground.content().code, code)
+        self.assertTrue(ground.house.spool.stagings[0].content.endswith(MESSAGE))
+        self.assertIn("a header that must stay", ground.lines()[0])
+
     def test_null_sender(self) -> None:
         """The sender may become the null reverse-path."""
         ground = Ground(MemoryFilter(E=said(b"e", b"<>\0") + CONTINUE))
@@ -447,227 +424,6 @@ class VerdictTests(SynchronousTestCase):
         ground.connect()
         self.assertEqual(ground.send()[-1], LATER)
         self.assertIn("did not negotiate: REPLACE_BODY", ground.lines()[0])
-
-
-class FailureTests(SynchronousTestCase):
-    def test_tempfail_by_default(self) -> None:
-        """Wherever a filter dies, the message waits with its sender; the next one asks anew."""
-        for letter in "MRTLNBE":
-            ground = Ground(MemoryFilter(**{letter: [None]}))
-            ground.connect()
-            self.assertEqual(ground.send()[-1], LATER, letter)
-            self.assertEqual(ground.house.offered, [])
-            ground.reception.reset()
-            ground.clock.advance(0)
-            self.assertEqual(ground.send()[-1].code, 250, letter)
-            self.assertEqual(len(ground.filter.ends), 2)
-            self.assertEqual(ground.end.letters(), b"CHMRTLLNBE")
-            [began, over] = ground.lines()
-            self.assertIn("until it answers, mail is answered 451", began)
-            self.assertIn("answers again", over)
-
-    def test_away(self) -> None:
-        """A filter that is not there costs messages a 451, not clients their greeting; one line."""
-        ground = Ground()
-        ground.surroundings.network.services.clear()
-        for _ in range(3):
-            self.assertEqual(ground.connect(), (None, None))
-            self.assertEqual(codes(ground.envelope())[0], 451)
-        self.assertEqual(len(ground.lines()), 1)
-        self.assertIn(SOCKET, ground.lines()[0])
-        counter = ground.surroundings.telemetry.counter(
-            "mta_filter_failures_total", "", filter=SOCKET
-        )
-        self.assertEqual(counter.value, 9)
-        ground.surroundings.network.serve_service(SOCKET, ground.filter)
-        self.assertEqual(ground.send()[-1].code, 250)
-        self.assertEqual(len(ground.lines()), 2)
-
-    def test_on_failure(self) -> None:
-        """The operator may let mail pass unfiltered, or refuse it."""
-        for choice, code in (("accept", 250), ("reject", 550), ("tempfail", 451)):
-            for letter in "MRTLNBE":
-                ground = Ground(MemoryFilter(**{letter: None}), **{"on-failure": choice})
-                ground.connect()
-                self.assertEqual(ground.send()[-1].code, code, (choice, letter))
-
-    def test_the_rest_of_a_failed_message(self) -> None:
-        """A recipient that was taken before the filter died does not carry the message through."""
-        ground = Ground(MemoryFilter(R=[CONTINUE, None]))
-        ground.connect()
-        self.assertEqual(
-            codes(ground.envelope("b@example.com", "c@example.com")), [None, None, 451]
-        )
-        self.assertEqual(ground.content(), LATER)
-
-    def test_between_commands(self) -> None:
-        """A filter that goes between two commands of one message is missed at the next."""
-        ground = Ground()
-        ground.connect()
-        ground.envelope()
-        transport: Any = ground.end.transport
-        transport.abortConnection()
-        ground.clock.advance(0)
-        self.assertEqual(ground.content(), LATER)
-
-    def test_between_messages(self) -> None:
-        """One that closes between messages (a restart, an idle time-out) costs nothing."""
-        ground = Ground()
-        ground.connect()
-        ground.send()
-        transport: Any = ground.end.transport
-        transport.loseConnection()
-        ground.clock.advance(0)
-        self.assertEqual(ground.send()[-1].code, 250)
-        self.assertEqual((len(ground.filter.ends), ground.lines()), (2, []))
-
-    def test_silence(self) -> None:
-        """A silent filter is given its time and not a second more, and its connection is cut."""
-        for letter, seconds in (("M", 30.0), ("E", 50.0)):
-            ground = Ground(MemoryFilter(**{letter: b""}))
-            ground.connect()
-            if letter == "E":
-                ground.envelope()
-                ground.wait(ground.reception.data())
-                ground.wait(ground.reception.chunk(MESSAGE))
-                answer = ground.reception.end(None)
-            else:
-                answer = ground.reception.mail(address("a@example.net"), {})
-            for _ in range(20):
-                ground.clock.advance(0)
-            ground.clock.advance(seconds - 0.001)
-            self.assertNoResult(answer)
-            self.assertEqual(ground.wait(answer, 0.001), LATER)
-            ground.clock.advance(0)
-            self.assertEqual(ground.filter.open_ends, 0)
-            self.assertIn(f"{seconds:g} s have passed", ground.lines()[0])
-
-    def test_a_door_that_does_not_open(self) -> None:
-        """A connection that does not come about is given up in time."""
-        ground = Ground()
-        opening: list[Deferred[Any]] = []
-
-        def service_connect(purpose: str, endpoint: str, protocol: Any) -> Deferred[Any]:
-            self.assertEqual((purpose, endpoint), ("filter", SOCKET))
-            opening.append(Deferred())
-            return opening[-1]
-
-        self.patch(ground.surroundings.doors, "service_connect", service_connect)
-        policy = Milter(MilterSettings(socket=SOCKET, on_failure="reject"), ground.surroundings)
-        ground.house = House((policy,))
-        ground.reception = ground.house.intake.reception(ground.house.tenure, sample_peers()[0])
-        self.assertIsNone(ground.wait(ground.reception.connected(), 10.0))
-        answer = ground.reception.mail(address("a@example.net"), {})
-        ground.clock.advance(9.999)
-        self.assertNoResult(answer)
-        self.assertEqual(ground.wait(answer, 0.001).code, 550)
-        self.assertEqual(len(opening), 2)
-
-    def test_more_time(self) -> None:
-        """A filter that says that it works on gets its time anew."""
-        ground = Ground(MemoryFilter(E=b""))
-        ground.connect()
-        ground.envelope()
-        ground.wait(ground.reception.data())
-        ground.wait(ground.reception.chunk(MESSAGE))
-        answer = ground.reception.end(None)
-        for _ in range(20):
-            ground.clock.advance(0)
-        ground.clock.advance(49)
-        transport: Any = ground.end.transport
-        transport.write(said(b"p"))
-        ground.clock.advance(0)
-        ground.clock.advance(49)
-        self.assertNoResult(answer)
-        transport.write(CONTINUE)
-        self.assertEqual(ground.wait(answer).code, 250)
-        self.assertEqual(ground.lines(), [])
-
-    def test_nonsense(self) -> None:
-        """Something that is no filter is told by name, neutralised, and never asked twice a message."""
-        ground = Ground()
-        ground.filter.negotiation = b"220 mx\x1b.example.org ESMTP\r\n"
-        ground.connect()
-        self.assertEqual(codes(ground.envelope())[0], 451)
-        self.assertIn("the filter broke its protocol", ground.lines()[0])
-        ground.filter.negotiation = said(b"O", struct.pack(">3I", 6, 0x10, 0))
-        self.assertEqual(codes(ground.envelope())[0], 451)
-
-    def test_needs_more_than_we_offer(self) -> None:
-        """A filter that insists on changing fields is refused, and the log says what it wants."""
-        ground = Ground()
-        ground.filter.negotiation = said(b"O", struct.pack(">3I", 6, 0x11, 0))
-        ground.connect()
-        self.assertEqual(codes(ground.envelope())[0], 451)
-        self.assertIn("wants what was not offered: CHANGE_HEADER", ground.lines()[0])
-
-
-class EndTests(SynchronousTestCase):
-    def test_a_client_that_goes(self) -> None:
-        """Whenever a client goes, waiting or not, its connection to the filter goes too, unlogged."""
-        for letter in "CHMRTLNBE":
-            ground = Ground(MemoryFilter(**{letter: b""}))
-            house = ground.house
-            reception = house.intake.reception(house.tenure, sample_peers()[0])
-            steps = (
-                lambda r=reception: r.connected(),
-                lambda r=reception: r.helo(b"x", "ESMTP"),
-                lambda r=reception: r.mail(address("a@example.net"), {}),
-                lambda r=reception: r.rcpt(address("b@example.com"), {}),
-                lambda r=reception: r.data(),
-                lambda r=reception: r.chunk(MESSAGE),
-                lambda r=reception: r.end(None),
-            )
-            for step in steps:
-                answer = step()
-                for _ in range(20):
-                    ground.clock.advance(0)
-                if isinstance(answer, Deferred):
-                    answer.addErrback(lambda failure: None)
-                    if not answer.called:
-                        break
-            reception.closed("DATA", "")
-            ground.clock.advance(0)
-            ground.clock.advance(QUIT_SECONDS)
-            self.assertEqual((ground.filter.open_ends, ground.lines()), (0, []), letter)
-            self.assertEqual(ground.clock.reactor.getDelayedCalls(), [], letter)
-
-    def test_a_filter_that_does_not_hear_the_end(self) -> None:
-        """A filter that reads no more is cut off; an association's end waits for nobody."""
-        ground = Ground()
-        ground.connect()
-        connection = ground.reception._association.notes[ground.policy._note]._connection
-        transport: Any = connection.transport
-        transport.hold = True
-        ground.reception.closed("", "")
-        ground.clock.advance(QUIT_SECONDS - 0.001)
-        self.assertEqual(ground.filter.open_ends, 1)
-        ground.clock.advance(0.001)
-        ground.clock.advance(0)
-        self.assertEqual(ground.filter.open_ends, 0)
-
-    def test_the_end_of_a_tenure(self) -> None:
-        """When a tenure ends no connection to a filter is left; with the next one mail flows again."""
-        memory = MemoryFilter()
-        lab = Lab("ab", spool="log", more=f"policies: [{{policy: milter, socket: '{SOCKET}'}}]\n")
-        lab.network.serve_service(SOCKET, memory)
-        client = lab.client()
-        client.say(b"MAIL FROM:<me@example.net>")
-        self.assertEqual(memory.open_ends, 1)
-        lab.fail("a", "b")
-        lab.advance(QUIT_SECONDS)
-        self.assertEqual(memory.open_ends, 0)
-        self.assertTrue(lab.send().startswith(b"250"))
-        lab.advance(QUIT_SECONDS)
-        self.assertEqual((memory.open_ends, len(memory.ends)), (0, 2))
-
-    def test_unasked_transactions(self) -> None:
-        """An end of something that it never saw is no matter to it."""
-        surroundings = MemorySurroundings()
-        policy = Milter(MilterSettings(socket=SOCKET), surroundings)
-        transaction = Transaction(Association(sample_peers()[0], admitted=False))
-        for hook in ("abort", "disconnect"):
-            self.assertIsNone(policy.on(hook, transaction))
 
 
 class SettingsTests(SynchronousTestCase):

@@ -111,8 +111,7 @@ class FilterConnection(Protocol):
             cut.cancel()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            why = str(reason.value)
-            waiting.errback(TransientFailure("the filter closed its connection", why))
+            waiting.errback(self._closed(str(reason.value)))
 
     def pauseProducing(self) -> None:
         self._is_paused = True
@@ -140,6 +139,15 @@ class FilterConnection(Protocol):
     def _cancelled(self, _: Deferred[Verdict]) -> None:
         self._waiting = None
         self.drop()
+
+    def _closed(self, why: str) -> TransientFailure:
+        if self.dialogue.is_agreed:
+            return TransientFailure("the filter closed its connection", why)
+        return TransientFailure(
+            "the filter closed its connection when it was told what it may do",
+            "perhaps it needs to replace the body, which cannot be done here",
+            "see the filter's own log, and configure it to do without",
+        )
 
     def _end(self) -> Any:
         """The transport, about to close: it would wait for its producer to end first."""

@@ -16,6 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from mta.errors import Failure, MTAError, RemoteProtocolError, TransientFailure
 from mta.interfaces import (
     IClock,
+    IEditableHeader,
     IStoredForm,
     ISurroundings,
     ITransaction,
@@ -28,6 +29,7 @@ from mta.policy.milter_words import Words, parameters_of_mail, parameters_of_rcp
 from mta.wire.milter.answers import (
     AddField,
     AddRecipient,
+    ChangeField,
     ChangeSender,
     Decision,
     DeleteRecipient,
@@ -148,7 +150,9 @@ class Consultation:
             connection = await self._open()
         seconds = timeouts.end if hook == "end" else timeouts.command
         answer = connection.ask(self._questions(hook, connection, transaction))
-        return await self._deadline.bound(answer, seconds)
+        verdict = await self._deadline.bound(answer, seconds)
+        self._outage.warn(connection.dialogue.beyond)
+        return verdict
 
     async def _open(self) -> FilterConnection:
         connection = FilterConnection(self._clock, self._deadline.extend)
@@ -272,6 +276,7 @@ class Consultation:
         sender: Address | None = None
         recipients = list(transaction.recipients)
         fields: list[AddField] = []
+        changes: list[tuple[bytes, int, bytes]] = []
         reason = ""
         leading_space = (
             self._connection is not None and self._connection.dialogue.steps & Step.LEADING_SPACE
@@ -280,6 +285,8 @@ class Consultation:
             if isinstance(change, AddField):
                 at = len(fields) if change.index is None else change.index
                 fields.insert(at, change)
+            elif isinstance(change, ChangeField):
+                changes.append((change.name, change.number, change.value))
             elif isinstance(change, ChangeSender):
                 sender = _parsed(change.address, is_utf8) if change.address else NULL_ADDRESS
             elif isinstance(change, AddRecipient):
@@ -291,6 +298,12 @@ class Consultation:
                 recipients = [r for r in recipients if _key(r.address) != gone]
             elif isinstance(change, Quarantine):
                 reason = change.reason or "the filter said so"
+        if changes:
+            editable = IEditableHeader(transaction)
+            if not editable.header_can_change:
+                why = "the client named the transaction (RFC 1845)"
+                raise RemoteProtocolError("the filter changes a header that must stay", why)
+            editable.change_fields(changes)
         for field in fields:
             value = field.value.removeprefix(b" ") if leading_space else field.value
             transaction.add_header(field.name, value)

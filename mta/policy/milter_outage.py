@@ -33,6 +33,7 @@ class Outage:
         self._meanwhile = _MEANWHILE[on_failure]
         self._telemetry = telemetry
         self._lasts = False
+        self._is_warned = False
         self._failures = telemetry.counter(
             "mta_filter_failures_total",
             "Times that a mail filter was away, silent, or answered wrongly.",
@@ -51,3 +52,13 @@ class Outage:
         if self._lasts:
             self._lasts = False
             self._telemetry.notice("info", "milter", f"filter {self._where} answers again")
+
+    def warn(self, beyond: str) -> None:
+        """It speaks of changes that it was not granted: said once, not for each association."""
+        if beyond and not self._is_warned:
+            self._is_warned = True
+            text = (
+                f"filter {self._where} may want {beyond}, which is not granted; where it does,"
+                f" {self._meanwhile}: configure the filter to do without"
+            )
+            self._telemetry.notice("info", "milter", text)

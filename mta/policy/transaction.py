@@ -6,20 +6,15 @@ bytes; header fields that a policy adds cannot break out of their own lines (RFC
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from zope.interface import implementer
 
-from mta.interfaces import ISaslMechanism, IStoredForm
+from mta.interfaces import IEditableHeader, ISaslMechanism, IStoredForm
 from mta.model import NULL_ADDRESS, Address, ContentForm, PeerInfo, Recipient
 from mta.policy.submission import SubmissionRule
-
-_FIELD_NAME = re.compile(rb"[!-9;-~]+")
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_CONTROLS = bytes(i for i in range(32) if i != 9) + b"\x7f"
-_VISIBLE = bytes.maketrans(_CONTROLS, b"?" * len(_CONTROLS))
+from mta.wire.fields import FieldChange, changed_fields, field_text, must_be_editable
 
 
 class Association:
@@ -75,7 +70,7 @@ class Association:
         self.admitted = self._by_network
 
 
-@implementer(IStoredForm, ISaslMechanism)
+@implementer(IStoredForm, ISaslMechanism, IEditableHeader)
 class Transaction:
     """See IStoredForm. `kept` is the list of recipients accepted so far, each once.
 
@@ -93,6 +88,7 @@ class Transaction:
         "completed",
         "content_form",
         "discarded",
+        "header_can_change",
         "header_is_whole",
         "headers",
         "held",
@@ -120,6 +116,7 @@ class Transaction:
         self.headers = b""
         self.content_form = ContentForm.DOT_STUFFED
         self.header_is_whole = True
+        self.header_can_change = False
         self.chunk = b""
         self.size_octets = 0
         self.added = b""
@@ -157,6 +154,11 @@ class Transaction:
         return tuple(self.kept)
 
     @property
+    def header_is_ascii(self) -> bool:
+        """All of it, with what policies put before it."""
+        return self.headers.isascii() and self.added.isascii()
+
+    @property
     def stands_before(self) -> bytes:
         return self.added + self.completed
 
@@ -183,12 +185,12 @@ class Transaction:
         kept.append(recipient)
 
     def add_header(self, name: bytes, value: bytes) -> None:
-        if not _FIELD_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a header field's name (RFC 5322 2.2)")
-        first, *others = [line for line in _LINE_END.split(value) if line.strip()] or [b""]
-        lines = [first.strip(), *map(_folded, others)]
-        self.added += name + b": " + b"\r\n".join(line.translate(_VISIBLE) for line in lines)
-        self.added += b"\r\n"
+        self.added += field_text(name, value)
+
+    def change_fields(self, changes: Sequence[FieldChange]) -> None:
+        must_be_editable(self.header_can_change)
+        self.headers, added = changed_fields(self.headers, changes)
+        self.added += added
 
     def replace_sender(self, sender: Address) -> None:
         self.sender = sender
@@ -209,8 +211,3 @@ class Transaction:
 
     def discard(self, reason: str) -> None:
         self.discarded = reason or "discarded by policy"
-
-
-def _folded(line: bytes) -> bytes:
-    """A line that continues a field. Whoever folded it himself may have signed how he did."""
-    return line.rstrip() if line[:1] in (b" ", b"\t") else b"\t" + line.strip()

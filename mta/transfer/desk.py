@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mta.errors import Full, Unavailable
-from mta.interfaces import IAssociations, IAuthenticator, IClock, IPolicy, IRoom, IRouting, ISpool
+from mta.interfaces import (
+    IAssociations,
+    IAuthenticator,
+    IClock,
+    IHeaderEditor,
+    IPolicy,
+    IRoom,
+    IRouting,
+    ISpool,
+)
 from mta.model import Address, Envelope, MessageState, Reply, VirtualServer
 from mta.policy.chain import Chain
 from mta.policy.relay import RelayRule
@@ -54,6 +63,7 @@ class Desk:
         self.relay = RelayRule(IRouting(routing), postmaster, server)
         self.chain = Chain(policies, clock, telemetry, settings.policy_timeout)
         self.streams = self.chain.wants("headers", "body")
+        self.edits = any(IHeaderEditor.providedBy(policy) for policy in policies)
         self.introduces = self.chain.wants("connect", "helo", "auth", "disconnect")
         self.dates = DateCache()
         self.external = {str(a.bind): str(a.external) for a in server.addresses}

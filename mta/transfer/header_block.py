@@ -17,15 +17,16 @@ class HeaderScan:
     """`block` is whole when `complete`: header lines with their CRLF, without the empty line.
 
     A message that has no empty line within `limit` octets is scanned no further: its block is what
-    was looked at, and `is_cut` says so.
+    was looked at, and `is_cut` says so. `is_separated`: the empty line was there.
     """
 
-    __slots__ = ("_buffer", "_limit", "block", "complete", "is_cut")
+    __slots__ = ("_buffer", "_limit", "block", "complete", "is_cut", "is_separated")
 
     def __init__(self, limit: int) -> None:
         self.block = b""
         self.complete = False
         self.is_cut = False
+        self.is_separated = False
         self._limit = limit
         self._buffer: bytearray | None = None
 
@@ -37,20 +38,22 @@ class HeaderScan:
         buffer = self._buffer
         if buffer is None:
             if chunk[:2] == b"\r\n":
-                self.complete = True
+                self.complete = self.is_separated = True
                 return 2
             end = chunk.find(b"\r\n\r\n", 0, self._limit)
             if end >= 0:
                 self.block = chunk[: end + 2]
-                self.complete = True
+                self.complete = self.is_separated = True
                 return end + 4
             buffer = self._buffer = bytearray()
         before = len(buffer)
         buffer += chunk
         if before < 2 and buffer[:2] == b"\r\n":
+            self.is_separated = True
             return self._whole(0, 2 - before)
         end = buffer.find(b"\r\n\r\n", max(0, before - 3), self._limit)
         if end >= 0:
+            self.is_separated = True
             return self._whole(end + 2, end + 4 - before)
         if len(buffer) >= self._limit:
             self.is_cut = True

@@ -33,7 +33,6 @@ from mta.interfaces import (
 from mta.model import (
     Address,
     AddressKind,
-    BodyType,
     ContentForm,
     Envelope,
     MessageState,
@@ -47,6 +46,7 @@ from mta.policy.stream import Stream
 from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Connected, Disconnected
 from mta.transfer.acceptance import Acceptance, queued
+from mta.transfer.content_form import as_it_is
 from mta.transfer.desk import Desk, store_reply
 from mta.transfer.header_block import (
     HeaderScan,
@@ -366,6 +366,7 @@ class Reception:
         transaction.queue_id = staging.queue_id
         if self._text is not None:
             transaction.content_form = ContentForm.OPAQUE
+        transaction.header_can_change = desk.edits and b"TRANSID" not in transaction.parameters
         if desk.streams:
             self._stream = Stream(desk.chain, transaction)
         answer = desk.chain.ask("data", transaction)
@@ -386,13 +387,16 @@ class Reception:
             # final dot in one group (RFC 2920 3.1). A message in one piece says it by itself.
             self._is_unread = False
             self._journal()
-        pause = staging.write(chunk)
+        is_header = transaction.header_can_change and not scan.complete
+        pause = None if is_header else staging.write(chunk)
         transaction.size_octets += len(chunk)
         if not self._has_eight_bits and not chunk.isascii():
             self._has_eight_bits = True
         body_at = 0
         if not scan.complete:
             body_at = scan.feed(chunk)
+            if is_header and body_at < len(chunk):
+                pause = staging.write(chunk[body_at:])
             if stream is not None and scan.complete:
                 transaction.headers, transaction.header_is_whole = scan.block, not scan.is_cut
                 pause = _both(pause, stream.feed("headers", b""))
@@ -482,12 +486,12 @@ class Reception:
             wishes = read_wishes(
                 parameters,
                 wall,
-                eight_bits=self._has_eight_bits or not transaction.added.isascii(),
-                plain_header=scan.block.isascii() and transaction.added.isascii(),
+                eight_bits=self._has_eight_bits or not transaction.header_is_ascii,
+                plain_header=transaction.header_is_ascii,
             )
         body_type, form = wishes.body_type, ContentForm.DOT_STUFFED
         if self._text is not None:
-            body_type, form = _as_it_is(self._text, body_type)
+            body_type, form = as_it_is(self._text, body_type)
         self._ordinal += 1
         envelope = Envelope(
             sender=transaction.sender,
@@ -508,7 +512,9 @@ class Reception:
         state = fresh_state(envelope)
         if transaction.held:
             state = MessageState(state.recipients, due=state.due, held=True)
-        prepend = self._stamp.before(transaction, scan.block, wall)
+        prepend = self._stamp.before(transaction, transaction.headers, wall)
+        if transaction.header_can_change:  # then it is not with the staged body
+            prepend += transaction.headers + (b"\r\n" if scan.is_separated else b"")
         key = self._key(parameters) if parameters and b"TRANSID" in parameters else None
         if key is not None:
             if not desk.repeats.may_commit(key, self):
@@ -580,16 +586,6 @@ class Reception:
         )
         self.reset()
         return queued(transaction.queue_id)
-
-
-def _as_it_is(text: TextScan, declared: BodyType) -> tuple[BodyType, ContentForm]:
-    """What came by BDAT is stored as it came. Text without a dot at the start of a line is its own
-    wire form; what is no text travels as BINARYMIME, whatever it was declared to be.
-    """
-    text.finish()
-    if not text.is_text or declared is BodyType.BINARY_MIME:
-        return BodyType.BINARY_MIME, ContentForm.OPAQUE
-    return declared, ContentForm.DOT_STUFFED if text.is_wire_form else ContentForm.OPAQUE
 
 
 def _both(one: Deferred[None] | None, other: Deferred[None] | None) -> Deferred[None] | None:

@@ -16,6 +16,7 @@ from typing import Final
 
 from mta.errors import RemoteProtocolError
 from mta.model import Reply
+from mta.wire.fields import FIELD_NAME
 from mta.wire.milter.packets import Action
 from mta.wire.text import neutralise_ascii, printable
 
@@ -50,6 +51,15 @@ class AddField:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeField:
+    """The field of that name and number, from 1 on, gets the value; b"": it goes."""
+
+    name: bytes
+    number: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeSender:
     """`address` without brackets; b"" is the null reverse-path."""
 
@@ -73,7 +83,7 @@ class Quarantine:
     reason: str
 
 
-Change = AddField | ChangeSender | AddRecipient | DeleteRecipient | Quarantine
+Change = AddField | ChangeField | ChangeSender | AddRecipient | DeleteRecipient | Quarantine
 
 NEEDS: Final = {
     b"h": Action.ADD_HEADER,
@@ -98,7 +108,6 @@ _LINE_OCTETS: Final = 480
 """Of text in one line of a reply: with its codes under RFC 5321's 512."""
 _REPLY_LINE = re.compile(rb"([45][0-9][0-9])(?:[ -](.*))?", re.DOTALL)
 _ENHANCED = re.compile(rb"([45]\.[0-9]{1,3}\.[0-9]{1,3})(?:[ ]+|$)")
-_FIELD_NAME = re.compile(rb"[!-9;-~]+")
 _LINE_END = re.compile(rb"\r?\n")
 
 
@@ -129,11 +138,14 @@ def parse_change(letter: bytes, payload: bytes) -> Change:
     if letter == b"h":
         name, value = _texts(payload, 2)
         return AddField(_field_name(name), value)
-    if letter == b"i":
+    if letter in (b"i", b"m"):
         if len(payload) < 4:
             raise _broken("a field without its place", payload)
         name, value = _texts(payload[4:], 2)
-        return AddField(_field_name(name), value, struct.unpack_from(">I", payload)[0])
+        (number,) = struct.unpack_from(">I", payload)
+        if letter == b"m":
+            return ChangeField(_field_name(name), number, value)
+        return AddField(_field_name(name), value, number)
     if letter == b"+":
         return AddRecipient(_address(*_texts(payload, 1)))
     if letter == b"-":
@@ -155,7 +167,7 @@ def _texts(payload: bytes, count: int) -> list[bytes]:
 
 
 def _field_name(name: bytes) -> bytes:
-    if not _FIELD_NAME.fullmatch(name):
+    if not FIELD_NAME.fullmatch(name):
         raise _broken("a header field without a name", name)
     return name
 

@@ -47,11 +47,12 @@ ACTIONS: Final = (
     Action.ADD_HEADER
     | Action.ADD_RECIPIENT
     | Action.DELETE_RECIPIENT
+    | Action.CHANGE_HEADER
     | Action.QUARANTINE
     | Action.CHANGE_SENDER
     | Action.NAME_MACROS
 )
-"""What is offered. Content is stored as it comes, so its fields and its body stay as they are."""
+"""What is offered. A body is stored as it comes, and stays as it is."""
 STEPS: Final = Step(0x1FFFFF) & ~Step.REFUSED_RCPT
 """What is offered. Recipients that were refused before are no filter's matter."""
 
@@ -220,13 +221,15 @@ def on_end(macros: Macros) -> Question:
 class Dialogue:
     """Begins with the negotiation, which the first questions wait for.
 
-    `steps` is what the filter chose, and `version`; both are of no meaning before `is_agreed`.
+    `steps` is what the filter chose, and `version`; `beyond` names the changes that it speaks of
+    and has not been granted. None has a meaning before `is_agreed`.
     """
 
     def __init__(self) -> None:
         self.is_agreed = False
         self.version = VERSION
         self.steps = Step(0)
+        self.beyond = ""
         self._actions = Action(0)
         self._named: dict[Stage, frozenset[bytes]] = {}
         self._reader = PacketReader()
@@ -377,17 +380,14 @@ class Dialogue:
         if not OLDEST_VERSION <= version <= VERSION:
             why = f"it speaks version {version}, we {OLDEST_VERSION} to {VERSION}"
             raise RemoteProtocolError("no common version with the filter", why)
-        beyond = [
-            _named_bits(Action, actions & ~int(ACTIONS)),
-            _named_bits(Step, steps & ~int(STEPS)),
-        ]
-        if any(beyond):
-            raise RemoteProtocolError(
-                "the filter wants what was not offered",
-                ", ".join(filter(None, beyond)),
-                "configure the filter to do without it",
-            )
-        self.version, self._actions, self.steps = version, Action(actions), Step(steps)
+        beyond = _named_bits(Step, steps & ~int(STEPS))
+        if beyond:
+            raise RemoteProtocolError("the filter wants what was not offered", beyond)
+        # libmilter ends the connection if it needs more; rspamd names all that it knows, whatever
+        # it is offered. What is beyond the offer is not granted, and refused when it comes.
+        self.beyond = _named_bits(Action, actions & ~int(ACTIONS))
+        self.version, self.steps = version, Step(steps)
+        self._actions = Action(actions & int(ACTIONS))
         self._name_macros(payload[12:])
         self._asked = None
         self.is_agreed = True
