@@ -16,9 +16,9 @@ from mta.wire.smtp.server_auth import (
     RESPONSE_LIMIT,
     AuthTerms,
     check_auth,
-    decode_response,
 )
 from mta.wire.smtp.states import Security, State
+from mta.wire.strict64 import decode
 
 LIGHT = settings(max_examples=100, deadline=None, derandomize=True)
 GO_ON = Reply(334, "", (b"UGFzczo=",))
@@ -149,15 +149,15 @@ class RubbishTests(SynchronousTestCase):
         self.assertIsInstance(first, AuthResponse)
         line = data.partition(b"\n")[0]
         whole = line[:-1] if line.endswith(b"\r") else None
-        expected = None if whole is None or whole == b"*" else decode_response(whole)
+        expected = None if whole is None or whole == b"*" else decode(whole)
         self.assertEqual(first, AuthResponse(expected))
 
     @LIGHT
     @given(st.binary(max_size=60))
     def test_base64(self, octets: bytes) -> None:
         """Base64 is read back as it was; what is none is never taken for some."""
-        self.assertEqual(decode_response(b64encode(octets)), octets)
-        read = decode_response(octets)
+        self.assertEqual(decode(b64encode(octets)), octets)
+        read = decode(octets)
         if read is not None:
             self.assertEqual(b64encode(read).rstrip(b"="), octets.rstrip(b"="))
 

@@ -14,10 +14,11 @@ from base64 import b64encode
 from twisted.internet.defer import Deferred
 
 from mta.errors import Failure, PermanentFailure
-from mta.interfaces import IAuthenticator, IAuthExchange, IClock
+from mta.interfaces import IAuthenticator, IAuthExchange
 from mta.model import Challenge, Reply
 from mta.policy.transaction import Association, Transaction
 from mta.transfer.desk import Desk
+from mta.transfer.tasks import sleep
 
 FAILURE_SECONDS = 2.0
 """Before a refusal is said. With three of them an association, who guesses has one try a second."""
@@ -99,11 +100,5 @@ class Identity:
         desk.telemetry.notice("warning", "smtpd", text)
         if not is_refused:
             return _AWAY
-        await _pause(desk.clock, FAILURE_SECONDS)
+        await sleep(desk.clock, FAILURE_SECONDS)
         return _NO_RESPONSE if failure.code == 501 else _REFUSED
-
-
-def _pause(clock: IClock, seconds: float) -> Deferred[None]:
-    over: Deferred[None] = Deferred(lambda _: timer.cancel())
-    timer = clock.call_later(seconds, over.callback, None)
-    return over

@@ -12,13 +12,13 @@ Dovecot's "Authentication Protocol", version 1 of the client's half. SASL: RFC 4
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import re
 from dataclasses import dataclass
 
 from mta.errors import LocalProtocolError, PermanentFailure, RemoteProtocolError, TransientFailure
 from mta.model import Authenticated, Challenge
+from mta.wire import strict64
 from mta.wire.sasl import malformed, refused
 from mta.wire.text import printable
 
@@ -166,10 +166,9 @@ class DovecotAuth:
         return None
 
     def _challenge(self, text: bytes) -> Challenge:
-        try:
-            octets = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            raise RemoteProtocolError("Dovecot's challenge is not base64") from None
+        octets = strict64.decode(text)
+        if octets is None:
+            raise RemoteProtocolError("Dovecot's challenge is not base64")
         self._state = _State.CHALLENGED
         return Challenge(octets)
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mta.errors import RemoteProtocolError
+from mta.wire import strict64
 from mta.wire.saslprep import prepare
 
 SCRAM_SHA_256 = "SCRAM-SHA-256"
@@ -63,10 +64,10 @@ def derive(password: bytes, salt: bytes, rounds: int) -> bytes:
 
 def decode(text: bytes) -> bytes:
     """base64 as RFC 4954 section 4 has it. @raise RemoteProtocolError."""
-    try:
-        return b64decode(text, validate=True)
-    except ValueError:
-        raise RemoteProtocolError("the peer's challenge is not base64") from None
+    octets = strict64.decode(text)
+    if octets is None:
+        raise RemoteProtocolError("the peer's challenge is not base64")
+    return octets
 
 
 class Exchange:

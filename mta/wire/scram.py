@@ -11,7 +11,6 @@ gs2 flags n and y are taken, p is refused (RFC 5802 section 6).
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import hashlib
 import hmac
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 
 from mta.model import Challenge
 from mta.wire.sasl import malformed, out_of_turn, prepared, refused, wrong
+from mta.wire.strict64 import decode
 
 NAME = "SCRAM-SHA-256"
 LEAST_ITERATIONS = 4096
@@ -141,10 +141,10 @@ class Scram:
         if match is None:
             raise malformed("that is no client-final-message")
         without_proof, binding, nonce, proof = match.groups()
-        given, wanted = _octets(proof), self._verifier
+        given, wanted = decode(proof), self._verifier
         if given is None or len(given) != KEY_OCTETS:
             raise malformed("that is no proof")
-        if _octets(binding) != self._gs2 or nonce != self._nonce:
+        if decode(binding) != self._gs2 or nonce != self._nonce:
             raise refused("the client repeats another exchange's words")
         assert wanted is not None
         signed = self._signed + b"," + without_proof
@@ -181,7 +181,7 @@ def parse_verifier(text: str) -> Verifier:
     iterations = int(match[1])
     if not LEAST_ITERATIONS <= iterations <= MOST_ITERATIONS:
         raise ValueError(f"{iterations} iterations are not {LEAST_ITERATIONS} to {MOST_ITERATIONS}")
-    salt, stored, server = (_octets(part.encode()) for part in match.groups()[1:])
+    salt, stored, server = (decode(part.encode()) for part in match.groups()[1:])
     if salt is None or stored is None or server is None:
         raise ValueError("salt and keys are written in base64")
     if not 1 <= len(salt) <= LONGEST_SALT:
@@ -196,14 +196,6 @@ def _name(raw: bytes) -> bytes:
     if raw.count(b"=") != raw.count(b"=2C") + raw.count(b"=3D"):
         raise malformed("a name of SCRAM has an = that stands for nothing")
     return raw.replace(b"=2C", b",").replace(b"=3D", b"=")
-
-
-def _octets(text: bytes) -> bytes | None:
-    """Strict base64, None for what is none."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return None
 
 
 def _text(octets: bytes) -> str:

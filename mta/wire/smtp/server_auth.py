@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from base64 import b64decode
 from dataclasses import dataclass
 
 from mta.model import Reply
@@ -21,6 +20,7 @@ from mta.wire.smtp.grammar import Refused, decode_xtext, refusal
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.server_dialogue import Dialogue
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb
+from mta.wire.strict64 import decode
 
 RESPONSE_LIMIT = 12288
 """Octets of a line of a response with its CRLF (RFC 4954 4)."""
@@ -94,7 +94,7 @@ class Authentication(Dialogue):
             raise refusal(said.NO_MECHANISM)
         response = None
         if initial:
-            response = b"" if initial == b"=" else decode_response(initial)
+            response = b"" if initial == b"=" else decode(initial)
             if response is None:
                 raise refusal(said.NO_BASE64)
         return Auth(mechanism.decode("ascii"), response)
@@ -117,7 +117,7 @@ class Authentication(Dialogue):
         line = buffer[at : end - 1]
         if line == b"*":
             return self._no_response(said.GIVEN_UP)
-        response = decode_response(line)
+        response = decode(line)
         return self._no_response(said.NO_BASE64) if response is None else AuthResponse(response)
 
     def _no_response(self, fault: Reply) -> AuthResponse:
@@ -148,14 +148,6 @@ class Authentication(Dialogue):
         if self._auth_failures >= FAILURES:
             reply = said.TOO_MANY_FAILURES
         self._say_no(reply, reply.is_permanent)
-
-
-def decode_response(text: bytes) -> bytes | None:
-    """Base64 without line ends or padding in its midst; None for anything else (RFC 4954 4)."""
-    try:
-        return b64decode(text, validate=True)
-    except ValueError:
-        return None
 
 
 def check_auth(value: bytes | None) -> bytes | None:
