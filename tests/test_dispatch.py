@@ -21,7 +21,7 @@ from mta.model import (
     Reply,
     fresh_state,
 )
-from mta.telemetry import Removed
+from mta.telemetry import Removed, Transferred
 from mta.transfer.settings import QueueSettings
 from tests.transfer_bench import HUB, LATER, OK, Bench
 
@@ -340,6 +340,16 @@ class FailoverTests(SynchronousTestCase):
         bench.offer()
         bench.offer()
         self.assertEqual(bench.kind.opened, ["192.0.2.20:25", "192.0.2.21:25", "192.0.2.21:25"])
+
+    def test_who_tried_in_vain(self):
+        """A server that cannot be reached: the line is one of the kind that tried, as Postfix's is,
+        and exporters count it; only what nobody tried is told by `error`.
+        """
+        bench = Bench()
+        bench.kind.unreachable = {"192.0.2.20", "192.0.2.21"}
+        bench.offer()
+        [told] = [e for e in bench.events if isinstance(e, Transferred)]
+        self.assertEqual((told.kind, told.status), ("smtp", "deferred"))
 
     def test_refused_at_mail(self):
         """A server that drops us before the dot: the next one is asked with the same message."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -463,13 +464,16 @@ class Dispatch:
         self._standing.failed(lane, reply.text)
         for other in self._schedule.empty(lane):
             self._not_now(other)
-        await self._endings.told(job, lane, OutcomeKind.DEFERRED, reply)
+        await self._endings.told(job, lane, OutcomeKind.DEFERRED, reply, self._kind(lane))
 
     async def refuse(self, job: Job, lane: Lane[Job], failure: PermanentFailure) -> None:
         """Its domain takes no mail or does not exist, or the mail would loop: all of it fails."""
         reply = reply_of(failure, transient=False)
         for refused in (job, *self._schedule.empty(lane)):
-            await self._endings.told(refused, lane, OutcomeKind.FAILED, reply)
+            await self._endings.told(refused, lane, OutcomeKind.FAILED, reply, self._kind(lane))
+
+    def _kind(self, lane: Lane[Job]) -> str:
+        return self._connectors[lane.connector][0].kind
 
     def postpone(self, job: Job, seconds: float) -> None:
         """Not attempted; its message goes back when its other jobs are done."""
@@ -490,8 +494,7 @@ class Dispatch:
     def _not_now(self, job: Job) -> None:
         """Its destination rests. Expired messages end here; the others wait in the spool."""
         lane, message = job.lane, job.message
-        wall = self.clock.wall()
-        if self.rules.is_expired(message.envelope, wall) and not message.is_gone:
+        if self.rules.is_expired(message.envelope, self.clock.wall()) and not message.is_gone:
             reply = Reply(451, "4.4.1", (plain(lane.last_reply) or b"destination unreachable",))
             self._tasks.start(self._endings.told(job, lane, OutcomeKind.DEFERRED, reply))
             return
@@ -568,10 +571,8 @@ class Dispatch:
             done.callback(None)
 
     def _give_back(self, queue_id: str, due: float | None) -> None:
-        try:
+        with suppress(KeyError, SpoolError):  # deleted meanwhile, or no longer ours
             self.spool.give_back(queue_id, due)
-        except (KeyError, SpoolError):
-            pass  # deleted meanwhile, or no longer ours: there is nothing to give
 
     # --- time -------------------------------------------------------------------------------
 

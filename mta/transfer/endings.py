@@ -69,9 +69,13 @@ class Endings:
         reply = reply_of(failure, transient=kind is OutcomeKind.DEFERRED)
         await self.told(job, lane, kind, reply)
 
-    async def told(self, job: Job, lane: Lane[Job], kind: OutcomeKind, reply: Reply) -> None:
-        """All of the job ends with what is known of its destination."""
-        await self._conclude(job, _all(job, kind, reply), Via(lane.connector, "error"))
+    async def told(
+        self, job: Job, lane: Lane[Job], kind: OutcomeKind, reply: Reply, by: str = "error"
+    ) -> None:
+        """All of the job ends with what is known of its destination. The log names whoever learned
+        it: the kind that tried, or Postfix's `error` where nobody did.
+        """
+        await self._conclude(job, _all(job, kind, reply), Via(lane.connector, by))
 
     async def _conclude(self, job: Job, outcomes: Sequence[Outcome], via: Via) -> None:
         desk, message = self._desk, job.message
