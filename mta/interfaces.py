@@ -59,6 +59,7 @@ from mta.model import (
     Segment,
     SpoolStats,
     TlsaRecords,
+    TlsManner,
     Unroutable,
     VirtualAddress,
     VirtualServer,
@@ -316,6 +317,18 @@ class ITls(Interface):
 
     def describe(handle: Any) -> str:
         """Version, cipher and bits, in Postfix's words."""
+
+
+class ITlsManners(ITls):
+    """Add-on of ITls: an initiator can say more of how it begins, and of whom it means."""
+
+    def opening_in(name: str, manner: TlsManner) -> Any:
+        """What `opening` gives, in this manner."""
+
+    def check_names(handle: Any, names: tuple[str, ...]) -> None:
+        """After a handshake with `verify`: its certificate is for one of these: host names,
+        IP addresses, or `*.example.com`, any name below that. @raise PermanentFailure: it is not.
+        """
 
 
 class ISurroundings(Interface):
@@ -891,6 +904,13 @@ class IAssociationKind(Interface):
         """@raise TransientFailure: not now (unreachable, 421/4yz greeting): try the next hop.
         @raise PermanentFailure: this hop refuses us for good (5yz greeting): try the next hop.
         """
+
+
+class IExplains(Interface):
+    """Add-on of IAssociationKind: on which terms it speaks depends on whom with."""
+
+    def explain(domain: str) -> str:
+        """In words, with who decided, for `mta route explain`. `domain` as in NextHop."""
 
 
 # --- routing, resolving -----------------------------------------------------------------------

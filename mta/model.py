@@ -367,12 +367,24 @@ class Proven:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsManner:
+    """How an initiator begins a handshake. With `verify` a chain that leads to no trusted authority
+    ends it. `minimum` is the oldest version, "1.2" or "1.3"; "" is what the process speaks.
+    """
+
+    verify: bool
+    minimum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NextHop:
     """One server to try for one transfer: what an association kind opens an association to.
 
     `host` is always an IP address for kinds that connect; `name` is the name it was found by (TLS,
     logs). Kinds without a far end (maildir, discard) get the connector's name and port 0. `proven`
-    is None unless the resolver vouches for the whole way from the route to this address.
+    is None unless the resolver vouches for the whole way from the route to this address. `domain`
+    is what the terms of the association go by: with MX delivery the domain of the mail (A-labels),
+    otherwise the bridgehead's name, "" where that is an address.
     """
 
     connector: str
@@ -381,6 +393,7 @@ class NextHop:
     port: int
     name: str = ""
     proven: Proven | None = None
+    domain: str = ""
 
     @property
     def relay(self) -> str:

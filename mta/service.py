@@ -215,6 +215,7 @@ class MTAService(Service):
                 status=self.status,
                 spool=self._owned_spool,
                 routing=lambda: self.tenant.routing,
+                terms=self.tenant.terms,
                 parse_address=partial(parse_mailbox, utf8=True),
                 retry_now=self.tenant.retry_now,
                 pump=self.tenant.pump,

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from mta.model import Bridgehead, IPAddress, VirtualAddress
 
@@ -191,6 +192,52 @@ def is_within(host: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
     if address.version == 6:
         address = address.ipv4_mapped or address
     return any(address.version == n.version and address in n for n in networks)
+
+
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+
+
+def parse_domain(value: Any) -> str:
+    """The domain in lower case as A-labels (RFC 5890), without a trailing dot."""
+    text = str(value)
+    name = text.strip().removesuffix(".")
+    if not name:
+        raise ValueError("a domain is missing")
+    if not name.isascii():
+        import idna  # 20 ms that most configurations save
+
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except (idna.IDNAError, UnicodeError) as error:
+            raise ValueError(f"{text!r} is not a domain: {error}") from None
+    name = name.lower()
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise ValueError(f"{text!r} is not a domain")
+    return name
+
+
+def parse_domain_pattern(value: Any) -> str:
+    """example.com: that domain; *.example.com: every name below it and not itself; *: every one."""
+    text = str(value)
+    if text == "*":
+        return text
+    if text.startswith("*."):
+        return "*." + parse_domain(text[2:])
+    if "*" in text:
+        raise ValueError(f"{text!r}: a star stands alone or before the first dot: *.example.com")
+    return parse_domain(text)
+
+
+DomainPattern = Annotated[str, BeforeValidator(parse_domain_pattern)]
+"""As parse_domain_pattern has it."""
+
+
+def misplaced(place: tuple[str | int, ...], value: Any, words: str) -> ValidationError:
+    """A mistake at `place` inside a block, for validators that look at more than one key: raise it,
+    and the message names the line and column of that place. Keys as they are written.
+    """
+    fault = PydanticCustomError("value_error", "{words}", {"words": words})
+    return ValidationError.from_exception_data("", [{"type": fault, "loc": place, "input": value}])
 
 
 VirtualAddressSetting = Annotated[Any, BeforeValidator(parse_virtual_address)]

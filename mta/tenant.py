@@ -27,6 +27,7 @@ from mta.interfaces import (
     IAssociationKind,
     IAuthenticator,
     IDrains,
+    IExplains,
     IListenerKind,
     IPolicy,
     IReception,
@@ -46,11 +47,13 @@ from mta.model import (
     MessageState,
     PeerInfo,
     Recovery,
+    Route,
     VirtualServer,
 )
 from mta.policy.submission import SubmissionRule
 from mta.transfer.dispatch import Dispatch
 from mta.transfer.doubts import DoubtLog
+from mta.transfer.hops import domains
 from mta.transfer.intake import Intake
 from mta.transfer.repeats import Repeats
 from mta.transfer.trust import TrustedClock
@@ -277,6 +280,14 @@ class Bridgehead:
             self._dispatch.pump()
 
     # --- operators ------------------------------------------------------------------------------
+
+    def terms(self, route: Route) -> tuple[str, ...]:
+        """On which terms the connector of `route` speaks with its servers, each once."""
+        _, kind = self._connectors[route.connector]
+        explains = IExplains(kind, None)
+        if explains is None:
+            return ()
+        return tuple(dict.fromkeys(explains.explain(domain) for domain in domains(route)))
 
     def retry_now(self, queue_ids: Sequence[str]) -> None:
         if self._dispatch is not None:

@@ -137,6 +137,7 @@ class Queue:
 class Routing:
     def __init__(self) -> None:
         self.answer: Route | Unroutable = Unroutable("nobody takes it")
+        self.terms: tuple[str, ...] = ()
 
     def route(self, recipient: Address, envelope: Envelope | None) -> Route | Unroutable:
         return self.answer
@@ -167,6 +168,7 @@ class House:
                 status=lambda: self.status,
                 spool=self.spool,
                 routing=lambda: self.routing,
+                terms=lambda route: self.routing.terms,
                 parse_address=self.parse,
                 retry_now=lambda ids: self.told.append(("retry", list(ids))),
                 pump=lambda: self.told.append(("pump", [])),
@@ -574,11 +576,12 @@ class Reading(SynchronousTestCase):
                 Candidate("net", b"*", 50, False, "less specific"),
             ),
         )
+        house.routing.terms = ("tls: verify (tls)",)
         items, done = house.connect().ask("route-explain", address="x@mail.example.com")
         self.assertEqual(["chosen", "less specific"], [i["verdict"] for i in items])
         self.assertEqual(
-            ("hub", ["192.0.2.20:25"], True),
-            (done["connector"], done["bridgeheads"], done["routable"]),
+            ("hub", ["192.0.2.20:25"], True, ["tls: verify (tls)"]),
+            (done["connector"], done["bridgeheads"], done["routable"], done["terms"]),
         )
         house.routing.answer = Unroutable("no connector takes it")
         _, done = house.connect().ask("route-explain", address="x@y")

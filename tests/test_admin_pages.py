@@ -41,7 +41,7 @@ class Pages(SynchronousTestCase):
         self.is_ready = (True, "online, epoch 3")
         self.could_take_over = True
         self.facts_fail = False
-        facts = Facts(self.status, *[away] * 8)
+        facts = Facts(self.status, *[away] * 9)
         self.http = Http(
             "127.0.0.1:8025",
             Commands(facts, self.clock, self.telemetry),

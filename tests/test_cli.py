@@ -222,6 +222,7 @@ class Commanding(SynchronousTestCase):
                 Candidate("net", b"*", 50, True, "cost 50 is higher"),
             ),
         )
+        house.routing.terms = ("tls: require (tls-exceptions y.example)",)
         run = self.run_with(
             house,
             [("route-explain", {"address": "x@y.example"})],
@@ -231,6 +232,7 @@ class Commanding(SynchronousTestCase):
         )
         self.assertRegex(run.lines[2], r"^net +\* +50 +yes +cost 50 is higher$")
         self.assertEqual("x@y.example: hub to 192.0.2.20:25: the lowest cost", run.lines[3])
+        self.assertEqual("tls: require (tls-exceptions y.example)", run.lines[4])
         house = House()
         run = self.run_with(
             house,

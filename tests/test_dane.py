@@ -56,7 +56,6 @@ from mta.wire.dane import (
 from tests.test_tls import TlsTestCase
 
 BACK = "mx.example.com"
-BEHIND = "203.0.113.30"
 OCTET = st.integers(0, 255)
 TLSA = st.builds(
     Tlsa,
@@ -354,23 +353,7 @@ connectors:
     address-spaces: [{domain: example.com, accept: anyone}]
 """,
         )
-        other = Lab(
-            "x",
-            beside=one,
-            hub=BEHIND,
-            more=f"""
-virtual-server: {{network-name: {BACK}, addresses: [{HUB}]}}
-tls: {{certificates: [{{chain: {pair.chain}, key-file: {pair.key}}}]}}
-listeners:
-  - {{kind: smtp, port: 25, tls: {back}, relay-from: [192.0.2.0/24]}}
-connectors:
-  - name: mailboxes
-    kind: smtp
-    bridgeheads: ["{BEHIND}:25"]
-    address-spaces: [{{domain: example.com}}]
-""",
-        )
-        return one, other, pair
+        return one, self.behind(one, pair, back, name=BACK), pair
 
     def resolver(self, lab: Lab) -> MemoryResolver:
         found = lab.owner.surroundings.resolver

@@ -15,7 +15,7 @@ from mta.association.tls_settings import CertificateSettings, TlsSettings
 from mta.association.tls_wish import MOST, PLAINLY_SECONDS, Plainly
 from mta.config.errors import ConfigErrors
 from mta.errors import PermanentFailure, StartRefused
-from mta.model import NextHop
+from mta.model import NextHop, TlsManner
 from mta.telemetry import Notice, Secured, Telemetry
 from mta.testing.certificates import Authority, Pair
 from mta.testing.clock import VirtualClock
@@ -93,6 +93,54 @@ class TlsTestCase(SynchronousTestCase):
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         return set(names.value.get_values_for_type(x509.DNSName))
 
+    def behind(
+        self, front: Lab, pair: Pair, tls: str = "offer", listener: str = "", name: str = BACK
+    ) -> Lab:
+        """A bridgehead at the place of the first one's hub, with that certificate. `listener` are
+        further keys of its listener.
+        """
+        return Lab(
+            "x",
+            beside=front,
+            hub=BEHIND,
+            more=f"""
+virtual-server: {{network-name: {name}, addresses: [{HUB}]}}
+tls:
+  trust: {self.trust}
+  certificates: [{{chain: {pair.chain}, key-file: {pair.key}}}]
+listeners:
+  - {{kind: smtp, port: 25, tls: {tls}, relay-from: [192.0.2.0/24]{listener}}}
+connectors:
+  - name: mailboxes
+    kind: smtp
+    bridgeheads: ["{BEHIND}:25"]
+    address-spaces: [{{domain: "*"}}]
+""",
+        )
+
+    def incapable(self, front: Lab) -> Sink:
+        """In the place of the bridgehead behind: it offers TLS, and takes a handshake for a line."""
+        sink = front.hub
+        sink.extensions = (b"PIPELINING", b"STARTTLS")
+        sink.answer("STARTTLS", b"220 2.0.0 Ready, in a way")
+
+        def build() -> Any:
+            conversation: Any = sink.build()
+            hear = conversation.dataReceived
+
+            def heard(data: bytes) -> None:
+                if data.startswith(b"\x16"):
+                    conversation.transport.write(b"500 5.5.2 What?\r\n")
+                else:
+                    hear(data)
+
+            conversation.dataReceived = heard
+            return conversation
+
+        front.network.listening.pop((HUB, 25))
+        front.network.serve(HUB, 25, build)
+        return sink
+
 
 class CertificateTests(TlsTestCase):
     def test_handshake(self) -> None:
@@ -126,7 +174,7 @@ class CertificateTests(TlsTestCase):
         kinds = set()
         for ciphers in (b"ECDHE-RSA-AES128-GCM-SHA256", b"ECDHE-ECDSA-AES128-GCM-SHA256"):
             client = self.tls(trust=self.trust)
-            context = client._trusting()
+            context = client._opener(TlsManner(True))
             context.set_max_proto_version(SSL.TLS1_2_VERSION)
             context.set_cipher_list(ciphers)
             handle = self.shake(tls, client, NAME)
@@ -210,7 +258,7 @@ class VerifyTests(TlsTestCase):
         """`minimum: 1.3` refuses 1.2."""
         server = self.tls(self.issue(NAME), minimum="1.3")
         client = self.tls(trust=self.trust)
-        client._trusting().set_max_proto_version(SSL.TLS1_2_VERSION)
+        client._opener(TlsManner(True)).set_max_proto_version(SSL.TLS1_2_VERSION)
         fault = self.assertRaises(AssertionError, self.shake, server, client, NAME)
         self.assertRegex(str(fault), "version|alert")
 
@@ -255,23 +303,7 @@ connectors:
     address-spaces: [{{domain: example.com, accept: anyone}}]
 """,
         )
-        other = Lab(
-            "x",
-            beside=one,
-            hub=BEHIND,
-            more=f"""
-virtual-server: {{network-name: {BACK}, addresses: [{HUB}]}}
-tls: {{certificates: [{{chain: {pair.chain}, key-file: {pair.key}}}]}}
-listeners:
-  - {{kind: smtp, port: 25, tls: {back}, relay-from: [192.0.2.0/24]}}
-connectors:
-  - name: mailboxes
-    kind: smtp
-    bridgeheads: ["{BEHIND}:25"]
-    address-spaces: [{{domain: example.com}}]
-""",
-        )
-        return one, other
+        return one, self.behind(one, pair, back)
 
     def secured(self, lab: Lab) -> list[tuple[str, str]]:
         return [(e.direction, e.trust) for e in lab.owner.kinds(Secured)]
@@ -331,29 +363,6 @@ connectors:
         front, back = self.labs("opportunistic", trust=trust)
         front.send()
         self.assertEqual(len(back.hub.messages), 1)
-
-    def incapable(self, front: Lab) -> Sink:
-        """In the place of the bridgehead behind: it offers TLS, and takes a handshake for a line."""
-        sink = front.hub
-        sink.extensions = (b"PIPELINING", b"STARTTLS")
-        sink.answer("STARTTLS", b"220 2.0.0 Ready, in a way")
-
-        def build() -> Any:
-            conversation: Any = sink.build()
-            hear = conversation.dataReceived
-
-            def heard(data: bytes) -> None:
-                if data.startswith(b"\x16"):
-                    conversation.transport.write(b"500 5.5.2 What?\r\n")
-                else:
-                    hear(data)
-
-            conversation.dataReceived = heard
-            return conversation
-
-        front.network.listening.pop((HUB, 25))
-        front.network.serve(HUB, 25, build)
-        return sink
 
     def test_handshake_fails(self) -> None:
         """A server that offers TLS and cannot do it gets its mail without, at once, where TLS is a

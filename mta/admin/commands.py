@@ -30,6 +30,7 @@ from mta.model import (
     QueueEntry,
     QueueFilter,
     RecipientStatus,
+    Route,
     Unroutable,
 )
 from mta.telemetry import Accepted, Event, Notice, Removed, Telemetry, Transferred
@@ -65,6 +66,9 @@ class Facts:
     status: Callable[[], dict[str, Any]]
     spool: Callable[[], ISpool]
     routing: Callable[[], IRouting]
+    terms: Callable[[Route], Sequence[str]]
+    """On which terms its connector speaks with the servers of a route, and who says so; each once.
+    """
     parse_address: Callable[[bytes], Address]
     """@raise ValueError, MTAError: not an address."""
     retry_now: Callable[[Sequence[str]], object]
@@ -208,6 +212,7 @@ class Commands:
             "mx_domain": found.mx_domain.decode("ascii", "backslashreplace"),
             "cost": found.cost,
             "why": found.why,
+            "terms": list(self._facts.terms(found)),
             "alternatives": [route.connector for route in found.alternatives],
         }
 

@@ -1,9 +1,10 @@
 """The association kinds `smtp` and `lmtp` in the initiator's role: how one is opened.
 
-Law: an association has a slot of its own, unique in the epoch, and TLS as its connector wants it:
-where that is a must nothing is sent without; where it is a wish, a server that fails at it is asked
-anew without. Under `tls: dane` each server's own records say which of the two it is. With
-credentials, whoever does not let us in gets no mail, and a warning names it.
+Law: an association has a slot of its own, unique in the epoch, and TLS on the terms that its
+connector has for the destination (association/tls_terms.py): where it is a must nothing is sent
+without; where it is a wish, a server that fails at it is asked anew without. Under `tls: dane` each
+server's own records say which of the two it is. With credentials, whoever does not let us in gets
+no mail, and a warning names it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from mta.association.smtp_settings import (
     SmtpConnectorSettings,
     WireConnectorSettings,
 )
+from mta.association.tls_terms import TlsTerms, choose
 from mta.association.tls_wish import Plainly, TlsWish
 from mta.errors import TransientFailure
-from mta.interfaces import IAssociationKind, ISender, ISurroundings, ITenure
+from mta.interfaces import (
+    IAssociationKind,
+    IExplains,
+    ISender,
+    ISurroundings,
+    ITenure,
+    ITlsManners,
+)
 from mta.model import NextHop
 from mta.wire.dane import Demand
 from mta.wire.smtp.client import Initiator
@@ -46,7 +55,7 @@ _DANE_SECRECY = {
 }
 
 
-@implementer(IAssociationKind)
+@implementer(IAssociationKind, IExplains)
 class SmtpInitiator:
     """Opens SMTP associations."""
 
@@ -62,7 +71,9 @@ class SmtpInitiator:
         self._checkpoint = isinstance(settings, SmtpConnectorSettings) and settings.checkpoint
         self._auth = settings.auth if isinstance(settings, SmtpConnectorSettings) else None
         self._plainly = Plainly()
-        self._dane = Dane(surroundings) if settings.tls == "dane" else None
+        self._exceptions = {each.domain: each.terms() for each in settings.tls_exceptions}
+        words = {settings.tls, *(terms.word for terms in self._exceptions.values())}
+        self._dane = Dane(surroundings) if "dane" in words else None
         self._clock = surroundings.clock
         self._doors = surroundings.doors
         self._flusher = Flusher(surroundings.clock)
@@ -75,12 +86,17 @@ class SmtpInitiator:
     def open(self, tenure: ITenure, hop: NextHop) -> Deferred[ISender]:
         return Deferred.fromCoroutine(self._open(tenure, hop))
 
+    def explain(self, domain: str) -> str:
+        """See IExplains."""
+        terms = choose(self._settings.tls, self._exceptions, domain)
+        return f"tls: {terms} ({terms.why})"
+
     def _sender(
         self,
         tenure: ITenure,
         relay: str,
         secrecy: Secrecy = Secrecy.NEVER,
-        wanted: Demanded | None = None,
+        wish: TlsWish | None = None,
         authentication: Authentication | None = None,
     ) -> SmtpSender:
         self._number.inc()
@@ -89,12 +105,6 @@ class SmtpInitiator:
         machine = Initiator(
             tenure.network_name.encode(), self.role, timeouts, secrecy, authentication
         )
-        wish = None
-        if secrecy is not Secrecy.NEVER and wanted is not None:
-            tls, verify, proof = self._surroundings.tls, self._settings.tls == "verify", None
-            if wanted.demand is Demand.PROOF:
-                proof = Proof(wanted.records, wanted.names, tls, self._clock)
-            wish = TlsWish(tls, wanted.name, verify, self._surroundings.telemetry, proof)
         return SmtpSender(
             slot,
             self.name,
@@ -108,6 +118,12 @@ class SmtpInitiator:
             wish=wish,
         )
 
+    def _wish(self, terms: TlsTerms, wanted: Demanded) -> TlsWish:
+        tls, proof = ITlsManners(self._surroundings.tls), None
+        if wanted.demand is Demand.PROOF:
+            proof = Proof(wanted.records, wanted.names, tls, self._clock)
+        return TlsWish(tls, wanted.name, terms, self._surroundings.telemetry, proof)
+
     async def _open(self, tenure: ITenure, hop: NextHop) -> ISender:
         """Where TLS is only a wish, a server that cannot do it is asked anew without, and for an
         hour no more.
@@ -119,16 +135,19 @@ class SmtpInitiator:
             except UnusableSecret as fault:
                 self._warn(f"connector {hop.connector!r} to {hop.relay}: {fault}")
                 raise TransientFailure(hop.relay, _UNUSABLE, enhanced="4.3.5") from None
-        if self._dane is not None:
+        terms = choose(self._settings.tls, self._exceptions, hop.domain)
+        if terms.word == "dane":
+            assert self._dane is not None, "some terms say dane"
             wanted = await self._dane.demanded(hop)
             secrecy = _DANE_SECRECY[wanted.demand]
         else:
             wanted = Demanded(Demand.WISH, hop.name or hop.host)
-            secrecy = _SECRECY[self._settings.tls]
+            secrecy = _SECRECY[terms.word]
         if secrecy is Secrecy.IF_OFFERED and self._plainly.holds(hop, self._clock.monotonic()):
             secrecy = Secrecy.NEVER
         while True:
-            sender = self._sender(tenure, hop.relay, secrecy, wanted, authentication)
+            wish = None if secrecy is Secrecy.NEVER else self._wish(terms, wanted)
+            sender = self._sender(tenure, hop.relay, secrecy, wish, authentication)
             timeout = self._settings.timeouts.connect
             await self._doors.connect(tenure, hop.host, hop.port, sender, timeout)
             try:
@@ -138,6 +157,8 @@ class SmtpInitiator:
                     who = f"connector {hop.connector!r} to {hop.relay}"
                     self._warn(f"{who}: not authenticated: {sender.auth_fault}")
                 if not sender.tls_fault or secrecy is not Secrecy.IF_OFFERED:
+                    if sender.tls_fault and terms.is_exception:
+                        self._warn(f"{hop.relay}: tls: {terms} ({terms.why}): {sender.tls_fault}")
                     raise
             self._plainly.remember(hop, self._clock.monotonic())
             self._warn(f"{hop.relay}: without TLS: {sender.tls_fault}")

@@ -381,7 +381,7 @@ class SmtpSender(Protocol):
     def _on_start_tls(self, event: StartTls) -> None:
         wish, transport = self._wish, self.transport
         assert wish is not None, "nobody asked for TLS"
-        cast(Any, transport).startTLS(wish.tls.opening(wish.name, wish.verify))
+        cast(Any, transport).startTLS(wish.opening())
 
     def handshakeCompleted(self) -> None:
         """IHandshakeListener. Who the peer is comes before anything is said to it."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mta.association.tls_settings import TlsExceptionSettings
+from mta.association.tls_terms import Word
 from mta.settings import (
     Boolean,
     Count,
@@ -18,6 +20,7 @@ from mta.settings import (
     SecretFileSetting,
     Settings,
     Size,
+    misplaced,
 )
 from mta.wire.smtp.client_states import Timeouts
 from mta.wire.smtp.limits import Limits
@@ -263,7 +266,7 @@ class WireConnectorSettings(Settings):
     timeouts: ConnectorTimeouts = Field(
         default_factory=ConnectorTimeouts, description="How long the peer may take."
     )
-    tls: Literal["none", "opportunistic", "dane", "require", "verify"] = Field(
+    tls: Word = Field(
         default="opportunistic",
         description="none | opportunistic: STARTTLS where it is offered, plainly where that fails |"
         " dane: where signed TLSA records say who the server is, it has to prove it and mail waits"
@@ -271,6 +274,23 @@ class WireConnectorSettings(Settings):
         " require: mail waits rather than go without it | verify: and its certificate must be for"
         " the server's name, from an authority in `tls.trust`.",
     )
+    tls_exceptions: tuple[TlsExceptionSettings, ...] = Field(
+        default=(),
+        description="Destinations for which something else than `tls` holds; the most specific"
+        " alone counts. With `delivery: mx` a destination is the domain of the mail, with"
+        " bridgeheads the name of the bridgehead.",
+    )
+
+    @field_validator("tls_exceptions")
+    @classmethod
+    def _distinct(cls, value: tuple[TlsExceptionSettings, ...]) -> tuple[TlsExceptionSettings, ...]:
+        seen = set()
+        for index, each in enumerate(value):
+            if each.domain in seen:
+                words = f"{each.domain}: an exception for it stands above already"
+                raise misplaced((index, "domain"), each.domain, words)
+            seen.add(each.domain)
+        return value
 
 
 class AuthSettings(Settings):
@@ -299,6 +319,10 @@ class AuthSettings(Settings):
     )
 
 
+_MERE_WISHES = {"none", "opportunistic", "dane"}
+"""Under these something may be sent without TLS."""
+
+
 class SmtpConnectorSettings(WireConnectorSettings):
     """What an `smtp` connector has besides the keys that all connectors have."""
 
@@ -316,15 +340,17 @@ class SmtpConnectorSettings(WireConnectorSettings):
 
     @model_validator(mode="after")
     def _no_password_in_the_clear(self) -> SmtpConnectorSettings:
-        if (
-            self.auth is not None
-            and self.auth.plaintext == "refuse"
-            and self.tls in {"none", "opportunistic", "dane"}
-        ):
-            raise ValueError(
-                f"auth with `tls: {self.tls}`: the password could go out without TLS; say `tls:"
-                " verify` (or require), or `plaintext: allow` in auth where nobody can listen"
-            )
+        if self.auth is None or self.auth.plaintext == "allow":
+            return self
+        words = (
+            "auth with `tls: {}`: the password could go out without TLS; say `tls: verify` (or"
+            " require), or `plaintext: allow` in auth where nobody can listen"
+        )
+        if self.tls in _MERE_WISHES:
+            raise ValueError(words.format(self.tls))
+        for index, each in enumerate(self.tls_exceptions):
+            if each.tls in _MERE_WISHES:
+                raise misplaced(("tls-exceptions", index, "tls"), each.tls, words.format(each.tls))
         return self
 
 

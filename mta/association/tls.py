@@ -11,6 +11,7 @@ pyOpenSSL and service_identity do the work; they are brought in when first neede
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
@@ -23,16 +24,18 @@ from zope.interface import implementer
 
 from mta.association.tls_settings import CertificateSettings, TlsSettings
 from mta.errors import PermanentFailure, StartRefused
-from mta.interfaces import IClock, ITls
+from mta.interfaces import IClock, ITlsManners
+from mta.model import TlsManner
 from mta.telemetry import Telemetry
 
 LOOK_SECONDS = 10.0
 """How often, at most, the files are looked at; only when somebody begins a handshake."""
 SOON_SECONDS = 14 * 86400.0
 """A certificate that ends sooner is named in the log."""
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}|\*")
 
 
-@implementer(ITls)
+@implementer(ITlsManners)
 class Tls:
     """One for a process. @raise StartRefused: a file cannot be used, or none is for our name."""
 
@@ -46,13 +49,13 @@ class Tls:
         self._identities: list[_Identity] = []
         self._stamps: tuple[object, ...] = ()
         self._looked_at = 0.0
-        self._openers: dict[bool, Any] = {}
+        self._openers: dict[TlsManner, Any] = {}
         if settings.certificates:
             self._stamps = self._stamp()
             self._identities = self._load()
             self._looked_at = clock.monotonic()
         if settings.trust is not None:
-            self._trusting()  # a file that is none is refused now
+            self._opener(TlsManner(True))  # a file that is none is refused now
 
     @property
     def has_certificate(self) -> bool:
@@ -125,11 +128,11 @@ class Tls:
             one.context.set_tlsext_servername_callback(_Chooser(found))
         return found
 
-    def _configure(self, context: Any) -> None:
+    def _configure(self, context: Any, minimum: str = "") -> None:
         from OpenSSL import SSL
 
-        oldest = SSL.TLS1_3_VERSION if self._settings.minimum == "1.3" else SSL.TLS1_2_VERSION
-        context.set_min_proto_version(oldest)
+        oldest = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
+        context.set_min_proto_version(oldest[minimum or self._settings.minimum])
         context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
         context.set_session_id(b"mta")
 
@@ -137,29 +140,34 @@ class Tls:
 
     def opening(self, name: str, verify: bool) -> Any:
         """See ITls."""
-        return _Opening(self._trusting() if verify else self._unsuspecting(), name)
+        return _Opening(self._opener(TlsManner(verify)), name)
 
-    def _unsuspecting(self) -> Any:
-        """For those that are not asked who they are."""
+    def opening_in(self, name: str, manner: TlsManner) -> Any:
+        """See ITlsManners."""
+        return _Opening(self._opener(manner), name)
+
+    def _opener(self, manner: TlsManner) -> Any:
+        """A context for each manner: no session of one is a proof under another, and none is kept.
+
+        @raise StartRefused: `tls.trust` cannot be used.
+        """
         from OpenSSL import SSL
 
-        context = self._openers.get(False)
-        if context is None:
-            context = self._openers[False] = SSL.Context(SSL.TLS_METHOD)
-            self._configure(context)
-            context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        return context
-
-    def _trusting(self) -> Any:
-        from OpenSSL import SSL
-
-        context = self._openers.get(True)
+        context = self._openers.get(manner)
         if context is not None:
             return context
         context = SSL.Context(SSL.TLS_METHOD)
-        self._configure(context)
-        # A session that began under another policy is no proof under this one.
+        self._configure(context, manner.minimum)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        if manner.verify:
+            self._trust(context)
+            context.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, is_ok: bool(is_ok))
+        self._openers[manner] = context
+        return context
+
+    def _trust(self, context: Any) -> None:
+        from OpenSSL import SSL
+
         trust = self._settings.trust
         try:
             if trust is None:
@@ -170,9 +178,6 @@ class Tls:
             raise StartRefused(
                 f"tls.trust {trust} cannot be used", _words(fault), "it must hold certificates, PEM"
             ) from None
-        context.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, is_ok: bool(is_ok))
-        self._openers[True] = context
-        return context
 
     def check_name(self, handle: Any, name: str) -> None:
         """See ITls."""
@@ -190,6 +195,21 @@ class Tls:
             raise PermanentFailure(
                 f"the certificate is not for {name}", str(fault) or type(fault).__name__
             ) from None
+
+    def check_names(self, handle: Any, names: tuple[str, ...]) -> None:
+        """See ITlsManners."""
+        shown = _names_of(handle.get_peer_certificate().to_cryptography())
+        for name in names:
+            if name.startswith("*."):
+                if any(is_below(name, one) for one in shown):
+                    return
+                continue
+            try:
+                self.check_name(handle, name)
+            except PermanentFailure:
+                continue
+            return
+        raise PermanentFailure(f"the certificate is not for {' or '.join(names)}")
 
     def describe(self, handle: Any) -> str:
         """See ITls."""
@@ -291,13 +311,25 @@ def _read_names(path: str) -> tuple[frozenset[str], float]:
         ) from None  # fmt: skip
     except ValueError as fault:
         raise StartRefused(f"{path} holds no certificate", str(fault), "PEM is wanted") from None
+    return _names_of(certificate), certificate.not_valid_after_utc.timestamp()
+
+
+def _names_of(certificate: Any) -> frozenset[str]:
+    """Its DNS names, in lower case."""
+    from cryptography import x509
+
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         names = extension.value.get_values_for_type(x509.DNSName)
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, ValueError):  # ValueError: a peer's, and damaged
         names = []
-    ends = certificate.not_valid_after_utc.timestamp()
-    return frozenset(name.lower() for name in names), ends
+    return frozenset(name.lower() for name in names)
+
+
+def is_below(pattern: str, shown: str) -> bool:
+    """Whether a name of a certificate lies below *.example.com; that itself does, too."""
+    above, tail = shown[: 1 - len(pattern)], shown[1 - len(pattern) :]
+    return tail == pattern[1:] and all(_LABEL.fullmatch(label) for label in above.split("."))
 
 
 def _words(fault: Any) -> str:

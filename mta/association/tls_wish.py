@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mta.association.dane import Proof
-from mta.interfaces import ITls
-from mta.model import NextHop
+from mta.association.tls_terms import TlsTerms
+from mta.interfaces import ITlsManners
+from mta.model import NextHop, TlsManner
 from mta.telemetry import Telemetry
 
 PLAINLY_SECONDS = 3600.0
@@ -19,26 +20,33 @@ MOST = 10_000
 
 
 class TlsWish(NamedTuple):
-    """`name` is the server's, for SNI and, with `verify`, for its certificate; where there is a
-    `proof` (DANE) that alone decides.
+    """`name` is the server's, for SNI and, under `verify`, for its certificate, unless the terms
+    have names; where there is a `proof` (DANE) that alone decides.
     """
 
-    tls: ITls
+    tls: ITlsManners
     name: str
-    verify: bool
+    terms: TlsTerms
     telemetry: Telemetry
     proof: Proof | None = None
 
     @property
     def asks(self) -> bool:
         """The server has to prove who it is."""
-        return self.verify or self.proof is not None
+        return self.terms.word == "verify" or self.proof is not None
+
+    def opening(self) -> Any:
+        """What Twisted's startTLS wants."""
+        manner = TlsManner(self.terms.word == "verify", self.terms.minimum)
+        return self.tls.opening_in(self.name, manner)
 
     def check(self, handle: Any) -> None:
         """After the handshake. @raise PermanentFailure: the server is not who it has to be."""
         if self.proof is not None:
             self.proof.check(handle)
-        elif self.verify:
+        elif self.terms.names:
+            self.tls.check_names(handle, self.terms.names)
+        elif self.terms.word == "verify":
             self.tls.check_name(handle, self.name)
 
 

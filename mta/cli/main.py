@@ -183,6 +183,8 @@ def _route(given: argparse.Namespace, daemon: Daemon) -> int:
     hops = found["bridgeheads"] or ([f"MX of {found['mx_domain']}"] if found["mx_domain"] else [])
     by = f" to {shown(hops)}" if hops else ""
     say(f"{address}: {shown(found['connector'])}{by}: {shown(found['why'])}")
+    for terms in found["terms"]:
+        say(shown(terms))
     if found["alternatives"]:
         say(f"then, when no bridgehead answers: {shown(found['alternatives'])}")
     return os.EX_OK

@@ -111,7 +111,9 @@ class _Loading:
         rules.distinct_connectors(tree)
         rules.certificate_there(tree, single["tls"], listeners)
         rules.somebody_to_ask(tree, listeners)
-        rules.validation_there(tree, single["resolver"], connectors)
+        if connectors_are_right:  # else their positions are not those of the file
+            rules.validation_there(tree, single["resolver"], connectors)
+            rules.exceptions_meet_somebody(tree, connectors)
         rules.sharing_said(tree, blocks[Selection.CLUSTER], spool)
         if postmaster is not None and connectors_are_right:
             rules.postmaster_routable(tree, postmaster, connectors)

@@ -12,7 +12,7 @@ from typing import Any
 from mta.config.names import covers
 from mta.config.schema import ConnectorBlock, ListenerBlock, PluginBlock
 from mta.config.validate import keys_of
-from mta.config.walker import Tree
+from mta.config.walker import Path, Tree
 from mta.interfaces import IConnectorFactory, IPluginFactory
 from mta.model import Address, Sharing
 from mta.plugins.find import nearest
@@ -134,13 +134,33 @@ def validation_there(tree: Tree, resolver: Any, connectors: list[ConnectorBlock]
     """A connector that goes by signed records has a resolver that says what was signed."""
     if resolver is None or resolver.dnssec:
         return
+    words = (
+        "dane: nobody says which answers were validated; run a validating name server on this node"
+        " (unbound, say) and give resolver: {servers: [127.0.0.1], dnssec: true}"
+    )
     for index, block in enumerate(connectors):
+        path: Path = ("connectors", index)
         if getattr(block.settings, "tls", "") == "dane":
-            tree.report(
-                ("connectors", index, "tls"),
-                "dane: nobody says which answers were validated; run a validating name server on"
-                " this node (unbound, say) and give resolver: {servers: [127.0.0.1], dnssec: true}",
-            )
+            tree.report((*path, "tls"), words)
+        for number, each in enumerate(getattr(block.settings, "tls_exceptions", ())):
+            if each.tls == "dane":
+                tree.report((*path, "tls-exceptions", number, "tls"), words)
+
+
+def exceptions_meet_somebody(tree: Tree, connectors: list[ConnectorBlock]) -> None:
+    """An exception of a connector with fixed servers is for one of them."""
+    for index, block in enumerate(connectors):
+        connector = block.connector
+        if connector.by_mx:
+            continue
+        hosts = [bridgehead.host for bridgehead in connector.bridgeheads]
+        for number, each in enumerate(getattr(block.settings, "tls_exceptions", ())):
+            if not any(covers(each.domain.encode(), Address(b"", h.encode())) for h in hosts):
+                tree.report(
+                    ("connectors", index, "tls-exceptions", number, "domain"),
+                    f"{each.domain}: no bridgehead of this connector has such a name; the domain of"
+                    " the mail decides with `delivery: mx` only",
+                )
 
 
 def postmaster_routable(tree: Tree, postmaster: Address, connectors: list[ConnectorBlock]) -> None:

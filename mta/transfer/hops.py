@@ -100,7 +100,7 @@ class HopFinder:
             except (TransientFailure, PermanentFailure) as problem:
                 failure = problem
                 continue
-            name = "" if _literal(bridgehead.host) else bridgehead.host
+            name = _name(bridgehead)
             for address in host.addresses:
                 if self._is_ourselves(address, bridgehead.port):
                     us = True
@@ -115,6 +115,7 @@ class HopFinder:
                             bridgehead.port,
                             name,
                             host.proven,
+                            name,
                         ),
                     )
                 )
@@ -164,6 +165,7 @@ class HopFinder:
         else:
             hosts = await self._resolver.mail_hosts(domain)
         port = connector.port
+        shown = domain.decode("utf-8", "backslashreplace")
         ours = min(
             (
                 host.preference
@@ -176,7 +178,13 @@ class HopFinder:
             Hop(
                 kind,
                 NextHop(
-                    connector.name, route.destination, str(address), port, host.name, host.proven
+                    connector.name,
+                    route.destination,
+                    str(address),
+                    port,
+                    host.name,
+                    host.proven,
+                    shown,
                 ),
             )
             for host in hosts
@@ -185,7 +193,6 @@ class HopFinder:
         ]
         if found:
             return found
-        shown = domain.decode("utf-8", "backslashreplace")
         if ours is not None:
             raise PermanentFailure(
                 f"mail for {shown} loops back to myself",
@@ -194,6 +201,17 @@ class HopFinder:
                 enhanced="5.4.6",
             )
         raise TransientFailure(f"no mail exchanger of {shown} has an address", enhanced="4.4.4")
+
+
+def domains(route: Route) -> tuple[str, ...]:
+    """What `NextHop.domain` is for the servers that `route` leads to, each once."""
+    if route.mx_domain:
+        return (route.mx_domain.decode("utf-8", "backslashreplace"),)
+    return tuple(dict.fromkeys(_name(bridgehead) for bridgehead in route.bridgeheads))
+
+
+def _name(bridgehead: Bridgehead) -> str:
+    return "" if _literal(bridgehead.host) else bridgehead.host
 
 
 def _literal(host: str) -> IPAddress | None:
