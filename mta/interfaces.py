@@ -623,8 +623,9 @@ class ISpool(Interface):
 
     # due work: what is due is taken by asking, and comes back by journal or give_back
     def due(now: float, limit: int, avoid: Collection[bytes]) -> list[DueWork]:
-        """Take up to `limit` messages that are due at wall time `now`, oldest due first and fair
-        over domains, none whose domain is in `avoid`. Bounded work, no scan of the queue.
+        """Take up to `limit` messages that are due at wall time `now`, fair over domains, none
+        whose domain is in `avoid`; within a domain strictly by priority (six levels at least),
+        then oldest due first. Bounded work, no scan of the queue.
         """
 
     def next_due(avoid: Collection[bytes]) -> float | None:

@@ -138,12 +138,25 @@ class ContentForm(enum.Enum):
     OPAQUE = "opaque"
 
 
-class Priority(enum.IntEnum):
-    """X.400's three grades; lower sorts first."""
+PRIORITIES = range(-9, 10)
+"""RFC 6710: the higher the sooner; 0 is that of whoever did not ask."""
 
-    URGENT = 0
-    NORMAL = 1
-    NON_URGENT = 2
+
+class Grade(enum.Enum):
+    """X.400's grades of delivery."""
+
+    URGENT = "urgent"
+    NORMAL = "normal"
+    NON_URGENT = "non-urgent"
+
+
+def grade_of(priority: int) -> Grade:
+    """4, 0 and -4 are X.400's (RFC 6710, profile MIXER); between them it is as with military
+    messages: Flash (4) and above are urgent, Routine (-2) and below are not.
+    """
+    if priority >= 4:
+        return Grade.URGENT
+    return Grade.NORMAL if priority > -2 else Grade.NON_URGENT
 
 
 class Requires(enum.IntFlag):
@@ -161,7 +174,8 @@ class Envelope:
 
     Times are wall-clock seconds since 1970. `association` names the association it came by
     (`smtp/in/17`), `ordinal` counts the messages of that association from 1 (in-doubt list).
-    `envelope_id` is ENVID as it travels (xtext); `ret_full` is RET, None when it was not said.
+    `envelope_id` is ENVID as it travels (xtext); `ret_full` is RET, None when it was not said;
+    `priority` one of PRIORITIES.
     """
 
     sender: Address
@@ -171,7 +185,7 @@ class Envelope:
     content_form: ContentForm = ContentForm.DOT_STUFFED
     envelope_id: bytes = b""
     ret_full: bool | None = None
-    priority: Priority = Priority.NORMAL
+    priority: int = 0
     requires: Requires = Requires.NOTHING
     received_at: float = 0.0
     deferred_until: float | None = None
@@ -603,7 +617,9 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """A queued message that wants an attempt. `domain` is that of its first pending recipient."""
+    """A queued message that wants an attempt. `domain` is that of its first pending recipient;
+    `priority` one of the levels that the store tells apart: six at least (RFC 6710 section 5).
+    """
 
     queue_id: str
     domain: bytes

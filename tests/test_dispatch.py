@@ -494,6 +494,29 @@ class BoundsTests(SynchronousTestCase):
         self.assertLessEqual(most, 3)
         self.assertEqual(sorted(bench.kind.delivered), sorted(names))
 
+    def test_a_full_destination_makes_room_for_what_is_urgent(self):
+        """Behind a slow destination urgent mail goes next, though the lane was full when it came;
+        what gave way waits in the spool and goes too.
+        """
+        bench = Bench(connectors=(replace(HUB, concurrency=1),), can_overlap=False)
+        replies = []
+        bench.kind.on_commit = lambda *a: replies.append((Deferred(), a)) or replies[-1][0]
+        limit = bench.dispatch._lane_limit
+        low = [bench.offer(priority=-4) for _ in range(limit + 1)]  # one is being sent
+        urgent, normal = bench.offer(priority=9), bench.offer()
+        worst = bench.offer(priority=-9)
+        self.assertEqual(bench.dispatch.snapshot()["destinations"][0]["queued"], limit)
+        order = []
+        for _ in range(len(low) + 3):
+            [(done, (_, name, _, recipients))] = replies
+            replies.clear()
+            order.append(name)
+            done.callback(tuple(Outcome(i, OutcomeKind.DELIVERED, OK) for i in recipients))
+            bench.clock.advance(0.1)
+        self.assertEqual(order[:3], [low[0], urgent, normal])
+        self.assertEqual(sorted(order), sorted([*low, urgent, normal, worst]))
+        self.assertGreater(order.index(worst), limit)
+
     def test_held_and_deferred_until(self):
         """A held message is not sent; a message for later is sent when its time has come."""
         bench = Bench()

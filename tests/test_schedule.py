@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mta.transfer.schedule import REACH_TABLE, Reach, ReachInput, Schedule
+from mta.model import PRIORITIES
+from mta.transfer.schedule import (
+    LAST_GRADE,
+    REACH_TABLE,
+    Reach,
+    ReachInput,
+    Schedule,
+    grade_of,
+)
 
 
 def schedule(limit=100, first=30.0, longest=3600.0):
@@ -15,14 +23,38 @@ def schedule(limit=100, first=30.0, longest=3600.0):
 
 class OrderTests(SynchronousTestCase):
     def test_priority_then_age(self):
-        """Urgent before normal before non-urgent before resends; within each the oldest first."""
+        """All 19 priorities are told apart, the highest first, and resends go last; within each
+        the oldest first.
+        """
         plan = schedule()
         lane = plan.lane("hub", "hub", 5)
-        for number, grade in enumerate((2, 1, 3, 0, 1, 0, 2, 3)):
+        grades = [*map(grade_of, PRIORITIES), LAST_GRADE, *map(grade_of, (4, 0, 9))]
+        self.assertEqual(len(set(grades)), 20)
+        for number, grade in enumerate(grades):
             plan.push(lane, (grade, number), grade)
-        order = [plan.pop(lane) for _ in range(8)]
+        order = [plan.pop(lane) for _ in grades]
         self.assertEqual(order, sorted(order))
         self.assertIsNone(plan.pop(lane))
+
+    def test_strict(self):
+        """Better mail that comes later goes first, however long the other has waited."""
+        plan = schedule()
+        lane = plan.lane("hub", "hub", 5)
+        plan.push(lane, "low", grade_of(-4))
+        for number in range(100):
+            plan.push(lane, number, grade_of(1))
+            self.assertEqual(plan.pop(lane), number)
+        self.assertEqual(plan.pop(lane), "low")
+
+    def test_making_room(self):
+        """What gives way is the newest of the worst, and only to what is better."""
+        plan = schedule()
+        lane = plan.lane("hub", "hub", 5)
+        for job, grade in (("a", 9), ("b", 13), ("c", 13), ("d", 9)):
+            plan.push(lane, job, grade)
+        self.assertIsNone(plan.pop_lesser(lane, 13))
+        self.assertEqual([plan.pop_lesser(lane, 8) for _ in range(5)], ["c", "b", "d", "a", None])
+        self.assertEqual((lane.queued, plan.queued), (0, 0))
 
     def test_not_attempted_goes_first(self):
         """A job that was taken and not attempted is the next of its grade."""

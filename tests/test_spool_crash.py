@@ -19,7 +19,16 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.errors import Fenced, Full, MTAError, Unavailable
-from mta.model import Intent, QueueAct, QueueFilter, Report, Result, derived_queue_id, fresh_state
+from mta.model import (
+    PRIORITIES,
+    Intent,
+    QueueAct,
+    QueueFilter,
+    Report,
+    Result,
+    derived_queue_id,
+    fresh_state,
+)
 from mta.testing.clock import VirtualClock
 from mta.testing.disk import ForgetfulDisk
 from mta.testing.spool_lab import LogLab
@@ -32,6 +41,8 @@ class Promises:
 
     accepted: dict[str, bytes] = field(default_factory=dict)
     """Acknowledged with 250: queue id -> content."""
+    priorities: dict[str, int] = field(default_factory=dict)
+    """Of each of these."""
     settled: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)
     """Told to leave, not yet acknowledged: may be there or not."""
@@ -113,7 +124,7 @@ class Script(LogLab):
 
     def accept(self, body: bytes) -> str:
         promises = self.promises
-        message = envelope()
+        message = envelope(priority=self.next_priority())
         try:
             # Each on an association of its own: the next on the same would let it be forgotten.
             staging = self.spool.stage(f"smtp/in/{len(promises.accepted)}")
@@ -132,7 +143,13 @@ class Script(LogLab):
         except Fenced as error:
             raise Ended from error
         promises.accepted[staging.queue_id] = b"R: x\r\n" + body
+        promises.priorities[staging.queue_id] = message.priority
         return str(staging.queue_id)
+
+    def next_priority(self) -> int:
+        """Every one has its turn; each other message has none, as nearly all have in life."""
+        number = len(self.promises.accepted)
+        return 0 if number % 2 else PRIORITIES[number // 2 % len(PRIORITIES)]
 
     def told(self, deferred: Any) -> bool:
         """True: acknowledged; False: refused by name, nothing has changed."""
@@ -201,6 +218,7 @@ def verify(disk: ForgetfulDisk, promises: Promises, clock: VirtualClock) -> Scri
             assert name in entries, f"{name} was accepted and is lost"
         if name in entries:
             assert contents[name] == content, f"{name} has another content"
+            assert entries[name].envelope.priority == promises.priorities[name]
         known = taker.spool.recall("client", transaction_of(name))
         assert known is not None, f"the transaction of {name} would be taken twice"
         assert known.queue_id == name
@@ -222,8 +240,12 @@ def verify(disk: ForgetfulDisk, promises: Promises, clock: VirtualClock) -> Scri
             assert entries[name].state.held, f"{name} is not held any more"
     for origin, report in promises.reports.items():
         assert (origin in entries) != (report in entries), f"{origin} without its report, or both"
-    offered = {work.queue_id for work in taker.spool.due(NOW + 1e6, 10_000, ())}
+    works = taker.spool.due(NOW + 1e6, 10_000, ())
+    offered = {work.queue_id for work in works}
     assert offered == {name for name, e in entries.items() if not e.state.held}
+    for domain in {work.domain for work in works}:
+        order = [work.priority for work in works if work.domain == domain]
+        assert order == sorted(order, reverse=True), f"not by priority: {order}"
     return taker
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.model import (
+    NULL_ADDRESS,
+    PRIORITIES,
     Address,
     AddressKind,
     BodyType,
@@ -19,7 +21,6 @@ from mta.model import (
     Intent,
     MessageState,
     Notify,
-    Priority,
     Recipient,
     RecipientState,
     RecipientStatus,
@@ -30,6 +31,7 @@ from mta.spool import records
 from mta.spool.envelopes import decode_envelope, decode_state, encode_envelope, encode_state
 from mta.spool.files import Files
 from mta.spool.index import COLUMNS, HELD, NOWHERE, Index
+from mta.spool.priorities import BEST_FIRST, LEVEL_OF
 from mta.spool.segment import HEADER_OCTETS, Segment, batches
 from mta.spool.sorted_keys import SortedKeys
 from mta.testing.disk import ForgetfulDisk
@@ -50,7 +52,7 @@ envelopes = st.builds(
     content_form=st.sampled_from(ContentForm),
     envelope_id=st.binary(max_size=20),
     ret_full=st.sampled_from([None, True, False]),
-    priority=st.sampled_from(Priority),
+    priority=st.sampled_from(PRIORITIES),
     requires=st.integers(0, 7).map(Requires),
     received_at=times,
     deferred_until=st.none() | times,
@@ -74,6 +76,31 @@ states = st.builds(
     last_attempt=times,
 )
 damage = (ValueError, struct.error)
+
+
+class PriorityCodecTests(SynchronousTestCase):
+    def test_what_lies_there_already(self) -> None:
+        """0 and X.400's grades are the octets that they always were: an older build reads them."""
+        written = [encode_envelope(Envelope(NULL_ADDRESS, (), priority=p))[3] for p in (4, 0, -4)]
+        self.assertEqual(written, [0, 1, 2])
+        self.assertEqual([LEVEL_OF[p] for p in (4, 0, -4)], [0, 1, 2])
+
+    def test_every_value(self) -> None:
+        """Each has an octet of its own, and what is none is refused by name."""
+        octets = {p: encode_envelope(Envelope(NULL_ADDRESS, (), priority=p)) for p in PRIORITIES}
+        self.assertEqual(len(set(octets.values())), 19)
+        for priority, encoded in octets.items():
+            self.assertEqual(decode_envelope(encoded).priority, priority)
+        damaged = bytearray(octets[0])
+        damaged[3] = 19
+        self.assertRaises(ValueError, decode_envelope, bytes(damaged))
+        self.assertRaises(KeyError, encode_envelope, Envelope(NULL_ADDRESS, (), priority=10))
+
+    def test_levels_keep_the_order(self) -> None:
+        """No message is ranked before one of a higher priority, and six levels are told apart."""
+        ranks = [BEST_FIRST.index(LEVEL_OF[p]) for p in sorted(PRIORITIES, reverse=True)]
+        self.assertEqual(ranks, sorted(ranks))
+        self.assertEqual(len({LEVEL_OF[p] for p in (-4, -2, 0, 2, 4, 6)}), 6)
 
 
 class CodecTests(SynchronousTestCase):
@@ -324,18 +351,24 @@ class IndexTests(SynchronousTestCase):
                 st.sampled_from(["insert", "remove", "take", "defer", "hold", "move"]),
                 st.integers(0, 39),
                 st.sampled_from([b"a", b"b", b"c"]),
+                st.sampled_from([0, 0, *PRIORITIES]),
             ),
             max_size=120,
         )
     )
-    def test_any_queue_survives_its_checkpoint(self, acts: list[tuple[str, int, bytes]]) -> None:
+    def test_any_queue_survives_its_checkpoint(
+        self, acts: list[tuple[str, int, bytes, int]]
+    ) -> None:
         """Whatever happened, the queue read back offers the same messages, the taken ones too."""
         index = Index()
-        for time, (act, number, domain) in enumerate(acts):
+        for time, (act, number, domain, priority) in enumerate(acts):
             name = f"{number + 1:014X}"
             slot = index.find(name)
             if act == "insert" and slot < 0:
-                index.insert(name, 1, NOWHERE, due=10.0, received=1.0, size=number, domain=domain)
+                index.insert(
+                    name, 1, NOWHERE, due=10.0, received=1.0, size=number, domain=domain,
+                    priority=priority,
+                )  # fmt: skip
             elif act == "take":
                 index.take_due(12.0 + number, 2, ())
             elif slot < 0:
@@ -351,7 +384,16 @@ class IndexTests(SynchronousTestCase):
         live = [slot for slot in range(len(index.key)) if index.flags[slot]]
         assert [again.domain[s] for s in live] == [index.domain[s] for s in live]
         waiting = [s for s in live if not index.flags[s] & HELD]
-        assert sorted(again.take_due(1e6, 100, ())) == waiting
+        assert [again.priority(s) for s in live] == [index.priority(s) for s in live]
+        taken = again.take_due(1e6, 100, ())
+        assert sorted(taken) == waiting
+        for domain in (b"a", b"b", b"c"):
+            order = [
+                (-again.priority(s), int(again.due[s] * 2), s)
+                for s in taken
+                if again.domains.names[again.domain[s]] == domain
+            ]
+            assert [o[:2] for o in order] == sorted(o[:2] for o in order)
         fresh = again.insert(
             "00010000000000", 1, NOWHERE, due=1.0, received=1.0, size=1, domain=b"z"
         )

@@ -32,6 +32,7 @@ from mta.model import (
     RecipientStatus,
     Route,
     Unroutable,
+    grade_of,
 )
 from mta.telemetry import Accepted, Event, Notice, Removed, Telemetry, Transferred
 
@@ -436,7 +437,8 @@ def entry_facts(entry: QueueEntry, *, full: bool = False) -> dict[str, Any]:
         "recipients": recipients,
         "attempts": state.attempts,
         "next_attempt": None if state.held else state.due,
-        "priority": envelope.priority.name.lower(),
+        "priority": envelope.priority,
+        "grade": grade_of(envelope.priority).value,
         "kind": envelope.kind.value,
     }
     if full:

@@ -1,12 +1,13 @@
 """Who is due: a heap of due times for each domain, and the turn of the domains.
 
 Law: bounded work for each message taken, whatever waits; fair over domains, so that ten thousand
-messages for a slow domain never stand before one for a quick one. Domains are interned while
-something is queued for them. Entries may be stale (taken, held, moved): the columns decide when an
-entry is popped.
+messages for a slow domain never stand before one for a quick one; within a domain, strictly by
+level, and within a level the oldest first (RFC 6710). Domains are interned while something is
+queued for them. Entries may be stale (taken, held, moved): the columns decide when one is popped.
 
 An entry is one int, half seconds of due time above the message's slot: 40 octets a message, and
-order within half a second.
+order within half a second. Messages of another level than NORMAL have heaps of their own, made for
+the first of them, gone with the last message of the domain.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
 
+from mta.spool.priorities import BEST_FIRST, NORMAL
+
 _BITS = 28
 _MASK = (1 << _BITS) - 1
 
@@ -23,13 +26,16 @@ _MASK = (1 << _BITS) - 1
 class Domains:
     """Interned domain names with the number of messages queued for each."""
 
-    __slots__ = ("counts", "free", "heaps", "names", "numbers")
+    __slots__ = ("counts", "free", "heaps", "names", "numbers", "ranked")
 
     def __init__(self) -> None:
         self.names: list[bytes] = []
         self.numbers: dict[bytes, int] = {}
         self.counts = array("I")
         self.heaps: list[list[int]] = []
+        """Of level NORMAL."""
+        self.ranked: dict[int, dict[int, list[int]]] = {}
+        """Of the other levels, best first, for each domain that has any."""
         self.free: list[int] = []
 
     def take(self, name: bytes) -> int:
@@ -53,11 +59,43 @@ class Domains:
             del self.numbers[self.names[number]]
             self.names[number] = b""
             self.heaps[number] = []
+            self.ranked.pop(number, None)
             self.free.append(number)
 
+    def of_level(self, number: int, level: int) -> list[int]:
+        """The heap for it, made when there is none."""
+        if level == NORMAL:
+            return self.heaps[number]
+        ranked = self.ranked.get(number, {})
+        heap = ranked.get(level)
+        if heap is None:
+            heap = ranked[level] = []
+            self.ranked[number] = {x: ranked[x] for x in BEST_FIRST if x in ranked}
+        return heap
+
+    def best_first(self, number: int) -> list[tuple[int, list[int]]]:
+        """All heaps of a domain, with their levels."""
+        ranked = self.ranked.get(number)
+        if not ranked:
+            return [(NORMAL, self.heaps[number])]
+        found = {NORMAL: self.heaps[number], **ranked}
+        return [(level, found[level]) for level in BEST_FIRST if level in found]
+
+    def without(self, number: int, slots: Collection[int]) -> None:
+        """Their entries at level NORMAL go."""
+        kept = [entry for entry in self.heaps[number] if entry & _MASK not in slots]
+        heapify(kept)
+        self.heaps[number] = kept
+
     def dump_heaps(self) -> tuple[bytes, bytes]:
-        """The length of each heap, and all of them behind one another."""
+        """The length of each heap, and all of them behind one another; one heap a domain, whatever
+        levels it has.
+        """
         heaps = self.heaps
+        if self.ranked:
+            heaps = list(heaps)
+            for number in self.ranked:
+                heaps[number] = sorted(e for _, heap in self.best_first(number) for e in heap)
         lengths = array("I", map(len, heaps))
         return lengths.tobytes(), b"".join([array("Q", heap).tobytes() for heap in heaps])
 
@@ -96,13 +134,13 @@ class Domains:
 
 
 class DueTimes:
-    """The order in which messages are offered. `due_of(slot, domain)` answers the message's due
-    time, or None when that slot is not waiting there (taken, held, gone, another domain).
+    """The order in which messages are offered. `due_of(slot, domain, level)` answers the message's
+    due time, or None when that slot is not waiting there (taken, held, gone, another's by now).
     """
 
     __slots__ = ("_due_of", "_now", "_order", "_ready", "_waiting", "domains")
 
-    def __init__(self, domains: Domains, due_of: Callable[[int, int], float | None]) -> None:
+    def __init__(self, domains: Domains, due_of: Callable[[int, int, int], float | None]) -> None:
         self.domains = domains
         self._due_of = due_of
         self._order: list[int] = []
@@ -113,24 +151,25 @@ class DueTimes:
         """1 for each domain in `_ready`."""
         self._now = 0.0
 
-    def push(self, domain: int, due: float, slot: int) -> None:
-        heap = self.domains.heaps[domain]
+    def push(self, domain: int, due: float, slot: int, level: int = NORMAL) -> None:
+        domains = self.domains
+        heap = domains.heaps[domain] if level == NORMAL else domains.of_level(domain, level)
         entry = _tick(due) << _BITS | slot
         heappush(heap, entry)
         count = self.domains.counts[domain]
         if len(heap) > 2 * count + 64:  # mostly stale: an operator's acts, many times over
-            self._rebuild(domain)
+            self._rebuild(domain, level, heap)
         if heap[0] == entry and not (domain < len(self._waiting) and self._waiting[domain]):
             heappush(self._order, entry >> _BITS << _BITS | domain)
 
     def loaded(self, domain: int) -> None:
-        """Its heap was set as a whole."""
-        heap = self.domains.heaps[domain]
-        if heap:
-            heappush(self._order, heap[0] >> _BITS << _BITS | domain)
+        """Its heaps were set as a whole, or its turn is over."""
+        heads = [heap[0] for _, heap in self.domains.best_first(domain) if heap]
+        if heads:
+            heappush(self._order, min(heads) >> _BITS << _BITS | domain)
 
     def take(self, now: float, limit: int, avoid: Collection[bytes]) -> list[int]:
-        """Slots that are due, a turn for each domain."""
+        """Slots that are due, a turn for each domain, the best of it."""
         self._now = now
         self._wake(now)
         ready, names, waiting = self._ready, self.domains.names, self._waiting
@@ -145,9 +184,7 @@ class DueTimes:
             slot = self._pop(domain, now, seen)
             if slot < 0:
                 waiting[domain] = 0
-                heap = self.domains.heaps[domain]
-                if heap:
-                    heappush(self._order, heap[0] >> _BITS << _BITS | domain)
+                self.loaded(domain)
                 continue
             taken.append(slot)
             seen.add(slot)
@@ -193,39 +230,44 @@ class DueTimes:
             waiting.extend(bytes(len(self.domains.names) - len(waiting)))
         while order and order[0] >> _BITS <= tick:
             domain = heappop(order) & _MASK
-            if not waiting[domain] and self.domains.heaps[domain]:
+            if not waiting[domain] and any(heap for _, heap in self.domains.best_first(domain)):
                 waiting[domain] = 1
                 self._ready.append(domain)
 
     def _first(self, domain: int) -> float | None:
         """The due time of the domain's first entry that is not stale."""
-        heap = self.domains.heaps[domain]
+        found: float | None = None
+        for level, heap in self.domains.best_first(domain):
+            due = self._first_in(heap, domain, level)
+            if due is not None and (found is None or due < found):
+                found = due
+        return found
+
+    def _first_in(self, heap: list[int], domain: int, level: int) -> float | None:
         while heap:
-            due = self._due_of(heap[0] & _MASK, domain)
+            due = self._due_of(heap[0] & _MASK, domain, level)
             if due is not None and _tick(due) == heap[0] >> _BITS:
                 return due
             heappop(heap)
         return None
 
     def _pop(self, domain: int, now: float, seen: set[int]) -> int:
-        heap = self.domains.heaps[domain]
-        while (due := self._first(domain)) is not None:
-            if due > now:
-                return -1
-            slot = heappop(heap) & _MASK
-            if slot not in seen:
-                return slot
+        for level, heap in self.domains.best_first(domain):
+            while (due := self._first_in(heap, domain, level)) is not None and due <= now:
+                slot = heappop(heap) & _MASK
+                if slot not in seen:
+                    return slot
         return -1
 
-    def _rebuild(self, domain: int) -> None:
+    def _rebuild(self, domain: int, level: int, heap: list[int]) -> None:
         kept = set()
-        for entry in self.domains.heaps[domain]:
-            due = self._due_of(entry & _MASK, domain)
+        for entry in heap:
+            due = self._due_of(entry & _MASK, domain, level)
             if due is not None and _tick(due) == entry >> _BITS:
                 kept.add(entry)
         entries = list(kept)
         heapify(entries)
-        self.domains.heaps[domain][:] = entries
+        heap[:] = entries
 
 
 def entry(due: float, slot: int) -> int:

@@ -20,12 +20,12 @@ from mta.model import (
     EnvelopeKind,
     MessageState,
     Notify,
-    Priority,
     Recipient,
     RecipientState,
     RecipientStatus,
     Requires,
 )
+from mta.spool.priorities import OCTETS, PRIORITIES
 
 # The place in the tuple is what lies on disk: append, never reorder.
 _ADDRESS_KINDS = (AddressKind.SMTP, AddressKind.X400)
@@ -33,7 +33,6 @@ _KINDS = (EnvelopeKind.MESSAGE, EnvelopeKind.REPORT, EnvelopeKind.PROBE)
 _BODIES = (BodyType.SEVEN_BIT, BodyType.EIGHT_BIT_MIME, BodyType.BINARY_MIME)
 _FORMS = (ContentForm.DOT_STUFFED, ContentForm.OPAQUE)
 _RET = (None, False, True)
-_PRIORITIES = (Priority.URGENT, Priority.NORMAL, Priority.NON_URGENT)
 _STATUSES = (RecipientStatus.PENDING, RecipientStatus.DELIVERED, RecipientStatus.FAILED)
 
 _ENVELOPE = struct.Struct("<BBBBBBBIIdddIIIIIII")
@@ -49,7 +48,7 @@ T = TypeVar("T")
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
-    """@raise struct.error: a length or a number beyond 32 bits."""
+    """@raise struct.error: a length or a number beyond 32 bits. @raise KeyError: no priority."""
     sender = envelope.sender
     association = envelope.association.encode("utf-8", "backslashreplace")
     client = envelope.client.encode("utf-8", "backslashreplace")
@@ -60,7 +59,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
             _KINDS.index(envelope.kind),
             _BODIES.index(envelope.body_type),
             _FORMS.index(envelope.content_form),
-            envelope.priority,
+            OCTETS[envelope.priority],
             envelope.requires,
             _RET.index(envelope.ret_full),
             _ADDRESS_KINDS.index(sender.kind),
@@ -157,7 +156,7 @@ def decode_envelope(octets: bytes) -> Envelope:
         content_form=_pick(_FORMS, form),
         envelope_id=fields[2],
         ret_full=_pick(_RET, ret_full),
-        priority=_pick(_PRIORITIES, priority),
+        priority=_pick(PRIORITIES, priority),
         requires=Requires(requires),
         received_at=received_at,
         deferred_until=None if math.isnan(deferred_until) else deferred_until,

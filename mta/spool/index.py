@@ -15,11 +15,12 @@ from heapq import heappush
 from itertools import compress
 
 from mta.spool.due import Domains, DueTimes, entry
+from mta.spool.priorities import LEVEL_OF, LEVELS, NORMAL
 from mta.spool.records import Place
 from mta.spool.sorted_keys import SortedKeys
 
 LIVE, TAKEN, HELD, BIG = 1, 2, 4, 8
-_PRIORITY_SHIFT = 4
+_LEVEL_SHIFT = 4
 NOWHERE = Place(0, 0, 0)
 _SERIAL_DIGITS = 16
 """Queue ids up to this long are a number; longer ones are derived (model.derived_queue_id)."""
@@ -45,6 +46,7 @@ _SUMS = struct.Struct("<QQ")
 _IS_TAKEN = bytes(bool(flags & TAKEN) for flags in range(256))
 _NOT_TAKEN = bytes(flags & ~TAKEN for flags in range(256))
 _IS_FREE = bytes(not flags for flags in range(256))
+_IS_RANKED = bytes(flags >> _LEVEL_SHIFT != NORMAL and flags & LIVE for flags in range(256))
 
 
 class Index:
@@ -106,7 +108,7 @@ class Index:
         received: float,
         size: int,
         domain: bytes,
-        priority: int = 1,
+        priority: int = 0,
         held: bool = False,
         taken: bool = False,
         big: bool = False,
@@ -115,7 +117,8 @@ class Index:
         derived = len(queue_id) > _SERIAL_DIGITS
         key = 0 if derived else int(queue_id, 16)
         number = self.domains.take(domain)
-        flags = LIVE | taken * TAKEN | held * HELD | big * BIG | priority << _PRIORITY_SHIFT
+        level = LEVEL_OF[priority]
+        flags = LIVE | taken * TAKEN | held * HELD | big * BIG | level << _LEVEL_SHIFT
         stamp = int(received) if 0 < received < 1 << 32 else 0
         if self._free:
             slot = self._free.pop()
@@ -142,7 +145,7 @@ class Index:
         if held:
             self.held += 1
         elif not taken:
-            self.due_times.push(number, due, slot)
+            self.due_times.push(number, due, slot, level)
         return slot
 
     def remove(self, slot: int) -> None:
@@ -160,7 +163,7 @@ class Index:
         self._free.append(slot)
 
     def priority(self, slot: int) -> int:
-        return self.flags[slot] >> _PRIORITY_SHIFT
+        return LEVELS[self.flags[slot] >> _LEVEL_SHIFT]
 
     def set_state_place(self, slot: int, segment: int, place: Place) -> None:
         self.state_segment[slot] = segment
@@ -200,7 +203,7 @@ class Index:
             self.domains.drop(number)
             self.domain[slot] = number = fresh
         if not held and not taken:
-            self.due_times.push(number, due, slot)
+            self.due_times.push(number, due, slot, flags >> _LEVEL_SHIFT)
 
     def take_due(self, now: float, limit: int, avoid: Collection[bytes]) -> list[int]:
         slots = self.due_times.take(now, limit, avoid)
@@ -208,8 +211,11 @@ class Index:
             self.flags[slot] |= TAKEN
         return slots
 
-    def _due_of(self, slot: int, domain: int) -> float | None:
-        if self.flags[slot] & (LIVE | TAKEN | HELD) != LIVE or self.domain[slot] != domain:
+    def _due_of(self, slot: int, domain: int, level: int) -> float | None:
+        flags = self.flags[slot]
+        if flags & (LIVE | TAKEN | HELD) != LIVE or flags >> _LEVEL_SHIFT != level:
+            return None
+        if self.domain[slot] != domain:
             return None
         return self.due[slot]
 
@@ -278,6 +284,7 @@ class Index:
         made.serials = SortedKeys.load(keys, slots)
         made.domains.load(names, counts, lengths, entries)
         made._put_back_taken()
+        made._rank()
         made._shrink()
         if not len(made) == sum(made.domains.counts) == len(made.key) - len(made._free):
             raise ValueError("its columns, keys and domains speak of different messages")
@@ -292,6 +299,21 @@ class Index:
                 heappush(self.domains.heaps[self.domain[slot]], entry(self.due[slot], slot))
         self.flags = array("B", flags.translate(_NOT_TAKEN))
         self._columns = tuple(getattr(self, name) for name, _ in COLUMNS)
+
+    def _rank(self) -> None:
+        """The heaps of a checkpoint have all of a domain in one; those of another level than most
+        get theirs.
+        """
+        flags = self.flags.tobytes()
+        ranked: dict[int, set[int]] = {}
+        for slot in compress(range(len(flags)), flags.translate(_IS_RANKED)):
+            ranked.setdefault(self.domain[slot], set()).add(slot)
+        for number, slots in ranked.items():
+            self.domains.without(number, slots)
+            for slot in slots:
+                if not self.flags[slot] & HELD:
+                    level = self.flags[slot] >> _LEVEL_SHIFT
+                    self.due_times.push(number, self.due[slot], slot, level)
 
     def _shrink(self) -> None:
         """A queue that was long once costs no more than it holds: free rows at the end go, when

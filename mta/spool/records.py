@@ -22,6 +22,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from mta.model import FourTuple, Intent, Remembered
+from mta.spool.priorities import LEVEL_OF, LEVELS
 
 ALIGNMENT = 4096
 
@@ -253,7 +254,9 @@ def encode_message(message: Message) -> bytes:
         message.due,
         message.received_at,
         message.size_octets,
-        message.held * _MESSAGE_HELD | (big is not None) * _MESSAGE_BIG | message.priority << 4,
+        message.held * _MESSAGE_HELD
+        | (big is not None) * _MESSAGE_BIG
+        | LEVEL_OF[message.priority] << 4,
         len(domain),
         len(slot),
         message.prepend_octets,
@@ -294,7 +297,7 @@ def decode_message(payload: bytes) -> Message:
         received_at,
         size_octets,
         bool(flags & _MESSAGE_HELD),
-        flags >> 4,
+        LEVELS[flags >> 4],
         payload[at : at + domain],
         payload[at + domain : behind].decode("utf-8", "replace"),
         prepend_octets,

@@ -35,7 +35,6 @@ from mta.model import (
     Intent,
     MessageState,
     Notify,
-    Priority,
     QueueAct,
     QueueFilter,
     Recipient,
@@ -313,7 +312,7 @@ class ISpoolTests:
             kind=EnvelopeKind.REPORT,
             envelope_id=b"QQ314159",
             ret_full=False,
-            priority=Priority.URGENT,
+            priority=-9,
             received_at=NOW - 5,
             deliver_by=NOW + 500,
             trace_hops=3,
@@ -367,9 +366,9 @@ class ISpoolTests:
 
     def test_due_describes(self) -> None:
         """Work comes with domain, priority and due time."""
-        name = self.accept(envelope("x@example.net", priority=Priority.URGENT))
+        name = self.accept(envelope("x@example.net", priority=4))
         self.spool.give_back(name, NOW - 10)
-        assert self.spool.due(NOW, 1, ()) == [DueWork(name, b"example.net", 0, NOW - 10)]
+        assert self.spool.due(NOW, 1, ()) == [DueWork(name, b"example.net", 4, NOW - 10)]
 
     def test_due_not_before_its_time(self) -> None:
         """A message is offered at its due time and not a moment before."""
@@ -385,6 +384,50 @@ class ISpoolTests:
             self.spool.give_back(name, NOW + wait)
         a, b, c, d = names
         assert self.due(NOW + 100) == [b, d, c, a]
+
+    def test_due_by_priority(self) -> None:
+        """Within a domain six levels at least are served strictly, whatever is older, and within a
+        level the oldest first; after a takeover too (RFC 6710 section 5).
+        """
+        levels = (-4, 2, 0, 6, -2, 4)
+        names = {
+            (level, age): self.accept(envelope(priority=level))
+            for age in (1, 2)
+            for level in levels
+        }
+        best_first = [names[level, age] for level in sorted(levels, reverse=True) for age in (2, 1)]
+        for (_, age), name in names.items():
+            self.spool.give_back(name, NOW - age)
+        taken = self.due(NOW, 5)
+        assert taken == best_first[:5]
+        for name in taken:
+            self.spool.give_back(name, None)
+        assert self.due(NOW, 7) == best_first[:7]
+        assert self.due(NOW, 100) == best_first[7:]
+        self.spool = self.own("b")
+        works = [*self.spool.due(NOW, 5, ()), *self.spool.due(NOW, 100, ())]
+        assert [work.priority for work in works] == sorted([*levels] * 2, reverse=True)
+        assert sorted(work.queue_id for work in works) == sorted(best_first)
+
+    def test_due_by_priority_when_it_is_due(self) -> None:
+        """What is not due yet keeps nothing of a lower level waiting, nor is it forgotten."""
+        low, high = self.accept(envelope(priority=-4)), self.accept(envelope(priority=9))
+        self.spool.give_back(high, NOW + 60)
+        self.spool.give_back(low, NOW + 30)
+        assert self.spool.next_due(()) == NOW + 30
+        assert self.due(NOW + 30) == [low]
+        assert self.spool.next_due(()) == NOW + 60
+        assert self.due(NOW + 59.9) == []
+        assert self.due(NOW + 60) == [high]
+
+    def test_due_by_priority_is_fair_over_domains(self) -> None:
+        """Urgent mail for one domain does not keep another domain's waiting."""
+        for n in range(20):
+            name = self.accept(envelope(f"r{n}@slow.example", priority=9))
+            self.spool.give_back(name, NOW - 100)
+        other = self.accept(envelope("r@quick.example", priority=-9))
+        self.spool.give_back(other, NOW - 1)
+        assert other in self.due(NOW, 2)
 
     def test_due_is_fair_over_domains(self) -> None:
         """Many messages for one domain do not keep another domain's waiting."""

@@ -50,7 +50,7 @@ from mta.transfer.hops import Hop, HopFinder, HopHealth
 from mta.transfer.ledger import Ledger, Via
 from mta.transfer.outcomes import reply_of
 from mta.transfer.report import Reporter
-from mta.transfer.schedule import GRADES, Lane, Reach, Schedule
+from mta.transfer.schedule import LAST_GRADE, Lane, Reach, Schedule, grade_of
 from mta.transfer.settings import QueueSettings
 from mta.transfer.settle import Rules
 from mta.transfer.standing import Standing
@@ -61,7 +61,6 @@ _BATCH = 200
 """Messages taken from the spool before other work gets its turn."""
 _LONGEST_WAIT = 60.0
 """Seconds after which the spool is asked again whatever it said: the wall clock may jump."""
-_DOUBT_GRADE = GRADES - 1
 _DOUBT_PAUSE = 1.0
 """Seconds until a resend looks again whether new mail waits."""
 
@@ -151,9 +150,7 @@ class Dispatch:
             self._tasks.start(self._doubts.learn_held())
 
     def drain(self, deadline: float) -> Deferred[None]:
-        """Begin nothing new; fires when every association is closed, or at `deadline`
-        (monotonic), when those that are left are cancelled.
-        """
+        """Begin nothing new; fires when all is closed: at `deadline` (monotonic) by cancelling."""
         self._is_draining = True
         self._alarm.cancel()
         for lane in list(self._schedule.lanes.values()):
@@ -327,14 +324,14 @@ class Dispatch:
         route, indexes, doubt = part
         key = route.destination
         connector = self._connectors[route.connector][0]
-        grade = int(message.envelope.priority)
+        grade = grade_of(message.envelope.priority)
         if doubt is not None:
             if connector.in_doubt is InDoubt.HOLD and message.queue_id not in self.ledger.held:
                 message.is_gone = True
                 self.ledger.held.add(message.queue_id)
                 self._tasks.start(self._endings.hold(message))
                 return
-            key, grade = f"{key} (in doubt at {doubt.peer or 'some server'})", _DOUBT_GRADE
+            key, grade = f"{key} (in doubt at {doubt.peer or 'some server'})", LAST_GRADE
         schedule = self._schedule
         lane = schedule.lanes.get(key)
         if lane is None:
@@ -348,8 +345,10 @@ class Dispatch:
             return
         if lane.queued >= self._lane_limit and message.jobs == 1:
             self._has_more = True
-            self.postpone(job, 0.0)
-            return
+            lesser = schedule.pop_lesser(lane, grade)
+            self.postpone(lesser or job, 0.0)  # in the spool, where its turn comes as well
+            if lesser is None:
+                return
         if doubt is not None and not lane.associations:
             is_busy = schedule.has_work(route.destination)
             if self._doubts.must_wait(message.queue_id, self.clock.monotonic(), is_busy):

@@ -5,7 +5,9 @@ has more associations than its concurrency, all of them together never more than
 A destination that cannot be reached is left alone for a pause that doubles, then one association
 probes it while all its other work waits. Every operation costs the same however much is queued.
 
-A lane is one destination's work: a connector, or a connector and a domain with MX delivery.
+A lane is one destination's work: a connector, or a connector and a domain with MX delivery. Within
+a lane the order is strict, the best grade first and in it the oldest: as long as better mail waits
+for a destination, lesser mail for it does not move (RFC 6710). Lanes keep nothing of one another.
 """
 
 from __future__ import annotations
@@ -16,8 +18,13 @@ from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
 
-GRADES = 4
-"""The three priorities of model.Priority, and behind them resends of messages in doubt."""
+LAST_GRADE = 19
+"""Resends of messages in doubt: behind all 19 priorities of RFC 6710."""
+
+
+def grade_of(priority: int) -> int:
+    """The lower the sooner."""
+    return 9 - priority
 
 
 class Reach(enum.Enum):
@@ -61,6 +68,7 @@ class Lane(Generic[Job]):
         "connector",
         "failures",
         "grades",
+        "grades_used",
         "idle",
         "key",
         "last_reply",
@@ -74,7 +82,9 @@ class Lane(Generic[Job]):
         self.key = key
         self.connector = connector
         self.concurrency = concurrency
-        self.grades: tuple[deque[Job], ...] = tuple(deque() for _ in range(GRADES))
+        self.grades: dict[int, deque[Job]] = {}
+        self.grades_used: tuple[int, ...] = ()
+        """Those in `grades`, the best first."""
         self.queued = 0
         self.idle: list[object] = []
         """Open associations without work, the latest last: whoever serves them keeps this."""
@@ -87,6 +97,14 @@ class Lane(Generic[Job]):
         self.retry_at = 0.0
         """Monotonic time at which it may be probed, while it rests."""
         self.last_reply = ""
+
+    def of_grade(self, grade: int) -> deque[Job]:
+        """Its jobs. A place once made stays: most lanes have one."""
+        jobs = self.grades.get(grade)
+        if jobs is None:
+            jobs = self.grades[grade] = deque()
+            self.grades_used = tuple(sorted(self.grades))
+        return jobs
 
     @property
     def is_idle(self) -> bool:
@@ -128,14 +146,14 @@ class Schedule(Generic[Job]):
 
     def push(self, lane: Lane[Job], job: Job, grade: int) -> None:
         """Behind all jobs of the same grade."""
-        lane.grades[grade].append(job)
+        lane.of_grade(grade).append(job)
         lane.queued += 1
         self.queued += 1
         self._consider(lane)
 
     def push_back(self, lane: Lane[Job], job: Job, grade: int) -> None:
         """Before all jobs of the same grade: it was taken and not attempted."""
-        lane.grades[grade].appendleft(job)
+        lane.of_grade(grade).appendleft(job)
         lane.queued += 1
         self.queued += 1
         self._consider(lane)
@@ -143,11 +161,24 @@ class Schedule(Generic[Job]):
     def pop(self, lane: Lane[Job]) -> Job | None:
         """The oldest job of the best grade."""
         if lane.queued:
-            for grade in lane.grades:
-                if grade:
+            for grade in lane.grades_used:
+                jobs = lane.grades[grade]
+                if jobs:
                     lane.queued -= 1
                     self.queued -= 1
-                    return grade.popleft()
+                    return jobs.popleft()
+        return None
+
+    def pop_lesser(self, lane: Lane[Job], grade: int) -> Job | None:
+        """The newest job of the worst grade, if that is worse than `grade`: what makes room."""
+        for worst in reversed(lane.grades_used):
+            if worst <= grade:
+                return None
+            jobs = lane.grades[worst]
+            if jobs:
+                lane.queued -= 1
+                self.queued -= 1
+                return jobs.pop()
         return None
 
     def has_work(self, key: str) -> bool:
@@ -157,9 +188,9 @@ class Schedule(Generic[Job]):
 
     def empty(self, lane: Lane[Job]) -> list[Job]:
         """Take everything out of it, best grade first."""
-        jobs = [job for grade in lane.grades for job in grade]
-        for grade in lane.grades:
-            grade.clear()
+        jobs = [job for grade in lane.grades_used for job in lane.grades[grade]]
+        lane.grades.clear()
+        lane.grades_used = ()
         self.queued -= lane.queued
         lane.queued = 0
         self._turn.pop(lane.key, None)
