@@ -559,6 +559,23 @@ class IStaging(Interface):
         """Forget it. Harmless after commit."""
 
 
+class IRevisable(IStaging):
+    """Add-on of IStaging: policies may put other content in the place of what was written, and hear
+    what there is once more. Without it a body stays as it came, and no policy can stand behind one
+    that provides IContentEditor: such messages are answered 451, with a line that says so.
+    """
+
+    def another() -> IStaging:
+        """An empty one under the same queue id. Who makes it commits one of the two at most, and
+        aborts the other.
+        """
+
+    def read(offset: int) -> Deferred[bytes]:
+        """What was written, from `offset` on: 256 KiB at most, b"" behind its end. One at a time,
+        and not beside a `write`. @raise Unavailable, Full.
+        """
+
+
 class ISpool(Interface):
     """The durable store of messages, under one epoch at a time. Law: justify durably, re-read the
     epoch, then act; publish, then read.
@@ -1036,7 +1053,7 @@ class IEditableHeader(ITransaction):
     """Add-on of ITransaction: fields that are there may be changed."""
 
     header_can_change: bool = Attribute(
-        "In the end hook: they may. False: no policy in the list provides IHeaderEditor, or the"
+        "In the end hook: they may. False: no policy in the list provides IContentEditor, or the"
         " client named the transaction (RFC 1845), whose octets must stay what they are."
     )
 
@@ -1045,6 +1062,34 @@ class IEditableHeader(ITransaction):
         stand now, and a new value; b"": it goes. Where there is none of that number it is added.
         `headers` is the new block then. @raise ValueError: no field name.
         """
+
+
+class IEditableBody(ITransaction):
+    """Add-on of ITransaction: another body may take the place of the one that came."""
+
+    body_can_change: bool = Attribute(
+        "In the end hook: it may. False where `header_can_change` is, for a header that is not"
+        " whole, and in a store that cannot do it (IRevisable)."
+    )
+
+    def replace_body() -> INewBody:
+        """In the end hook: begin one. What is not header by RFC 5322 is body, and goes with it."""
+
+
+class INewBody(Interface):
+    """A body on its way into the store, as it is: no dot is stuffed. A lone CR or LF becomes CRLF
+    (not in BINARYMIME). For the rest it must be what the client could have sent: no NUL, no line
+    and no message longer than its listener allows.
+    """
+
+    def write(octets: bytes) -> Deferred[None] | None:
+        """Take a piece. A Deferred asks for a pause. @raise PermanentFailure: none can be taken."""
+
+    def take() -> None:
+        """It is whole: from now on it is the message's. @raise PermanentFailure: as `write`."""
+
+    def abandon() -> None:
+        """The message keeps what it has. Harmless when it was taken."""
 
 
 class ISaslMechanism(ITransaction):
@@ -1072,9 +1117,13 @@ class IPolicy(Interface):
         """
 
 
-class IHeaderEditor(IPolicy):
-    """Add-on marker of IPolicy: it may change fields that are there (IEditableHeader). With one in
-    the list headers wait in memory for the end hook, and the store gets the body first.
+class IContentEditor(IPolicy):
+    """Add-on marker of IPolicy: it may change content that is there (IEditableHeader,
+    IEditableBody).
+
+    With one in the list headers wait in memory for the end hook, and the store gets the body first.
+    Policies behind it hear headers, body and end when it has ended, and what it made of the message
+    with the fields that stand before it; MAIL, RCPT and DATA they hear when they come.
     """
 
 

@@ -18,9 +18,10 @@ from twisted.internet.interfaces import IProtocol
 from zope.interface import implementer
 
 from mta.admin.settings import AdminSettings
+from mta.admin.submit import LISTENER as SUBMIT
 from mta.admin.submit import SubmissionHost
 from mta.association.smtp_listener import build_submission_responder
-from mta.association.smtp_settings import SubmissionListenerSettings
+from mta.association.smtp_settings import LmtpListenerSettings, SubmissionListenerSettings
 from mta.config.schema import Config, ListenerBlock
 from mta.errors import ClusterNotInitialised, MTAError
 from mta.interfaces import (
@@ -50,6 +51,7 @@ from mta.model import (
     Route,
     VirtualServer,
 )
+from mta.policy.new_body import Bounds
 from mta.policy.submission import SubmissionRule
 from mta.transfer.dispatch import Dispatch
 from mta.transfer.doubts import DoubtLog
@@ -211,6 +213,11 @@ class Bridgehead:
             for block in config.listeners
             if isinstance(block.settings, SubmissionListenerSettings)
         }
+        intake.bounds = {
+            block.name: Bounds(block.settings.limits.size, block.settings.limits.line)
+            for block in config.listeners
+            if isinstance(block.settings, LmtpListenerSettings)
+        } | {SUBMIT: Bounds(config.admin.submit_size)}
         former, self._front.intake = self._front.intake, intake
         if former is not None:
             former.stop()

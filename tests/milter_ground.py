@@ -74,6 +74,16 @@ class Ground:
             reception.acknowledged()
         return answer
 
+    def to_the_end(self) -> Deferred[Any]:
+        """A whole message; what its end will be answered, once the filter has heard of it."""
+        self.envelope()
+        self.wait(self.reception.data())
+        self.wait(self.reception.chunk(MESSAGE))
+        answer: Deferred[Any] = self.reception.end(None)
+        for _ in range(20):
+            self.clock.advance(0)
+        return answer
+
     def send(self, *pieces: bytes, **keys: Any) -> list[Any]:
         """A whole message: its envelope's answers, and its own."""
         answers = self.envelope()

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from mta.interfaces import IContent, IRoom, ISpool, IStaging
+from mta.interfaces import IContent, IRevisable, IRoom, ISpool, IStaging
 from mta.model import (
     Claim,
     Doubt,
@@ -29,8 +29,11 @@ from mta.model import (
     queue_id,
 )
 
+PIECE = 4096
+"""So little is read back at a time."""
 
-@implementer(IStaging)
+
+@implementer(IStaging, IRevisable)
 class ScriptedStaging:
     def __init__(self, spool: ScriptedSpool, serial: int) -> None:
         self.queue_id = queue_id(spool.epoch, serial)
@@ -63,6 +66,17 @@ class ScriptedStaging:
 
     def abort(self) -> None:
         self.is_aborted = True
+
+    def another(self) -> ScriptedStaging:
+        made = ScriptedStaging(self.spool, 0)
+        made.queue_id = self.queue_id
+        self.spool.stagings.append(made)
+        return made
+
+    def read(self, offset: int) -> Deferred[bytes]:
+        if self.spool.read_error is not None:
+            return fail(self.spool.read_error)
+        return succeed(self.content[offset : offset + PIECE])
 
     def durable(self) -> None:
         """The commit fires: from now on it is queued."""
@@ -103,6 +117,7 @@ class ScriptedSpool:
         self.room_error: Exception | None = None
         self.check_error: Exception | None = None
         self.load_error: Exception | None = None
+        self.read_error: Exception | None = None
         self.declared: list[int] = []
         self.remembered: dict[tuple[str, str], Remembered] = {}
         self.forgotten: list[str] = []

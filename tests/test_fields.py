@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from mta.errors import LocalProtocolError
-from mta.interfaces import IEditableHeader, IHeaderEditor, ISaslMechanism
+from mta.interfaces import IContentEditor, IEditableHeader, ISaslMechanism
 from mta.policy.milter import Milter, MilterSettings
 from mta.policy.transaction import Association, Transaction
 from mta.testing.lab import Lab
@@ -80,7 +80,7 @@ class ContractTests(SynchronousTestCase):
         transaction = Transaction(Association(sample_peers()[0], admitted=False))
         verifyObject(IEditableHeader, transaction)
         verifyObject(ISaslMechanism, transaction)
-        verifyObject(IHeaderEditor, Milter(MilterSettings(socket=SOCKET), MemorySurroundings()))
+        verifyObject(IContentEditor, Milter(MilterSettings(socket=SOCKET), MemorySurroundings()))
 
     def test_too_late(self) -> None:
         """A header that is in the store already is not changed, and it is our mistake to ask for it."""

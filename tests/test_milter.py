@@ -14,7 +14,7 @@ from mta.telemetry import Notice, Rejected
 from mta.testing.policy_suite import IPolicyTests
 from mta.testing.surroundings import MemorySurroundings
 from tests.intake_ground import MESSAGE, House, address
-from tests.memory_filter import CONTINUE, MemoryFilter, said
+from tests.memory_filter import CONTINUE, EVERYTHING, MemoryFilter, said
 from tests.milter_ground import LATER, SOCKET, Ground, codes
 
 
@@ -420,6 +420,7 @@ class VerdictTests(SynchronousTestCase):
     def test_unnegotiated_change(self) -> None:
         """A filter that changes what it did not negotiate is refused by name."""
         memory = MemoryFilter(E=said(b"b", b"new body") + CONTINUE)
+        memory.actions = EVERYTHING & ~2
         ground = Ground(memory)
         ground.connect()
         self.assertEqual(ground.send()[-1], LATER)

@@ -101,10 +101,7 @@ class FailureTests(SynchronousTestCase):
             ground = Ground(MemoryFilter(**{letter: b""}))
             ground.connect()
             if letter == "E":
-                ground.envelope()
-                ground.wait(ground.reception.data())
-                ground.wait(ground.reception.chunk(MESSAGE))
-                answer = ground.reception.end(None)
+                answer = ground.to_the_end()
             else:
                 answer = ground.reception.mail(address("a@example.net"), {})
             for _ in range(20):
@@ -170,15 +167,15 @@ class FailureTests(SynchronousTestCase):
     def test_more_than_we_grant(self) -> None:
         """A filter that speaks of changes which it is not granted serves, and one line warns of it."""
         ground = Ground()
-        ground.filter.negotiation = said(b"O", struct.pack(">3I", 6, 0x17F, 0))
+        ground.filter.negotiation = said(b"O", struct.pack(">3I", 6, 0x1FF, 0))
         for _ in range(2):
             ground.connect()
             self.assertEqual(ground.send()[-1].code, 250)
         [line] = ground.lines()
-        self.assertIn("may want REPLACE_BODY, which is not granted", line)
-        ground.filter.answers[b"E"] = said(b"b", b"another body") + CONTINUE
+        self.assertIn("may want ADD_RECIPIENT_PARAMETERS, which is not granted", line)
+        ground.filter.answers[b"E"] = said(b"2", b"<a@b>\0") + CONTINUE
         self.assertEqual(ground.send()[-1], LATER)
-        self.assertIn("did not negotiate: REPLACE_BODY", ground.lines()[1])
+        self.assertIn("did not negotiate: ADD_RECIPIENT_PARAMETERS", ground.lines()[1])
 
     def test_needs_more_than_we_grant(self) -> None:
         """A filter that ends the negotiation, as libmilter does when it needs more, is explained."""
@@ -187,7 +184,7 @@ class FailureTests(SynchronousTestCase):
         ground.filter.is_hanging_up = True
         ground.connect()
         self.assertEqual(codes(ground.envelope())[0], 451)
-        self.assertIn("perhaps it needs to replace the body", ground.lines()[0])
+        self.assertIn("perhaps it needs more than that", ground.lines()[0])
 
 
 ANY_ANSWER = st.one_of(

@@ -80,8 +80,8 @@ class NegotiationTests(SynchronousTestCase):
     def test_offer(self) -> None:
         """We offer version 6, and of the actions those that are carried out, no other."""
         offer = Dialogue().take_output()
-        self.assertEqual(offer, said(b"O", struct.pack(">3I", 6, 0x17D, 0x1FF7FF)))
-        self.assertEqual((int(ACTIONS), int(STEPS)), (0x17D, 0x1FF7FF))
+        self.assertEqual(offer, said(b"O", struct.pack(">3I", 6, 0x17F, 0x1FF7FF)))
+        self.assertEqual((int(ACTIONS), int(STEPS)), (0x17F, 0x1FF7FF))
 
     def test_questions_wait_for_it(self) -> None:
         """What is asked before the filter has agreed is said when it has."""
@@ -103,12 +103,12 @@ class NegotiationTests(SynchronousTestCase):
         """A filter that names every action it knows (rspamd) is granted what was offered; the rest is
         named, and refused when it comes.
         """
-        dialogue = agreed(actions=0x817F)
-        self.assertEqual(dialogue.beyond, "REPLACE_BODY, action 0x8000")
+        dialogue = agreed(actions=0x81FF)
+        self.assertEqual(dialogue.beyond, "ADD_RECIPIENT_PARAMETERS, action 0x8000")
         dialogue.ask([QUESTIONS[Stage.END]])
         with self.assertRaises(RemoteProtocolError) as caught:
-            dialogue.receive(said(b"b", b"another body"))
-        self.assertIn("did not negotiate: REPLACE_BODY", str(caught.exception))
+            dialogue.receive(said(b"2", b"<a@b>\0"))
+        self.assertIn("did not negotiate: ADD_RECIPIENT_PARAMETERS", str(caught.exception))
         self.assertEqual(agreed().beyond, "")
 
     def test_versions(self) -> None:

@@ -1,5 +1,8 @@
 """The policies in their configured order, resolved at start to one flat tuple for each hook.
 
+Whoever stands behind a policy that changes content hears headers, body and end on a leg of its own,
+when that one has ended: `Leg.behind`.
+
 Law: a policy that answers at once costs a call and nothing else; a Deferred exists only while a
 policy really waits, and its time is bounded. A policy's exception never passes beyond this module:
 it becomes 451 4.3.0 for that command and a line that names the plugin (RFC 5321 4.2.4.1).
@@ -8,13 +11,13 @@ it becomes 451 4.3.0 for that command and a line that names the plugin (RFC 5321
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 
 from mta.errors import PluginError
-from mta.interfaces import IClock, IDeliveryPolicy, IPolicy
+from mta.interfaces import IClock, IContentEditor, IDeliveryPolicy, IPolicy
 from mta.model import Reply
 from mta.policy.transaction import Transaction
 from mta.telemetry import Event, Telemetry, Transferred
@@ -22,6 +25,8 @@ from mta.telemetry import Event, Telemetry, Transferred
 ASKED = ("connect", "helo", "auth", "mail", "rcpt", "data", "headers", "body", "end")
 TOLD = ("queued", "abort", "disconnect")
 HOOKS = frozenset(ASKED + TOLD)
+OF_CONTENT = ("headers", "body", "end")
+"""What is asked leg by leg."""
 
 FAULT = Reply(451, "4.3.0", (b"Internal error in a policy, try again later",))
 POLICY_TIMEOUT_SECONDS = 60.0
@@ -40,8 +45,9 @@ def policy_name(policy: object) -> str:
     return name if isinstance(name, str) and name else type(policy).__name__
 
 
-class Chain:
-    """Asks each policy that named the hook, in order, until one refuses.
+class Leg:
+    """Asks each policy that named the hook, in order, until one refuses: the policies up to the
+    first that changes content, and those of `behind` when that one has ended.
 
     `timeout_seconds` bounds each single answer that is not given at once.
     """
@@ -51,24 +57,16 @@ class Chain:
         policies: Sequence[IPolicy],
         clock: IClock,
         telemetry: Telemetry,
-        timeout_seconds: float = POLICY_TIMEOUT_SECONDS,
+        timeout_seconds: float,
     ) -> None:
         self._clock = clock
         self._telemetry = telemetry
         self._timeout_seconds = timeout_seconds
-        self._told: set[Deferred[Any]] = set()
-        adapted = [IPolicy(policy) for policy in policies]
-        for policy in adapted:
-            _check_hooks(policy)
-        self._flat: dict[str, tuple[_Entry, ...]] = {
-            hook: tuple((policy_name(p), p.on) for p in adapted if hook in p.hooks)
-            for hook in (*ASKED, *TOLD)
-        }
-        self._delivery: tuple[tuple[str, Callable[[Transferred], None]], ...] = tuple(
-            (policy_name(p), p.delivered) for p in adapted if IDeliveryPolicy.providedBy(p)
-        )
-        if self._delivery:
-            telemetry.attach(self._observe)
+        here, later = _divided(policies)
+        self._flat = _flattened(OF_CONTENT, here)
+        self.behind: Leg | None = None
+        if any(policy.hooks.intersection(OF_CONTENT) for policy in later):
+            self.behind = Leg(later, clock, telemetry, timeout_seconds)
 
     def wants(self, *hooks: str) -> bool:
         """Some policy named one of `hooks`."""
@@ -87,25 +85,6 @@ class Chain:
                 return Deferred.fromCoroutine(self._wait(hook, transaction, index, answer))
             return self._judged(name, hook, transaction, answer)
         return None
-
-    def tell(self, hook: str, transaction: Transaction) -> None:
-        """Every policy that named `hook` hears of it; what they answer changes nothing."""
-        for name, on in self._flat[hook]:
-            try:
-                answer = on(hook, transaction)
-            except Exception as error:
-                self._fault(name, hook, transaction, error)
-                continue
-            if isinstance(answer, Deferred):
-                task = Deferred.fromCoroutine(self._hear(hook, transaction, name, answer))
-                self._told.add(task)
-                task.addBoth(self._heard, task)
-
-    def stop(self) -> None:
-        """The tenure ended: cancel what policies still do for messages gone by."""
-        for task in tuple(self._told):
-            task.cancel()
-        self._telemetry.detach(self._observe)
 
     async def _wait(
         self, hook: str, transaction: Transaction, index: int, answer: Deferred[Reply | None]
@@ -136,19 +115,6 @@ class Chain:
                     break
                 if following is not None:
                     return self._judged(name, hook, transaction, following)
-
-    async def _hear(
-        self, hook: str, transaction: Transaction, name: str, answer: Deferred[Any]
-    ) -> None:
-        try:
-            await self._bounded(answer)
-        except CancelledError:
-            pass  # stop() said so
-        except Exception as error:
-            self._fault(name, hook, transaction, error)
-
-    def _heard(self, _: object, task: Deferred[Any]) -> None:
-        self._told.discard(task)
 
     async def _bounded(self, answer: Deferred[Reply | None]) -> Reply | None:
         """@raise PluginError: no answer within the time allowed."""
@@ -181,6 +147,7 @@ class Chain:
             )
             return self._fault(name, hook, transaction, error)
         if answer.is_positive:
+            transaction.is_spared = hook == "end"
             return None
         if not 400 <= answer.code <= 599:
             error = PluginError(f"answered code {answer.code}", "a refusal is 400 to 599")
@@ -200,6 +167,62 @@ class Chain:
         self._telemetry.notice("error", "policy", str(wrapped), transaction.queue_id)
         return FAULT
 
+
+class Chain(Leg):
+    """All of them: the first leg, and every hook that is not about content."""
+
+    def __init__(
+        self,
+        policies: Sequence[IPolicy],
+        clock: IClock,
+        telemetry: Telemetry,
+        timeout_seconds: float = POLICY_TIMEOUT_SECONDS,
+    ) -> None:
+        adapted = [IPolicy(policy) for policy in policies]
+        for policy in adapted:
+            _check_hooks(policy)
+        super().__init__(adapted, clock, telemetry, timeout_seconds)
+        others = [hook for hook in (*ASKED, *TOLD) if hook not in OF_CONTENT]
+        self._flat.update(_flattened(others, adapted))
+        self._told: set[Deferred[Any]] = set()
+        self._delivery: tuple[tuple[str, Callable[[Transferred], None]], ...] = tuple(
+            (policy_name(p), p.delivered) for p in adapted if IDeliveryPolicy.providedBy(p)
+        )
+        if self._delivery:
+            telemetry.attach(self._observe)
+
+    def tell(self, hook: str, transaction: Transaction) -> None:
+        """Every policy that named `hook` hears of it; what they answer changes nothing."""
+        for name, on in self._flat[hook]:
+            try:
+                answer = on(hook, transaction)
+            except Exception as error:
+                self._fault(name, hook, transaction, error)
+                continue
+            if isinstance(answer, Deferred):
+                task = Deferred.fromCoroutine(self._hear(hook, transaction, name, answer))
+                self._told.add(task)
+                task.addBoth(self._heard, task)
+
+    def stop(self) -> None:
+        """The tenure ended: cancel what policies still do for messages gone by."""
+        for task in tuple(self._told):
+            task.cancel()
+        self._telemetry.detach(self._observe)
+
+    async def _hear(
+        self, hook: str, transaction: Transaction, name: str, answer: Deferred[Any]
+    ) -> None:
+        try:
+            await self._bounded(answer)
+        except CancelledError:
+            pass  # stop() said so
+        except Exception as error:
+            self._fault(name, hook, transaction, error)
+
+    def _heard(self, _: object, task: Deferred[Any]) -> None:
+        self._told.discard(task)
+
     def _observe(self, event: Event) -> None:
         if type(event) is not Transferred:
             return
@@ -213,6 +236,20 @@ class Chain:
                     str(PluginError(f"policy {name}, delivered", repr(error))),
                     event.queue_id,
                 )
+
+
+def _divided(policies: Sequence[IPolicy]) -> tuple[Sequence[IPolicy], Sequence[IPolicy]]:
+    """Up to the first that changes content, and those behind it."""
+    for index, policy in enumerate(policies):
+        if IContentEditor.providedBy(policy):
+            return policies[: index + 1], policies[index + 1 :]
+    return policies, ()
+
+
+def _flattened(hooks: Iterable[str], policies: Sequence[IPolicy]) -> dict[str, tuple[_Entry, ...]]:
+    return {
+        hook: tuple((policy_name(p), p.on) for p in policies if hook in p.hooks) for hook in hooks
+    }
 
 
 def _check_hooks(policy: IPolicy) -> None:

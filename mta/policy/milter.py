@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field
 from zope.interface import implementer
 
-from mta.interfaces import IHeaderEditor, ISurroundings, ITransaction
+from mta.interfaces import IContentEditor, ISurroundings, ITransaction
 from mta.policy.milter_consultation import Answer, Consultation
 from mta.policy.milter_outage import Outage
 from mta.settings import Duration, Settings, parse_port
@@ -85,7 +85,7 @@ class MilterSettings(Settings):
     )
 
 
-@implementer(IHeaderEditor)
+@implementer(IContentEditor)
 class Milter:
     """Keeps nothing of any one association: that is its Consultation's."""
 

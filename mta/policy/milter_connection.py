@@ -2,6 +2,7 @@
 
 Law: a question has one answer, or one failure with its reason, whoever ends the connection. What
 the filter does not read is not heaped up here: a question that needs no answer waits for it too.
+Nor is the body that it sends: while the store lags behind, nothing more is read.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mta.errors import RemoteProtocolError, TransientFailure
+from mta.errors import MTAError, TransientFailure
 from mta.interfaces import IClock, ITimer
-from mta.wire.milter.dialogue import Dialogue, Progress, Question, Verdict
+from mta.wire.milter.dialogue import BodyPiece, Dialogue, Event, Question, Verdict
 
 QUIT_SECONDS = 5.0
 """For the filter to read what was said last; then the connection is cut."""
@@ -25,13 +26,22 @@ QUIT_SECONDS = 5.0
 
 @implementer(IPushProducer)
 class FilterConnection(Protocol):
-    """`progressed` is called when the filter asks for more time."""
+    """`progressed` is called when the filter asks for more time, and `replace` with each piece of a
+    new body: it may answer a Deferred until which it wants no more, and what it raises ends the
+    connection.
+    """
 
-    def __init__(self, clock: IClock, progressed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        clock: IClock,
+        progressed: Callable[[], None],
+        replace: Callable[[bytes], Deferred[None] | None],
+    ) -> None:
         self.dialogue = Dialogue()
         self.is_open = False
         self._clock = clock
         self._progressed = progressed
+        self._replace = replace
         self._waiting: Deferred[Verdict] | None = None
         self._verdict: Verdict | None = None
         self._is_paused = False
@@ -88,19 +98,15 @@ class FilterConnection(Protocol):
         if not self.is_open:
             return
         try:
-            events = self.dialogue.receive(data)
-        except RemoteProtocolError as error:
+            for event in self.dialogue.receive(data):
+                self._take(event)
+        except MTAError as error:
             waiting, self._waiting = self._waiting, None
             self.drop()
             if waiting is not None:
                 waiting.errback(error)
             return
         self._flush()
-        for event in events:
-            if isinstance(event, Progress):
-                self._progressed()
-            else:
-                self._verdict = event
         self._answer()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -125,6 +131,23 @@ class FilterConnection(Protocol):
 
     # --- inside
 
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Verdict):
+            self._verdict = event
+            return
+        self._progressed()
+        if isinstance(event, BodyPiece):
+            lagging = self._replace(event.octets)
+            transport: Any = self.transport
+            if lagging is not None and transport is not None:
+                transport.pauseProducing()
+                lagging.addCallback(self._read_on)
+
+    def _read_on(self, _: None) -> None:
+        transport: Any = self.transport
+        if transport is not None and self.is_open:
+            transport.resumeProducing()
+
     def _flush(self) -> None:
         output = self.dialogue.take_output()
         if output and self.transport is not None:
@@ -145,7 +168,7 @@ class FilterConnection(Protocol):
             return TransientFailure("the filter closed its connection", why)
         return TransientFailure(
             "the filter closed its connection when it was told what it may do",
-            "perhaps it needs to replace the body, which cannot be done here",
+            "perhaps it needs more than that",
             "see the filter's own log, and configure it to do without",
         )
 

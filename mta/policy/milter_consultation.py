@@ -16,7 +16,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from mta.errors import Failure, MTAError, RemoteProtocolError, TransientFailure
 from mta.interfaces import (
     IClock,
+    IEditableBody,
     IEditableHeader,
+    INewBody,
     IStoredForm,
     ISurroundings,
     ITransaction,
@@ -84,6 +86,9 @@ class Consultation:
         self._settled: Reply | None = None
         self._body = bytearray()
         self._unstuffer: Unstuffer | None = None
+        self._present: ITransaction | None = None
+        """In the end hook: whose body may be replaced."""
+        self._new_body: INewBody | None = None
         self._deadline = Deadline(self._clock)
 
     def ask(self, hook: str, transaction: ITransaction) -> Answer:
@@ -126,6 +131,7 @@ class Consultation:
         self._unstuffer = None
 
     async def _consult(self, hook: str, transaction: ITransaction) -> Reply | None:
+        self._present = transaction if hook == "end" else None
         try:
             verdict = await self._verdict(hook, transaction)
             if verdict.stage is Stage.END and verdict.decision is not Decision.REPLY:
@@ -136,7 +142,26 @@ class Consultation:
         except (Failure, RemoteProtocolError) as error:
             self._drop()
             return self._failed(hook, error, transaction)
+        finally:
+            self._present = None
+            self._forget_body()
         return self._judge(verdict, transaction)
+
+    def _replace(self, piece: bytes) -> Deferred[None] | None:
+        """@raise RemoteProtocolError, PermanentFailure."""
+        if self._new_body is None:
+            assert self._present is not None, "asked for in the end hook alone"
+            editable = IEditableBody(self._present)
+            if not editable.body_can_change:
+                why = "the client named the transaction (RFC 1845), or its header is too long"
+                raise RemoteProtocolError("the filter replaces a body that must stay", why)
+            self._new_body = editable.replace_body()
+        return self._new_body.write(piece)
+
+    def _forget_body(self) -> None:
+        body, self._new_body = self._new_body, None
+        if body is not None:
+            body.abandon()
 
     async def _verdict(self, hook: str, transaction: ITransaction) -> Verdict:
         timeouts = self._settings.timeouts
@@ -155,7 +180,7 @@ class Consultation:
         return verdict
 
     async def _open(self) -> FilterConnection:
-        connection = FilterConnection(self._clock, self._deadline.extend)
+        connection = FilterConnection(self._clock, self._deadline.extend, self._replace)
         opening = self._doors.service_connect("filter", self._settings.socket, connection)
         self._connection = connection
         await self._deadline.bound(opening, self._settings.timeouts.connect)
@@ -271,7 +296,9 @@ class Consultation:
         return self._settle(verdict.reply)
 
     def _change(self, verdict: Verdict, transaction: ITransaction) -> None:
-        """All of it or nothing. @raise RemoteProtocolError: an address is none."""
+        """All of it or nothing. @raise RemoteProtocolError: an address is none, or something must
+        stay as it is; PermanentFailure: the new body cannot be taken.
+        """
         is_utf8 = b"SMTPUTF8" in transaction.parameters
         sender: Address | None = None
         recipients = list(transaction.recipients)
@@ -298,11 +325,13 @@ class Consultation:
                 recipients = [r for r in recipients if _key(r.address) != gone]
             elif isinstance(change, Quarantine):
                 reason = change.reason or "the filter said so"
+        editable = IEditableHeader(transaction)
+        if changes and not editable.header_can_change:
+            why = "the client named the transaction (RFC 1845)"
+            raise RemoteProtocolError("the filter changes a header that must stay", why)
+        if self._new_body is not None and verdict.decision is not Decision.DISCARD:
+            self._new_body.take()
         if changes:
-            editable = IEditableHeader(transaction)
-            if not editable.header_can_change:
-                why = "the client named the transaction (RFC 1845)"
-                raise RemoteProtocolError("the filter changes a header that must stay", why)
             editable.change_fields(changes)
         for field in fields:
             value = field.value.removeprefix(b" ") if leading_space else field.value

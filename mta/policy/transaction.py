@@ -11,8 +11,15 @@ from typing import Any
 
 from zope.interface import implementer
 
-from mta.interfaces import IEditableHeader, ISaslMechanism, IStoredForm
+from mta.interfaces import (
+    IEditableBody,
+    IEditableHeader,
+    INewBody,
+    ISaslMechanism,
+    IStoredForm,
+)
 from mta.model import NULL_ADDRESS, Address, ContentForm, PeerInfo, Recipient
+from mta.policy.revision import Revision
 from mta.policy.submission import SubmissionRule
 from mta.wire.fields import FieldChange, changed_fields, field_text, must_be_editable
 
@@ -70,13 +77,13 @@ class Association:
         self.admitted = self._by_network
 
 
-@implementer(IStoredForm, ISaslMechanism, IEditableHeader)
+@implementer(IStoredForm, ISaslMechanism, IEditableHeader, IEditableBody)
 class Transaction:
     """See IStoredForm. `kept` is the list of recipients accepted so far, each once.
 
     `held` and `discarded` are the reasons given, "" for neither; `added` is the finished text of
     the header fields that policies put before all others; `completed` that of those which a client
-    left out where mail is handed in.
+    left out where mail is handed in. `is_spared`: a policy asked the later ones to be passed over.
     """
 
     __slots__ = (
@@ -92,10 +99,12 @@ class Transaction:
         "header_is_whole",
         "headers",
         "held",
+        "is_spared",
         "kept",
         "parameters",
         "queue_id",
         "recipient",
+        "revision",
         "sender",
         "size_octets",
     )
@@ -123,6 +132,8 @@ class Transaction:
         self.completed = b""
         self.held = ""
         self.discarded = ""
+        self.is_spared = False
+        self.revision: Revision | None = None
         self._notes: dict[str, Any] | None = None
 
     @property
@@ -191,6 +202,19 @@ class Transaction:
         must_be_editable(self.header_can_change)
         self.headers, added = changed_fields(self.headers, changes)
         self.added += added
+
+    @property
+    def body_can_change(self) -> bool:
+        revision = self.revision
+        if revision is None or revision.revisable is None:
+            return False
+        return self.header_can_change and self.header_is_whole
+
+    def replace_body(self) -> INewBody:
+        revision = self.revision
+        must_be_editable(self.body_can_change)
+        assert revision is not None, "without one a body cannot change"
+        return revision.begin()
 
     def replace_sender(self, sender: Address) -> None:
         self.sender = sender

@@ -13,7 +13,16 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from mta.errors import Fenced, Full, SpoolError
-from mta.interfaces import IAssociations, IContent, IDoubts, IRoom, ISpool, IStaging, ISurroundings
+from mta.interfaces import (
+    IAssociations,
+    IContent,
+    IDoubts,
+    IRevisable,
+    IRoom,
+    ISpool,
+    IStaging,
+    ISurroundings,
+)
 from mta.model import (
     Claim,
     Doubt,
@@ -446,7 +455,10 @@ class MemorySpool:
         )
 
 
-@implementer(IStaging)
+PIECE = 256 << 10
+
+
+@implementer(IStaging, IRevisable)
 class MemoryStaging:
     """Chunks in a list."""
 
@@ -494,3 +506,15 @@ class MemoryStaging:
 
     def abort(self) -> None:
         self._chunks = []
+
+    def another(self) -> MemoryStaging:
+        return MemoryStaging(self._spool, self.queue_id, self._association, self._epoch)
+
+    def read(self, offset: int) -> Deferred[bytes]:
+        if self._full is not None:
+            return fail(self._full)
+        for chunk in self._chunks:
+            if offset < len(chunk):
+                return succeed(chunk[offset : offset + PIECE])
+            offset -= len(chunk)
+        return succeed(b"")

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 from zlib import crc32
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.errors import Full, SpoolError, Unavailable
-from mta.interfaces import IStaging
+from mta.interfaces import IRevisable, IStaging
 from mta.model import Envelope, Intent, MessageState, Remembered
 from mta.spool.committer import Unit
 from mta.spool.content import PIECE
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@implementer(IStaging)
+@implementer(IStaging, IRevisable)
 class LogStaging:
     """Chunks in memory first; a file when they are many."""
 
@@ -120,6 +120,21 @@ class LogStaging:
             self._chunks = []
             if self._part is not None:
                 self._part.discard()
+
+    def another(self) -> LogStaging:
+        """A part file of its own, where it needs one: its number is new, the queue id is not."""
+        return LogStaging(self._owned, self.queue_id, self._association)
+
+    def read(self, offset: int) -> Deferred[bytes]:
+        part, octets = self._part, self.size_octets - offset
+        if octets <= 0 or self._finished:
+            return succeed(b"")
+        if part is None:
+            return succeed(b"".join(self._chunks)[offset:])  # under 256 KiB
+        if self._chunks:
+            part.append(self._chunks)
+            self._chunks, self._buffered = [], 0
+        return part.read(min(octets, PIECE), offset)
 
     def _record(
         self, prepend: bytes, pieces: tuple[bytes, ...], octets: int, big: Big | None
@@ -280,8 +295,38 @@ class Part:
         if not self._writing:
             self._settle()
 
+    def read(self, octets: int, offset: int) -> Deferred[bytes]:
+        """Once all of them are written. It counts as a write under way: nobody closes the file."""
+        answer: Deferred[bytes] = Deferred()
+
+        def written(error: SpoolError | None) -> None:
+            if error is None and self._discarded:
+                error = Unavailable(f"part/{self._name} is gone", "its message came to nothing")
+            if error is not None:
+                if not answer.called:
+                    answer.errback(error)
+                return
+            self._writing = True
+            pread = self._owned.directory.disk.pread
+            self._owned.executor.submit(pread, self._fd, octets, offset).addBoth(ended)
+
+        def ended(result: bytes | Failure) -> None:
+            self._written(None)
+            if answer.called:
+                return  # nobody waits any more
+            if isinstance(result, Failure):
+                error = result.value if isinstance(result.value, OSError) else OSError(0, "")
+                answer.errback(as_spool_error(error, f"part/{self._name} cannot be read"))
+            elif len(result) < octets:
+                answer.errback(Unavailable(f"part/{self._name} ends early"))
+            else:
+                answer.callback(result)
+
+        self.whenever_written(written)
+        return answer
+
     def discard(self) -> None:
-        """Remove it; at once or when the write under way has ended."""
+        """Remove it; at once or when the write or read under way has ended."""
         self._discarded = True
         if not self._writing:
             self._owned.background(self._remove)

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from mta.errors import Fenced
-from mta.interfaces import IAssociations, IContent, ISpool, IStaging
+from mta.interfaces import IAssociations, IContent, IRevisable, ISpool, IStaging
 from mta.model import (
     Address,
     Claim,
@@ -338,6 +338,64 @@ class ISpoolTests:
         self.result(kept.commit(message, fresh_state(message), b"", None))
         kept.abort()
         assert self.queued() == [kept.queue_id]
+
+    def test_another_content(self) -> None:
+        """A content may take the place of another under one queue id: the other leaves nothing,
+        whichever of the two is committed, however large they are.
+        """
+        staging = self.spool.stage("smtp/in/1")
+        if not IRevisable.providedBy(staging):
+            return
+        verifyObject(IRevisable, staging)
+        for octets in (10, 300_000, 2_000_000):
+            for keeps_first in (False, True):
+                first = self.spool.stage("smtp/in/1")
+                other = first.another()
+                assert other.queue_id == first.queue_id
+                for _ in range(10):
+                    self.result(first.write(b"1" * (octets // 10)))
+                    self.result(other.write(b"2" * (octets // 5)))
+                kept, dropped = (first, other) if keeps_first else (other, first)
+                dropped.abort()
+                message, letter = envelope(), b"1" if keeps_first else b"2"
+                self.result(kept.commit(message, fresh_state(message), b"R: x\r\n", None))
+                expected = b"R: x\r\n" + letter * (octets if keeps_first else 2 * octets)
+                assert self.read(first.queue_id) == expected
+                self.spool = self.own("b")
+                assert self.read(first.queue_id) == expected
+        assert len(self.queued()) == 6
+
+    def test_staging_is_read_back(self) -> None:
+        """What is being received can be read from any place, and goes on from there."""
+        for octets in (0, 10, 300_000, 2_000_000):
+            staging = self.spool.stage("smtp/in/1")
+            if not IRevisable.providedBy(staging):
+                return
+            written = b""
+            for number in range(10):
+                piece = bytes([65 + number]) * (octets // 10)
+                self.result(staging.write(piece))
+                written += piece
+            for begin in (0, 1, octets // 2, octets, octets + 1):
+                found = b""
+                while piece := self.result(staging.read(begin + len(found))):
+                    assert len(piece) <= 256 << 10
+                    found += piece
+                assert found == written[begin:]
+            self.result(staging.write(b"more"))
+            message = envelope()
+            self.result(staging.commit(message, fresh_state(message), b"R: x\r\n", None))
+            assert self.read(staging.queue_id) == b"R: x\r\n" + written + b"more"
+
+    def test_aborted_while_read_back(self) -> None:
+        """A client that goes while its message is read back leaves nothing."""
+        staging = self.spool.stage("smtp/in/1")
+        if IRevisable.providedBy(staging):
+            self.result(staging.write(b"x" * 600_000))
+            reading = staging.read(0)
+            staging.abort()
+            self.result(reading.addErrback(lambda failure: None))
+            assert self.queued() == []
 
     def test_ids_are_unique_over_epochs(self) -> None:
         """No queue id is ever given twice, not even by the next owner, in upper-case hex only."""

@@ -5,7 +5,7 @@ Law: no state of any one association or message lives here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mta.errors import Full, Unavailable
@@ -13,7 +13,7 @@ from mta.interfaces import (
     IAssociations,
     IAuthenticator,
     IClock,
-    IHeaderEditor,
+    IContentEditor,
     IPolicy,
     IRoom,
     IRouting,
@@ -21,6 +21,7 @@ from mta.interfaces import (
 )
 from mta.model import Address, Envelope, MessageState, Reply, VirtualServer
 from mta.policy.chain import Chain
+from mta.policy.new_body import Bounds
 from mta.policy.relay import RelayRule
 from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Rejected, Telemetry
@@ -63,8 +64,9 @@ class Desk:
         self.relay = RelayRule(IRouting(routing), postmaster, server)
         self.chain = Chain(policies, clock, telemetry, settings.policy_timeout)
         self.streams = self.chain.wants("headers", "body")
-        self.edits = any(IHeaderEditor.providedBy(policy) for policy in policies)
+        self.edits = any(IContentEditor.providedBy(policy) for policy in policies)
         self.introduces = self.chain.wants("connect", "helo", "auth", "disconnect")
+        self.bounds: Mapping[str, Bounds] = {}
         self.dates = DateCache()
         self.external = {str(a.bind): str(a.external) for a in server.addresses}
         self.accepted = telemetry.counter(

@@ -20,6 +20,7 @@ from mta.interfaces import (
     ITenure,
 )
 from mta.model import Address, PeerInfo, VirtualServer
+from mta.policy.new_body import Bounds
 from mta.policy.relay import Network, is_admitted
 from mta.policy.submission import SubmissionRule
 from mta.policy.transaction import Association
@@ -37,9 +38,9 @@ class Intake:
     """One for a tenure or for a process; `stop` when it will not be used again.
 
     `admit` maps a listener's name to its `relay-from` networks; a listener that is not in it
-    admits nobody. `submission` has the rules of those listeners where mail is handed in. `offer` is
-    told of each message that became ours, after its reply. Intakes that follow one another in one
-    process share `repeats`.
+    admits nobody. `submission` has the rules of those listeners where mail is handed in, `bounds`
+    what a message of each may be. `offer` is told of each message that became ours, after its
+    reply. Intakes that follow one another in one process share `repeats`.
     """
 
     def __init__(  # noqa: PLR0917 - one argument a collaborator
@@ -71,6 +72,14 @@ class Intake:
             repeats or Repeats(),
             authenticator,
         )
+
+    @property
+    def bounds(self) -> Mapping[str, Bounds]:
+        return self._desk.bounds
+
+    @bounds.setter
+    def bounds(self, bounds: Mapping[str, Bounds]) -> None:
+        self._desk.bounds = bounds
 
     def reception(self, tenure: ITenure, peer: PeerInfo) -> Reception:
         """Its methods may raise Fenced or TenureRevoked: abort the association, say nothing."""

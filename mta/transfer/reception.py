@@ -34,7 +34,6 @@ from mta.model import (
     Address,
     AddressKind,
     ContentForm,
-    Envelope,
     MessageState,
     Notify,
     Recipient,
@@ -42,20 +41,22 @@ from mta.model import (
     Reply,
     fresh_state,
 )
+from mta.policy.new_body import NO_BOUNDS, NewBody
+from mta.policy.revision import Revision
 from mta.policy.stream import Stream
 from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Connected, Disconnected
 from mta.transfer.acceptance import Acceptance, queued
-from mta.transfer.content_form import as_it_is
 from mta.transfer.desk import Desk, store_reply
+from mta.transfer.enveloping import envelope_of
 from mta.transfer.header_block import (
     HeaderScan,
     message_id,
     received_count,
 )
 from mta.transfer.identity import CHALLENGE, Identity
+from mta.transfer.later_legs import LaterLegs
 from mta.transfer.stamp import Stamp
-from mta.transfer.wishes import NO_WISHES, read_wishes
 from mta.wire.dsn import original_recipient
 from mta.wire.mime.texts import TextScan
 
@@ -322,9 +323,9 @@ class Reception:
         return None
 
     def reset(self) -> None:
+        self._drop_content()
         transaction, self._transaction = self._transaction, None
         repeat, self._repeat = self._repeat, None
-        self._drop_content()
         if transaction is None or repeat is not None:
             return
         if transaction.parameters and b"TRANSID" in transaction.parameters:
@@ -335,9 +336,11 @@ class Reception:
         """A commit under way goes on: it is out of reach."""
         staging, self._staging = self._staging, None
         stream, self._stream = self._stream, None
-        self._scan = None
+        transaction, self._scan = self._transaction, None
         if stream is not None:
             stream.cancel()
+        if transaction is not None and transaction.revision is not None:
+            transaction.revision.abort()
         if staging is not None:
             staging.abort()
 
@@ -366,7 +369,10 @@ class Reception:
         transaction.queue_id = staging.queue_id
         if self._text is not None:
             transaction.content_form = ContentForm.OPAQUE
-        transaction.header_can_change = desk.edits and b"TRANSID" not in transaction.parameters
+        if desk.edits:
+            transaction.header_can_change = b"TRANSID" not in transaction.parameters
+            bounds = desk.bounds.get(peer.listener, NO_BOUNDS)
+            transaction.revision = Revision(transaction, staging, bounds, self._exchange)
         if desk.streams:
             self._stream = Stream(desk.chain, transaction)
         answer = desk.chain.ask("data", transaction)
@@ -457,15 +463,26 @@ class Reception:
         hops = received_count(lowered)
         if hops > self._desk.settings.hop_limit:
             return succeed(self._refused_message(LOOP))
-        transaction.headers = scan.block
+        transaction.headers, transaction.header_is_whole = scan.block, not scan.is_cut
         transaction.completed = self._stamp.completion(transaction, lowered)
-        answer = self._desk.chain.ask("end", transaction)
-        if answer is None:
-            return self._accept(lowered, hops)
+        chain = self._desk.chain
+        answer = chain.ask("end", transaction)
         if isinstance(answer, Reply):
             return succeed(self._refused_message(answer))
+        if chain.behind is not None:
+            legs = LaterLegs(transaction, scan, self._desk.telemetry)
+            answer = Deferred.fromCoroutine(legs.ask(answer, chain.behind))
+        if answer is None:
+            return self._accept(lowered, hops)
         self._waiting = answer
         return answer.addCallback(self._end_answered, lowered, hops)
+
+    def _exchange(self, body: NewBody) -> None:
+        """A policy has put another body in the place of the one that came."""
+        self._staging, self._text = body.staging, body.text
+        self._has_eight_bits = body.has_eight_bits
+        if self._scan is not None:
+            self._scan.is_separated = True
 
     def _end_answered(
         self, reply: Reply | None, lowered: bytes, hops: int
@@ -480,34 +497,15 @@ class Reception:
         if transaction.discarded:
             return succeed(self._discarded(transaction))
         desk, wall = self._desk, self._desk.clock.wall()
-        parameters = transaction.parameters
-        wishes = NO_WISHES
-        if parameters:
-            wishes = read_wishes(
-                parameters,
-                wall,
-                eight_bits=self._has_eight_bits or not transaction.header_is_ascii,
-                plain_header=transaction.header_is_ascii,
-            )
-        body_type, form = wishes.body_type, ContentForm.DOT_STUFFED
-        if self._text is not None:
-            body_type, form = as_it_is(self._text, body_type)
         self._ordinal += 1
-        envelope = Envelope(
-            sender=transaction.sender,
-            recipients=tuple(transaction.kept),
-            requires=wishes.requires,
-            body_type=body_type,
-            content_form=form,
-            envelope_id=wishes.envelope_id,
-            ret_full=wishes.ret_full,
-            deferred_until=wishes.deferred_until,
-            received_at=wall,
-            trace_hops=hops,
-            association=self._association.peer.association,
-            ordinal=self._ordinal,
-            client=self._association.client,
-            message_id=message_id(scan.block, lowered),
+        envelope = envelope_of(
+            transaction,
+            self._text,
+            self._has_eight_bits,
+            wall,
+            hops,
+            self._ordinal,
+            message_id(scan.block, lowered),
         )
         state = fresh_state(envelope)
         if transaction.held:
@@ -515,11 +513,14 @@ class Reception:
         prepend = self._stamp.before(transaction, transaction.headers, wall)
         if transaction.header_can_change:  # then it is not with the staged body
             prepend += transaction.headers + (b"\r\n" if scan.is_separated else b"")
+        parameters = transaction.parameters
         key = self._key(parameters) if parameters and b"TRANSID" in parameters else None
         if key is not None:
             if not desk.repeats.may_commit(key, self):
                 return succeed(self._refused_message(OVERTAKEN))
             staging.remember(*key, wall + desk.settings.transaction_lifetime)
+        if transaction.revision is not None:
+            transaction.revision.abort()
         # From here on the message is out of reach of reset() and closed().
         self._transaction = self._staging = self._scan = self._stream = None
         self._is_unacknowledged = True

@@ -61,11 +61,20 @@ def changed_fields(block: bytes, changes: Sequence[FieldChange]) -> tuple[bytes,
     return b"".join(texts) + block[at:], added
 
 
+def fields_of(block: bytes) -> bytes:
+    """What of it is header: all before the first line that is no field."""
+    at = 0
+    while found := _FIELD.match(block, at):
+        at = found.end()
+    return block[:at]
+
+
 def must_be_editable(can_change: bool) -> None:
-    """@raise LocalProtocolError: the header is in the store already."""
+    """@raise LocalProtocolError: it is in the store already."""
     if not can_change:
         raise LocalProtocolError(
-            "this message's header cannot be changed any more",
+            "this message's content cannot be changed any more",
             "it was stored as it came",
-            "a policy that changes fields provides IHeaderEditor, and asks header_can_change first",
+            "a policy that changes it provides IContentEditor, and asks header_can_change or"
+            " body_can_change first",
         )

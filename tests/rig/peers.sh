@@ -1,8 +1,8 @@
 #!/bin/sh
 # Unpacks the peers into the directory $1 (made once): smtp-source, smtp-sink and a private Postfix,
 # the name server nsd, the validating resolver unbound, ldns to sign zones, etcd, keepalived, haproxy,
-# opendkim, rspamd, Dovecot, pflogsumm and postfix_exporter. They are fetched with apt-get download and unpacked with
-# dpkg -x: nothing is installed, nothing of them starts by itself.
+# opendkim, rspamd, pymilter, Dovecot, pflogsumm and postfix_exporter. They are fetched with
+# apt-get download and unpacked with dpkg -x: nothing is installed, nothing of them starts by itself.
 set -eu
 into=$1
 packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
@@ -12,7 +12,7 @@ packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
   haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 \
   opendkim libopendkim11 libbsd0 libmd0 libldap-2.5-0 libmemcached11 libhashkit2 \
   libmilter1.0.1 libopendbx1 librbl1 libunbound8 libnghttp2-14 libvbr2 \
-  rspamd libhyperscan5 libluajit2-5.1-2 libluajit2-5.1-common libsqlite3-0 \
+  python3-milter rspamd libhyperscan5 libluajit2-5.1-2 libluajit2-5.1-common libsqlite3-0 \
   dovecot-core libexttextcat-2.0-0 liblua5.4-0 libstemmer0d libsodium23 libunwind8 \
   libglib2.0-0 libpcre2-8-0 pflogsumm libdate-calc-perl libcarp-clan-perl libbit-vector-perl \
   prometheus-postfix-exporter"

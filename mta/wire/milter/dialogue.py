@@ -51,8 +51,9 @@ ACTIONS: Final = (
     | Action.QUARANTINE
     | Action.CHANGE_SENDER
     | Action.NAME_MACROS
+    | Action.REPLACE_BODY
 )
-"""What is offered. A body is stored as it comes, and stays as it is."""
+"""What is offered."""
 STEPS: Final = Step(0x1FFFFF) & ~Step.REFUSED_RCPT
 """What is offered. Recipients that were refused before are no filter's matter."""
 
@@ -170,6 +171,18 @@ class Progress:
 PROGRESS: Final = Progress()
 
 
+@dataclass(frozen=True, slots=True)
+class BodyPiece:
+    """The next piece of the body that is to take the place of the one that was heard. It counts
+    only if the verdict that follows takes the message.
+    """
+
+    octets: bytes
+
+
+Event = Verdict | Progress | BodyPiece
+
+
 # --- questions --------------------------------------------------------------------------------
 
 
@@ -277,13 +290,13 @@ class Dialogue:
         """Nothing may be asked any more."""
         self._output.append(packet(Command.QUIT.value))
 
-    def receive(self, data: bytes) -> list[Verdict | Progress]:
+    def receive(self, data: bytes) -> list[Event]:
         """What a piece of the filter's octets comes to.
 
         @raise RemoteProtocolError: the connection cannot go on.
         """
         self._reader.receive(data)
-        events: list[Verdict | Progress] = []
+        events: list[Event] = []
         while True:
             found = self._reader.next_packet()
             if found is None:
@@ -296,7 +309,7 @@ class Dialogue:
 
     # --- inside
 
-    def _heard(self, letter: bytes, payload: bytes) -> Verdict | Progress | None:
+    def _heard(self, letter: bytes, payload: bytes) -> Event | None:
         stage = self._asked
         if stage is None:
             raise self._broken(f"{printable(letter)}, which nobody asked for")
@@ -304,8 +317,7 @@ class Dialogue:
             self._agree(letter, payload)
             return self._advance() if self._questions else None
         if letter in NEEDS:
-            self._change(stage, letter, payload)
-            return None
+            return self._change(stage, letter, payload)
         try:
             decision = Decision(letter)
         except ValueError:
@@ -402,7 +414,7 @@ class Dialogue:
             self._named[stage] = frozenset(n.strip(b"{}") for n in text[4:end].split())
             text = text[end + 1 :]
 
-    def _change(self, stage: Stage, letter: bytes, payload: bytes) -> None:
+    def _change(self, stage: Stage, letter: bytes, payload: bytes) -> BodyPiece | None:
         needed = NEEDS[letter]
         if not self._actions & needed:
             raise RemoteProtocolError(
@@ -410,10 +422,13 @@ class Dialogue:
             )
         if stage is not Stage.END:
             raise self._broken(f"{needed.name} in answer to {stage.name}")
+        if needed is Action.REPLACE_BODY:
+            return BodyPiece(payload)
         self._changes.append(parse_change(letter, payload))
         self._changed_octets += len(payload)
         if len(self._changes) > MOST_CHANGES or self._changed_octets > MOST_CHANGED_OCTETS:
             raise self._broken(f"more than {MOST_CHANGES} changes, or too long ones")
+        return None
 
     def _broken(self, what: str) -> RemoteProtocolError:
         return RemoteProtocolError("the filter broke its protocol", f"it sent {what}")

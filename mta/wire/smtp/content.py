@@ -160,8 +160,8 @@ def _unfinished(data: bytes) -> int:
     return 0
 
 
-class Stuffer:
-    """Turns opaque text into SMTP wire form: newlines are CRLF, a dot at a line's start is doubled.
+class LineEnds:
+    """Text of whatever program: CRLF, CR and LF each end a line, and CRLF does when it leaves.
 
     Right at every edge between pieces; `finish` completes the last line.
     """
@@ -173,7 +173,7 @@ class Stuffer:
         self._held_cr = False
 
     def take(self, piece: bytes) -> bytes:
-        """The wire form of `piece`, except a CR at its end, which waits for what follows."""
+        """`piece` in lines, except a CR at its end, which waits for what follows."""
         if self._held_cr:
             piece = b"\r" + piece
         self._held_cr = piece.endswith(b"\r")
@@ -184,17 +184,27 @@ class Stuffer:
         newlines = piece.count(b"\n")
         if newlines != piece.count(b"\r") or newlines != piece.count(b"\r\n"):
             piece = _BARE_NEWLINE.sub(b"\r\n", piece)
-        stuffed = piece.replace(b"\r\n.", b"\r\n..")
-        if self._at_line_start and piece.startswith(b"."):
-            stuffed = b"." + stuffed
         self._at_line_start = piece.endswith(b"\n")
-        return stuffed
+        return piece
 
     def finish(self) -> bytes:
         """What is missing to end in CRLF."""
         if self._held_cr or not self._at_line_start:
             return b"\r\n"
         return b""
+
+
+class Stuffer(LineEnds):
+    """Turns opaque text into SMTP wire form: in lines, and a dot at a line's start is doubled."""
+
+    __slots__ = ()
+
+    def take(self, piece: bytes) -> bytes:
+        """The wire form of `piece`, except a CR at its end, which waits for what follows."""
+        begins_line = self._at_line_start
+        lines = super().take(piece)
+        stuffed = lines.replace(b"\r\n.", b"\r\n..")
+        return b"." + stuffed if begins_line and lines.startswith(b".") else stuffed
 
 
 class Unstuffer:
