@@ -642,7 +642,8 @@ class ISpool(Interface):
     def due(now: float, limit: int, avoid: Collection[bytes]) -> list[DueWork]:
         """Take up to `limit` messages that are due at wall time `now`, fair over domains, none
         whose domain is in `avoid`; within a domain strictly by priority (six levels at least),
-        then oldest due first. Bounded work, no scan of the queue.
+        then oldest due first. Bounded work, no scan of the queue. What has a time
+        (`Envelope.deliver_by`) is a domain of its own, which nobody can avoid.
         """
 
     def next_due(avoid: Collection[bytes]) -> float | None:
@@ -868,6 +869,17 @@ class INotifies(Interface):
     """Add-on of ISender: the far end may take over what senders ask of reports (RFC 3461)."""
 
     notifies: bool = Attribute("It does: who asked to be told of success is told by the far end.")
+
+
+class IDeliversBy(Interface):
+    """Add-on of ISender: the far end may keep to the time that a sender gave (RFC 2852)."""
+
+    delivers_by: bool = Attribute("It does, and returns what is late, or tells its sender.")
+
+    def keep_time(clock: IClock) -> None:
+        """What is left of a message's time is counted by this clock: the queue's, which may not
+        believe the machine's.
+        """
 
 
 class ILimits(Interface):

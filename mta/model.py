@@ -160,12 +160,18 @@ def grade_of(priority: int) -> Grade:
 
 
 class Requires(enum.IntFlag):
-    """Transport properties without which the message must not travel."""
+    """What a message asks of its way. Without the properties of the transport it must not travel;
+    IN_TIME: nor beyond those who keep to its `deliver_by`, nor after it. TRACE forbids nothing.
+    """
 
     NOTHING = 0
     TLS = 1
     EIGHT_BIT = 2
     UTF8 = 4
+    IN_TIME = 8
+    """RFC 2852, BY=...;R: it is returned when its time is over."""
+    TRACE = 16
+    """RFC 2852, BY=...;...T: its sender hears of each server that it is handed on to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +181,8 @@ class Envelope:
     Times are wall-clock seconds since 1970. `association` names the association it came by
     (`smtp/in/17`), `ordinal` counts the messages of that association from 1 (in-doubt list).
     `envelope_id` is ENVID as it travels (xtext); `ret_full` is RET, None when it was not said;
-    `priority` one of PRIORITIES.
+    `priority` one of PRIORITIES. `deliver_by` is when its time is over (RFC 2852): it is returned
+    then if it `requires` IN_TIME, else its sender is told that it is late.
     """
 
     sender: Address

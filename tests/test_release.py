@@ -35,7 +35,7 @@ def say(machine: Responder, *lines: bytes) -> bytes:
 class OfferTests(SynchronousTestCase):
     def responder(self, relays: bool) -> Responder:
         auth = AuthTerms(("PLAIN",), in_clear=True)
-        machine = Responder(b"mx.example.org", relays=relays, future=TERMS, auth=auth)
+        machine = Responder(b"mx.example.org", relays=relays, offers=[TERMS], auth=auth)
         machine.greet()
         machine.take_output()
         return machine

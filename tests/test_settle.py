@@ -20,6 +20,7 @@ from mta.model import (
     Recipient,
     RecipientStatus,
     Reply,
+    Requires,
     fresh_state,
 )
 from mta.transfer.settings import QueueSettings
@@ -130,7 +131,9 @@ class SettleTests(SynchronousTestCase):
         self.assertEqual(rules.expires(message(Notify.UNSET, sender=b"")), 1000.0 + day)
         later = replace(message(Notify.UNSET), deferred_until=1000.0 + day)
         self.assertEqual(rules.expires(later), 1000.0 + 6 * day)
-        self.assertEqual(rules.expires(replace(later, deliver_by=2000.0)), 2000.0)
+        timed = replace(later, deliver_by=2000.0)
+        self.assertEqual(rules.expires(timed), 1000.0 + 6 * day)
+        self.assertEqual(rules.expires(replace(timed, requires=Requires.IN_TIME)), 2000.0)
 
     def test_delay_warning_once(self):
         """The delay notice comes once, after its time, for those who may hear it."""

@@ -32,6 +32,7 @@ from mta.model import (
     queue_id,
 )
 from mta.routing.least_cost import LeastCostRouting
+from mta.spool.envelopes import first_pending_domain
 from mta.telemetry import Telemetry, Transferred
 from mta.testing.clock import VirtualClock
 from mta.testing.surroundings import MemoryTenure
@@ -195,8 +196,7 @@ class PlainSpool:
 
     def _domain(self, name):
         envelope, state = self.messages[name]
-        pending = state.pending
-        return envelope.recipients[pending[0]].address.domain if pending else b""
+        return first_pending_domain(envelope, state)
 
     def _waits(self, name, avoid):
         held = self.messages[name][1].held

@@ -452,6 +452,7 @@ def entry_facts(entry: QueueEntry, *, full: bool = False) -> dict[str, Any]:
             "envelope_id": neutral(envelope.envelope_id),
             "body_type": envelope.body_type.value,
             "requires": plain(envelope.requires),
+            "deliver_by": rfc3339(envelope.deliver_by) if envelope.deliver_by is not None else "",
             "delay_warned": state.delay_warned,
         }
     return facts

@@ -54,6 +54,8 @@ _REPORTS = {
     "delayed": "sender delay notification",
     "delivered": "sender delivery status notification",
     "relayed": "sender delivery status notification",
+    "untimed": "sender delivery status notification",
+    "traced": "sender delivery status notification",
     "double-bounce": "postmaster non-delivery notification",
 }
 

@@ -40,6 +40,8 @@ from mta.interfaces import (
 )
 from mta.model import PeerInfo, Reply
 from mta.settings import is_within
+from mta.wire.smtp.deliver_by import DeliverBy
+from mta.wire.smtp.offers import Offer
 from mta.wire.smtp.release import FutureRelease
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.server import Responder
@@ -201,7 +203,7 @@ class SmtpListener:
                 security=self._security,
                 auth=self._terms(known),
                 relays=known is not None and known.admitted,
-                future=self._future() if known is not None else None,
+                offers=self._offers() if known is not None else (),
                 requiretls=self.settings.requiretls,
             ),
             reception,
@@ -217,11 +219,16 @@ class SmtpListener:
         self._clients[peer.host] = mine + 1
         return responder
 
-    def _future(self) -> FutureRelease | None:
+    def _offers(self) -> list[Offer]:
+        """To clients that may relay."""
+        offers: list[Offer] = []
         seconds = int(self.settings.future_release)
-        if not seconds:
-            return None
-        return FutureRelease(seconds, int(self._surroundings.clock.wall()) + seconds)
+        if seconds:
+            latest = int(self._surroundings.clock.wall()) + seconds
+            offers.append(FutureRelease(seconds, latest))
+        if self.settings.deliver_by:
+            offers.append(DeliverBy(int(self.settings.deliver_by_least)))
+        return offers
 
     def _terms(self, known: IAuthenticatingReception | None) -> AuthTerms:
         if self._auth == "none" or known is None:

@@ -30,6 +30,7 @@ from mta.interfaces import (
     ICheckpoints,
     IClock,
     IContent,
+    IDeliversBy,
     IEnds,
     IExecutor,
     ILimits,
@@ -92,7 +93,7 @@ class Flusher:
             sender.flush()
 
 
-@implementer(ISender, IEnds, IBodyTypes, ICheckpoints, ILimits, INotifies)
+@implementer(ISender, IEnds, IBodyTypes, ICheckpoints, ILimits, INotifies, IDeliversBy)
 @implementer(IPushProducer, IRevocable, IHandshakeListener)
 class SmtpSender(Protocol):
     """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
@@ -125,6 +126,7 @@ class SmtpSender(Protocol):
         self.source = ""
         self.ends: FourTuple | None = None
         self._machine = machine
+        self._clock = clock
         self._flusher = flusher
         self._checkpoint = checkpoint
         self._deadline = Deadline(clock, self._expired)
@@ -203,7 +205,7 @@ class SmtpSender(Protocol):
         self._asked = recipients
         self._is_opaque = envelope.content_form is ContentForm.OPAQUE
         everyone = envelope.recipients
-        body = envelope.body_type
+        body, deliver_by = envelope.body_type, envelope.deliver_by
         events = self._machine.prepare(
             queue_id,
             envelope.sender,
@@ -215,6 +217,7 @@ class SmtpSender(Protocol):
             envelope=envelope,
             binary=body is BodyType.BINARY_MIME,
             chunked=self._is_opaque and self._machine.chunks,
+            seconds_left=0.0 if deliver_by is None else deliver_by - self._clock.wall(),
         )
         self.flush()
         if events:
@@ -275,6 +278,15 @@ class SmtpSender(Protocol):
     @property
     def notifies(self) -> bool:
         return self._machine.notifies
+
+    # -- IDeliversBy
+
+    @property
+    def delivers_by(self) -> bool:
+        return self._machine.delivers_by
+
+    def keep_time(self, clock: IClock) -> None:
+        self._clock = clock
 
     # -- IBodyTypes
 

@@ -121,6 +121,17 @@ class LmtpListenerSettings(Settings):
         description="How long a client that may relay can ask us to keep its message before it goes"
         " (FUTURERELEASE, RFC 4865); the queue's lifetime begins then. 0: it is not offered.",
     )
+    deliver_by: Boolean = Field(
+        default=True,
+        description="Offer DELIVERBY (RFC 2852) to clients that may relay: a message with BY=600;R"
+        " comes back when it is not delivered in ten minutes; with BY=600;N its sender is told.",
+    )
+    deliver_by_least: Duration = Field(
+        default=0.0,
+        le=999_999_999.0,
+        description="The least time that a message with BY=...;R must have, in whole seconds; it is"
+        " announced, and less is refused with 555. 0s: any time.",
+    )
     requiretls: Boolean = Field(
         default=True,
         description="Offer REQUIRETLS (RFC 8689) under TLS: a message whose client says it goes on"

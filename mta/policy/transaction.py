@@ -84,6 +84,7 @@ class Transaction:
     `held` and `discarded` are the reasons given, "" for neither; `added` is the finished text of
     the header fields that policies put before all others; `completed` that of those which a client
     left out where mail is handed in. `is_spared`: a policy asked the later ones to be passed over.
+    `deliver_by` is what BY comes to, counted from MAIL.
     """
 
     __slots__ = (
@@ -94,6 +95,7 @@ class Transaction:
         "chunk",
         "completed",
         "content_form",
+        "deliver_by",
         "discarded",
         "header_can_change",
         "header_is_whole",
@@ -134,6 +136,7 @@ class Transaction:
         self.discarded = ""
         self.is_spared = False
         self.revision: Revision | None = None
+        self.deliver_by: float | None = None
         self._notes: dict[str, Any] | None = None
 
     @property

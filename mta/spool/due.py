@@ -19,12 +19,21 @@ from heapq import heapify, heappop, heappush
 
 from mta.spool.priorities import BEST_FIRST, NORMAL
 
+TIMED = b" by"
+"""Behind a domain: its messages that have a time (RFC 2852). No domain holds a blank."""
 _BITS = 28
 _MASK = (1 << _BITS) - 1
 
 
+def domain_of(name: bytes) -> bytes:
+    """The domain itself."""
+    return name.removesuffix(TIMED)
+
+
 class Domains:
-    """Interned domain names with the number of messages queued for each."""
+    """Interned domain names with the number of messages queued for each. What has a time is apart,
+    as of another domain: it is offered though mail for the domain be left alone.
+    """
 
     __slots__ = ("counts", "free", "heaps", "names", "numbers", "ranked")
 
@@ -86,6 +95,14 @@ class Domains:
         kept = [entry for entry in self.heaps[number] if entry & _MASK not in slots]
         heapify(kept)
         self.heaps[number] = kept
+
+    def by_domain(self) -> dict[bytes, int]:
+        """Messages queued for each, for people."""
+        found: dict[bytes, int] = {}
+        for name, number in self.numbers.items():
+            domain = domain_of(name)
+            found[domain] = found.get(domain, 0) + self.counts[number]
+        return found
 
     def dump_heaps(self) -> tuple[bytes, bytes]:
         """The length of each heap, and all of them behind one another; one heap a domain, whatever

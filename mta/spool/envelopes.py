@@ -25,6 +25,7 @@ from mta.model import (
     RecipientStatus,
     Requires,
 )
+from mta.spool.due import TIMED
 from mta.spool.priorities import OCTETS, PRIORITIES
 
 # The place in the tuple is what lies on disk: append, never reorder.
@@ -234,10 +235,13 @@ def decode_state(octets: bytes) -> MessageState:
 
 
 def first_pending_domain(envelope: Envelope, state: MessageState) -> bytes:
-    """By which the message is grouped in the queue; b"" when nothing is pending."""
+    """By which the message is grouped in the queue; b"" when nothing is pending. What has a time
+    (RFC 2852) is a group of its own: it is looked at then, though its destination be left alone.
+    """
     for recipient, one in zip(envelope.recipients, state.recipients, strict=False):
         if one.status is RecipientStatus.PENDING:
-            return recipient.address.domain
+            domain = recipient.address.domain
+            return domain if envelope.deliver_by is None else domain + TIMED
     return b""
 
 

@@ -441,7 +441,6 @@ class LogSpool:
         if log is None:
             return SpoolStats(0, 0, 0, None, 0, self.settings.reserve)
         index = log.ledger.index
-        domains = index.domains
         return SpoolStats(
             messages=len(index),
             held=index.held,
@@ -449,7 +448,7 @@ class LogSpool:
             oldest_received_at=index.oldest_received(),
             free_octets=log.upkeep.free_octets,
             reserve_octets=log.upkeep.reserve_octets,
-            by_domain={name: domains.counts[number] for name, number in domains.numbers.items()},
+            by_domain=index.domains.by_domain(),
         )
 
     # --- inside ---

@@ -46,6 +46,7 @@ from mta.model import (
 )
 from mta.spool.content import ResidentContent
 from mta.spool.doubts import DoubtList
+from mta.spool.due import domain_of
 from mta.spool.envelopes import first_pending_domain
 from mta.spool.index import HELD, NOWHERE, TAKEN, Index
 from mta.spool.ledger import OpenAssociation
@@ -357,7 +358,7 @@ class MemorySpool:
         return [
             DueWork(
                 index.queue_id(slot),
-                index.domains.names[index.domain[slot]],
+                domain_of(index.domains.names[index.domain[slot]]),
                 index.priority(slot),
                 index.due[slot],
             )
@@ -443,7 +444,6 @@ class MemorySpool:
 
     def stats(self) -> SpoolStats:
         index = self._index
-        domains = index.domains
         return SpoolStats(
             messages=len(index),
             held=index.held,
@@ -451,7 +451,7 @@ class MemorySpool:
             oldest_received_at=index.oldest_received(),
             free_octets=max(0, self.settings.capacity - self.store.octets),
             reserve_octets=0,
-            by_domain={name: domains.counts[n] for name, n in domains.numbers.items()},
+            by_domain=index.domains.by_domain(),
         )
 
 

@@ -30,6 +30,7 @@ from mta.model import (
 from mta.spool.committer import Committer, Unit
 from mta.spool.content import FileContent, ResidentContent
 from mta.spool.directory import Directory, as_spool_error
+from mta.spool.due import domain_of
 from mta.spool.epoch import OwnEpoch
 from mta.spool.index import HELD as INDEX_HELD
 from mta.spool.index import TAKEN
@@ -442,7 +443,7 @@ class OwnedLog:
         return [
             DueWork(
                 index.queue_id(slot),
-                names[index.domain[slot]],
+                domain_of(names[index.domain[slot]]),
                 index.priority(slot),
                 index.due[slot],
             )

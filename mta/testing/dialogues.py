@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from mta.model import Address, Envelope, Notify, Recipient
+from mta.model import Address, Envelope, Notify, Recipient, Requires
 from mta.testing.transcript import lines_of_far_end, parse
 
 Lines = list[bytes]
@@ -131,7 +131,7 @@ def pieces_of(rng: Random, data: bytes) -> Lines:
 
 
 def wishes(rng: Random, sender: Address, recipients: Sequence[Address]) -> Envelope:
-    """An envelope whose sender asks something of reports, now and then (RFC 3461)."""
+    """An envelope whose sender asks something of reports, or gives a time, now and then."""
     return Envelope(
         sender,
         tuple(
@@ -144,4 +144,6 @@ def wishes(rng: Random, sender: Address, recipients: Sequence[Address]) -> Envel
         ),
         envelope_id=rng.choice((b"", b"QQ+3D1")),
         ret_full=rng.choice((None, True, False)),
+        requires=rng.choice((Requires.NOTHING, Requires.IN_TIME, Requires.TRACE)),
+        deliver_by=rng.choice((None, None, 0.0)),
     )

@@ -27,6 +27,7 @@ from mta.wire.sasl_client import EXCHANGES
 from mta.wire.smtp import events
 from mta.wire.smtp.client_auth import Authentication
 from mta.wire.smtp.content import END_OF_DATA, Stuffer
+from mta.wire.smtp.deliver_by import DeliverBy
 from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
 from mta.wire.smtp.reply import ReplyReader
 from mta.wire.smtp.server import Responder
@@ -82,7 +83,15 @@ class _Host:
         checkpoint &= role is Role.SMTP
         kind = ChunkingResponder if chunking else Responder
         terms = _TERMS if auth else NO_AUTH
-        self.machine = kind(b"mx.example.org", role, limits, checkpoint=checkpoint, auth=terms)
+        self.machine = kind(
+            b"mx.example.org",
+            role,
+            limits,
+            checkpoint=checkpoint,
+            auth=terms,
+            relays=True,
+            offers=[DeliverBy(10)],
+        )
         self._is_known = False
         """Somebody was authenticated."""
         self._is_opaque = False

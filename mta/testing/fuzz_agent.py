@@ -125,6 +125,7 @@ class Agent:
                 envelope=wishes(self._rng, _SENDER, [address for _, address in to]),
                 binary=chunked and self._rng.random() < 0.5,
                 chunked=chunked,
+                seconds_left=self._rng.choice((-1e12, -1.0, 0.0, 5.5, 600.0, 1e12)),
             )
         )
 

@@ -575,6 +575,23 @@ class ISpoolTests:
         self.spool = self.own("b")
         assert self.spool.due(NOW + 60, 1, ())[0].domain == b"two.example"
 
+    def test_in_time_though_avoided(self) -> None:
+        """What has a time is offered when it is due though its domain be avoided, under the
+        domain's name, and counted there; after an attempt and after a takeover too."""
+        message = envelope("a@one.example", deliver_by=NOW + 500)
+        name, other = self.accept(message), self.accept(envelope("b@one.example"))
+        self.spool.give_back(other, None)
+        self.result(
+            self.spool.journal([Result(name, "out/1", deferred_state(message, NOW + 60))], [])
+        )
+        assert dict(self.spool.stats().by_domain) == {b"one.example": 2}
+        for node in "bc":
+            assert self.spool.next_due({b"one.example"}) == NOW + 60
+            assert self.spool.due(NOW + 59, 9, {b"one.example"}) == []
+            [work] = self.spool.due(NOW + 60, 9, {b"one.example"})
+            assert (work.queue_id, work.domain) == (name, b"one.example")
+            self.spool = self.own(node)
+
     def test_report_comes_with_its_result(self) -> None:
         """The report is queued and due when its outcome is durable, under the id it was given."""
         name = self.accept()

@@ -9,7 +9,8 @@ A transcript begins with comments and `key: value` settings up to an empty line:
     limit: recipients=2                                     the responder's Limits
     offer: checkpoint                                       what not every client is offered; also
                                                             chunking, starttls (a must: starttls!),
-                                                            auth (under TLS), auth-clear (always)
+                                                            auth (under TLS), auth-clear (always),
+                                                            deliver-by, deliver-by=SECONDS
     hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on";
                                                             `-` where there is no enhanced code;
                                                             auth, and response <what it holds>
@@ -21,8 +22,8 @@ Then lines, each with who speaks:
     A: prepare 1 <a@x> <b@y> <c@y>      what our own side is told to do (initiator only);
        options: size=100 8bit binary chunked
        transid=1@x (a new named transaction) resend=1@x (the same again)
-       utf8 (its header needs SMTPUTF8) ret=FULL envid=QQ1, and behind a recipient
-       notify=SUCCESS,DELAY orcpt=rfc822;x
+       utf8 (its header needs SMTPUTF8) ret=FULL envid=QQ1 by=600;RT (what is left of its
+       time), and behind a recipient notify=SUCCESS,DELAY orcpt=rfc822;x
     E: ...        the events of the machine
 Lines of the far end that follow one another arrive in one piece.
 Escapes: \\r \\n \\0 \\t \\\\ \\xNN; `x\\*1000` is 1000 times `x`. Any other backslash is one.
@@ -43,9 +44,11 @@ from mta.wire.smtp import client_states as told
 from mta.wire.smtp import events
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.client_auth import Authentication
+from mta.wire.smtp.deliver_by import DeliverBy, parse_by
 from mta.wire.smtp.grammar import parse_path
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import notify_of
+from mta.wire.smtp.offers import Offer
 from mta.wire.smtp.server import Responder
 from mta.wire.smtp.server_auth import NO_AUTH, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
@@ -184,6 +187,11 @@ def _terms(offers: Sequence[str]) -> AuthTerms:
     return AuthTerms(("SCRAM-SHA-256", "PLAIN", "LOGIN"), in_clear="auth-clear" in offers)
 
 
+def _offered(offers: Sequence[str]) -> list[Offer]:
+    words = [offer.partition("=") for offer in offers]
+    return [DeliverBy(int(least or 0)) for word, _, least in words if word == "deliver-by"]
+
+
 class _Responding:
     """We answer: the machine of wire/smtp/server.py, with hooks that answer at once."""
 
@@ -207,6 +215,8 @@ class _Responding:
             checkpoint="checkpoint" in offers,
             security=security,
             auth=_terms(offers),
+            relays=True,
+            offers=_offered(offers),
         )
         self._content = b""
 
@@ -318,6 +328,7 @@ class _Initiating:
                 tag, sender, *recipients = re.findall(r"<[^>]*>|[^ ]+", rest)
                 options = [r for r in recipients if not r.startswith("<")]
                 sizes = [int(o[5:]) for o in options if o.startswith("size=")]
+                left = [o[3:] for o in options if o.startswith("by=")]
                 named = [o for o in options if o.startswith(("transid=", "resend="))]
                 name = named[0].partition("=")[2].encode() if named else b""
                 to = [r for r in recipients if r.startswith("<")]
@@ -333,6 +344,7 @@ class _Initiating:
                         binary="binary" in options,
                         chunked="chunked" in options,
                         envelope=_envelope(_address(sender, True), recipients),
+                        seconds_left=parse_by(left[0].encode()).seconds if left else 0.0,
                     )
                 )
             case "content" | "opaque":
@@ -419,12 +431,17 @@ def _envelope(sender: Address, words: Sequence[str]) -> Envelope:
             recipients[-1] = replace(recipients[-1], original=value.encode())
         else:
             asked[key] = value
+    requires = Requires.UTF8 if "utf8" in asked else Requires.NOTHING
+    if "by" in asked:
+        by = parse_by(asked["by"].encode())
+        requires |= by.returns * Requires.IN_TIME | by.traces * Requires.TRACE
     return Envelope(
         sender,
         tuple(recipients),
         envelope_id=asked.get("envid", "").encode(),
         ret_full=asked["ret"] == "FULL" if "ret" in asked else None,
-        requires=Requires.UTF8 if "utf8" in asked else Requires.NOTHING,
+        requires=requires,
+        deliver_by=0.0 if "by" in asked else None,
     )
 
 

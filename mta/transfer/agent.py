@@ -31,11 +31,12 @@ from mta.model import Outcome, Result, Route
 from mta.telemetry import Counter, Telemetry
 from mta.transfer.conversion import Fitting
 from mta.transfer.hops import Hop, HopFinder, HopHealth
-from mta.transfer.ledger import Ledger, Via
+from mta.transfer.ledger import Ledger
 from mta.transfer.naming import Naming
 from mta.transfer.outcomes import completed, in_doubt, local_problem
 from mta.transfer.schedule import Lane
 from mta.transfer.tasks import sleep
+from mta.transfer.via import Via
 from mta.transfer.work import Job
 
 FAIR_SHARE = 50

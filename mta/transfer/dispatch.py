@@ -20,7 +20,6 @@ from mta.errors import Failure, Fenced, PermanentFailure, SpoolError, TenureRevo
 from mta.interfaces import (
     IAssociationKind,
     IClock,
-    INotifies,
     IResolver,
     IRouting,
     ISender,
@@ -47,14 +46,16 @@ from mta.transfer.doubts import DoubtLog, Doubts
 from mta.transfer.endings import Endings, plain
 from mta.transfer.finishing import Finishing
 from mta.transfer.hops import Hop, HopFinder, HopHealth
-from mta.transfer.ledger import Ledger, Via
+from mta.transfer.ledger import Ledger
 from mta.transfer.outcomes import reply_of
+from mta.transfer.patience import Patience
 from mta.transfer.report import Reporter
 from mta.transfer.schedule import LAST_GRADE, Lane, Reach, Schedule, grade_of
 from mta.transfer.settings import QueueSettings
 from mta.transfer.settle import Rules
 from mta.transfer.standing import Standing
 from mta.transfer.tasks import Alarm, Tasks
+from mta.transfer.via import Via, via_of
 from mta.transfer.work import Job, Message
 
 _BATCH = 200
@@ -107,6 +108,7 @@ class Dispatch:
         self._schedule: Schedule[Job] = Schedule(
             settings.associations, settings.destination_retry, max(settings.backoff)
         )
+        self._patience = Patience(self._schedule, self.ledger, self.clock)
         self._endings = Endings(self)
         self.unfit = self._endings.unfit
         may_hold = any(c.in_doubt is InDoubt.HOLD for c, _ in self._connectors.values())
@@ -308,6 +310,10 @@ class Dispatch:
             return
         message = Message(queue_id, envelope, state, self.clock.monotonic(), wall)
         self.ledger.active[queue_id] = message
+        if envelope.deliver_by is not None and self.rules.is_over(envelope, wall):
+            message.jobs = 1
+            self._tasks.start(self._endings.over(message))
+            return
         parts, lost = self._division.divide(message)
         message.jobs = len(parts) + len(lost)
         message.is_divided = message.jobs > 1
@@ -340,7 +346,7 @@ class Dispatch:
             )
         self._standing.saw(lane, message.envelope.recipients[indexes[0]].address.domain)
         job = Job(message, indexes, route, lane, grade=grade, doubt=doubt)
-        if lane.reach is not Reach.OPEN and schedule.is_resting(lane, self.clock.monotonic()):
+        if lane.reach is not Reach.OPEN and self._patience.must_rest(lane, message.envelope):
             self._not_now(job)
             return
         if lane.queued >= self._lane_limit and message.jobs == 1:
@@ -419,18 +425,8 @@ class Dispatch:
 
     def via(self, hop: Hop, sender: ISender, connecting: float) -> Via:
         connector = self._connectors[hop.hop.connector][0]
-        return Via(
-            connector.name,
-            hop.kind.name,
-            relay=sender.relay,
-            source=sender.source,
-            slot=sender.slot,
-            peer=hop.peer,
-            connecting=connecting,
-            hold_unknown=connector.in_doubt is InDoubt.HOLD,
-            vip=self._externals.get(sender.source, self._vip),
-            notifies=INotifies.providedBy(sender) and sender.notifies,
-        )
+        vip = self._externals.get(sender.source, self._vip)
+        return via_of(connector, hop, sender, connecting, vip=vip, clock=self.clock)
 
     def recorded(self, journalling: Deferred[None], results: Sequence[Result]) -> None:
         """Last words of an agent that was cut off: nobody waits for them."""
@@ -492,13 +488,12 @@ class Dispatch:
 
     def _not_now(self, job: Job) -> None:
         """Its destination rests. Expired messages end here; the others wait in the spool."""
-        lane, message = job.lane, job.message
-        if self.rules.is_expired(message.envelope, self.clock.wall()) and not message.is_gone:
-            reply = Reply(451, "4.4.1", (plain(lane.last_reply) or b"destination unreachable",))
-            self._tasks.start(self._endings.told(job, lane, OutcomeKind.DEFERRED, reply))
+        seconds = self._patience.seconds(job)
+        if seconds is not None:
+            self.postpone(job, seconds)
             return
-        rest = max(1.0, lane.retry_at - self.clock.monotonic())
-        self.postpone(job, rest * (1.0 + 0.1 * abs(self.ledger.spread())))
+        reply = Reply(451, "4.4.1", (plain(job.lane.last_reply) or b"destination unreachable",))
+        self._tasks.start(self._endings.told(job, job.lane, OutcomeKind.DEFERRED, reply))
 
     def _avoided(self, now: float) -> set[bytes]:
         """Domains whose lane rests or is full."""

@@ -16,9 +16,10 @@ from mta.errors import Failure, Fenced, SpoolError, Unfit
 from mta.interfaces import IClock, ISpool
 from mta.model import Outcome, OutcomeKind, Reply, Result, Route, Unroutable
 from mta.telemetry import Telemetry
-from mta.transfer.ledger import Ledger, Via
+from mta.transfer.ledger import Ledger
 from mta.transfer.outcomes import reply_of
 from mta.transfer.schedule import Lane
+from mta.transfer.via import Via
 from mta.transfer.work import Job, Message
 
 _NOWHERE = Route("", "", (), 0, "")
@@ -62,6 +63,15 @@ class Endings:
     async def nobody(self, message: Message) -> None:
         """Every recipient is settled; the record of the message's end was lost with a crash."""
         await self._conclude(_nowhere(message, ()), (), Via("none", "error"))
+
+    async def over(self, message: Message) -> None:
+        """The time that its sender gave is over: it goes back, not to be tried again (RFC 2852)."""
+        pending, known = message.state.pending, message.state.recipients
+        last = next((known[i].reply for i in pending if known[i].reply), "")
+        text = "not delivered in the time that its sender gave" + (last and f"; last: {last}")
+        job = _nowhere(message, pending)
+        outcomes = _all(job, OutcomeKind.DEFERRED, Reply(451, "4.4.7", (plain(text),)))
+        await self._conclude(job, outcomes, Via("none", "error"))
 
     async def unfit(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
         """Nobody who was reached can take it as it is. Where somebody was not, he is waited for."""

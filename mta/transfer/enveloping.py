@@ -43,6 +43,7 @@ def envelope_of(  # noqa: PLR0917 - a fact each
         envelope_id=wishes.envelope_id,
         ret_full=wishes.ret_full,
         deferred_until=wishes.deferred_until,
+        deliver_by=transaction.deliver_by,
         received_at=wall,
         trace_hops=hops,
         association=association.peer.association,

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred
 
 from mta.model import Outcome, Result
-from mta.transfer.ledger import Ledger, Via
+from mta.transfer.ledger import Ledger
 from mta.transfer.report import NO_ORIGINAL, Original, Reporter
 from mta.transfer.settle import ReportDue
+from mta.transfer.via import Via
 from mta.transfer.work import Job
 
 

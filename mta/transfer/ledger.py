@@ -13,56 +13,9 @@ from mta.interfaces import IClock
 from mta.model import Doubt, Outcome, OutcomeKind, Recipient, Report, Result
 from mta.telemetry import Counter, Removed, Reported, Telemetry, Transferred
 from mta.transfer.settle import Rules, Settlement
+from mta.transfer.via import Via
 from mta.transfer.work import Job, Message
 from mta.wire.dsn import decoded_original
-
-
-class Via:
-    """The association that outcomes came over, or what stands in its place."""
-
-    __slots__ = (
-        "connecting",
-        "connector",
-        "hold_unknown",
-        "kind",
-        "peer",
-        "relay",
-        "slot",
-        "source",
-        "success",
-        "vip",
-    )
-
-    def __init__(
-        self,
-        connector: str,
-        kind: str,
-        *,
-        relay: str = "none",
-        source: str = "",
-        slot: str = "",
-        peer: str = "",
-        connecting: float = 0.0,
-        hold_unknown: bool = False,
-        vip: str = "",
-        notifies: bool = False,
-    ) -> None:
-        self.connector = connector
-        self.kind = kind
-        self.relay = relay
-        self.source = source
-        self.slot = slot
-        self.peer = peer
-        self.connecting = connecting
-        """Seconds that opening it took; 0 from its second message on."""
-        self.hold_unknown = hold_unknown
-        self.vip = vip
-        """The virtual server's address as peers see it; `source` is what was bound."""
-        self.success = "relayed" if kind == "smtp" else "delivered"
-        """Which report a sender gets who asked for one: SMTP only hands the message on. "": none of
-        ours, the far end knows the wish and sends it."""
-        if notifies:
-            self.success = ""
 
 
 class Ledger:
@@ -102,6 +55,7 @@ class Ledger:
             attempts=message.attempts,
             remote=via.relay,
             success=via.success,
+            handed_on=via.handed_on,
             hold_unknown=via.hold_unknown,
         )
 

@@ -49,14 +49,11 @@ from mta.telemetry import Connected, Disconnected
 from mta.transfer.acceptance import Acceptance, queued
 from mta.transfer.desk import Desk, store_reply
 from mta.transfer.enveloping import envelope_of
-from mta.transfer.header_block import (
-    HeaderScan,
-    message_id,
-    received_count,
-)
+from mta.transfer.header_block import HeaderScan, message_id, received_count
 from mta.transfer.identity import CHALLENGE, Identity
 from mta.transfer.later_legs import LaterLegs
 from mta.transfer.stamp import Stamp
+from mta.transfer.wishes import read_time
 from mta.wire.dsn import original_recipient
 from mta.wire.mime.texts import TextScan
 
@@ -266,6 +263,11 @@ class Reception:
         transaction = self._transaction = Transaction(self._association, sender, parameters)
         if sender.text and not sender.domain and sender.kind is AddressKind.SMTP:
             return self._refused(BARE_SENDER, "MAIL")
+        if parameters and b"BY" in parameters:
+            over = read_time(parameters, desk.clock.wall())
+            if isinstance(over, Reply):
+                return self._refused(over, "MAIL")
+            transaction.deliver_by = over
         association = self._association
         if association.submission is not None:
             rule, user = association.submission, association.user

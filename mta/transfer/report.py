@@ -26,6 +26,7 @@ from mta.model import (
     Outcome,
     OutcomeKind,
     Recipient,
+    Reply,
     Report,
     Requires,
     derived_queue_id,
@@ -39,10 +40,19 @@ _ACTIONS = {
     "double-bounce": Action.FAILED,
     "delayed": Action.DELAYED,
     "relayed": Action.RELAYED,
+    "untimed": Action.RELAYED,
+    "traced": Action.RELAYED,
     "delivered": Action.DELIVERED,
 }
 _EXPIRED = "4.4.7"
 """RFC 3463: delivery time expired. The last reply stands beside it as the diagnostic."""
+_TIME_IS_OVER = "5.4.7"
+"""The same, where its sender gave the time and wants it back (RFC 2852 4.1.2): for good."""
+_NOT_REACHED = Outcome(0, OutcomeKind.DEFERRED, Reply(451, "4.4.7", (b"not delivered yet",)))
+_REMARKS = {
+    "untimed": "They do not keep to the time that you set for it, and report nothing on it.",
+    "traced": "You asked to be told of each server on its way.",
+}
 _HEADER_LIMIT = 256 * 1024
 """Octets of the original that are searched for the end of its header block."""
 
@@ -161,9 +171,11 @@ class Reporter:
             report_id=queue_id,
             to=to,
             recipients=[
-                self._status(envelope, index, said[index], action, relay)
+                self._status(envelope, index, said.get(index, _NOT_REACHED), action, relay)
                 for index in due.recipients
             ],
+            remark=_REMARKS.get(due.kind),
+            deliver_by=envelope.deliver_by,
             date=now,
             arrival=envelope.received_at,
             postmaster=self._postmaster.text,
@@ -193,6 +205,11 @@ class Reporter:
         recipient = original.recipients[index]
         has_expired = action is Action.FAILED and outcome.kind is not OutcomeKind.FAILED
         status = _EXPIRED if has_expired else outcome.reply.enhanced
+        if original.deliver_by is not None and outcome.kind is not OutcomeKind.FAILED:
+            if has_expired and self._clock.wall() >= original.deliver_by:
+                status = _TIME_IS_OVER
+            elif action is Action.DELAYED:
+                status = _EXPIRED
         if not status:
             status = {Action.FAILED: "5.0.0", Action.DELAYED: "4.0.0"}.get(action, "2.0.0")
         is_local = relay == "none"

@@ -4,15 +4,16 @@ Law: what a client declares counts only where its content bears it out: 8BITMIME
 SMTPUTF8 for a plain header, would only close ways that are open.
 
 RFC 6152, RFC 3030 (BODY), RFC 3461 4.3 and 4.4 (RET, ENVID), RFC 6531 (SMTPUTF8), RFC 4865
-(HOLDFOR, HOLDUNTIL), RFC 8689 (REQUIRETLS).
+(HOLDFOR, HOLDUNTIL), RFC 8689 (REQUIRETLS), RFC 2852 (BY).
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from mta.model import BodyType, Requires
+from mta.model import BodyType, Reply, Requires
 
+TOO_LATE: Final = Reply(501, "5.5.4", (b"Its time (BY) would be over before it may go (HOLD...)",))
 _BODY_TYPES: Final = {b.value.encode(): b for b in BodyType}
 
 
@@ -38,6 +39,8 @@ def read_wishes(
         body_type = BodyType.SEVEN_BIT
     ret = parameters.get(b"RET")
     requires = Requires.TLS if b"REQUIRETLS" in parameters else Requires.NOTHING
+    if b"BY" in parameters:
+        requires |= _time(parameters)[1]
     if b"SMTPUTF8" in parameters and not plain_header:
         requires |= Requires.UTF8  # addresses speak for themselves
     return Wishes(
@@ -47,6 +50,24 @@ def read_wishes(
         requires,
         _deferred_until(parameters, wall),
     )
+
+
+def read_time(parameters: dict[bytes, bytes | None], wall: float) -> float | Reply:
+    """When the time that BY gives from MAIL on is over; or why it cannot be kept: the message is to
+    wait until it would have to be returned.
+    """
+    seconds, mode = _time(parameters)
+    over = wall + seconds
+    if mode & Requires.IN_TIME and over <= (_deferred_until(parameters, wall) or 0.0):
+        return TOO_LATE
+    return over
+
+
+def _time(parameters: dict[bytes, bytes | None]) -> tuple[int, Requires]:
+    """BY has been checked: seconds, a semicolon, N or R, and T or nothing."""
+    seconds, _, mode = (parameters[b"BY"] or b"").partition(b";")
+    requires = Requires.IN_TIME if mode[:1] == b"R" else Requires.NOTHING
+    return int(seconds), requires | Requires.TRACE if mode[1:] == b"T" else requires
 
 
 def _deferred_until(parameters: dict[bytes, bytes | None], wall: float) -> float | None:

@@ -6,8 +6,8 @@ field may hold UTF-8: the To of a report to an internationalized address. Parts 
 encoded, so that such a report asks no more of its way than its recipient does.
 
 RFC 3462 (multipart/report, text/rfc822-headers), RFC 3464 (message/delivery-status), RFC 3461 6
-(which action is which), RFC 6533 (message/global-...), RFC 3834 (Auto-Submitted), RFC 5321 4.5.2
-(transparency).
+(which action is which), RFC 6533 (message/global-...), RFC 2852 5 (Deliver-By-Date), RFC 3834
+(Auto-Submitted), RFC 5321 4.5.2 (transparency).
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def build_report(
     is_full: bool = False,
     sender: bytes | None = None,
     is_utf8: bool = False,
+    deliver_by: float | None = None,
+    remark: str | None = None,
 ) -> bytes:
     """The report as content in SMTP wire form.
 
@@ -111,6 +113,8 @@ def build_report(
     `is_full` the whole message (returned whole only if it is 7-bit and under 1 MiB; else its
     headers). `sender` is the original's, when the report goes to somebody else (a postmaster's
     copy, a double bounce).
+    `deliver_by` is the time that the original's sender gave (RFC 2852); `remark`, on what was
+    relayed, stands in place of the usual one, which is that nobody will report any more.
     The kind of the report is the action of the first recipient. `is_utf8`: the original travelled
     with SMTPUTF8 for the sake of its header, which is returned as it is.
     """
@@ -139,7 +143,16 @@ def build_report(
         b"--" + boundary,
         b"Content-Description: Notification",
         *_part(
-            _words(kind, reporting_mta, recipients, postmaster, sender, clean=clean),
+            _words(
+                kind,
+                reporting_mta,
+                recipients,
+                postmaster,
+                sender,
+                clean=clean,
+                deliver_by=deliver_by,
+                remark=remark,
+            ),
             b"text/plain; charset=us-ascii",
             b"text/plain; charset=utf-8",
         ),
@@ -147,7 +160,7 @@ def build_report(
         b"--" + boundary,
         b"Content-Description: Delivery report",
     ]
-    fields = _message_fields(name, envelope_id, arrival)
+    fields = _message_fields(name, envelope_id, arrival, deliver_by)
     for recipient in recipients:
         fields += [b"", *_recipient_fields(recipient, clean)]
     lines += _part(fields, b"message/delivery-status", b"message/global-delivery-status")
@@ -203,13 +216,20 @@ def _words(
     sender: bytes | None,
     *,
     clean: Clean,
+    deliver_by: float | None = None,
+    remark: str | None = None,
 ) -> list[bytes]:
     """The part for people."""
     words = [f"This is the mail system at host {reporting_mta}.".encode(), b""]
     if sender is not None:
         shown = clean(sender, 320)
         words += [b"The message was sent by <%b>." % shown, b""]
-    words += [line.encode() for line in _OPENINGS[kind]]
+    if remark is None:
+        words += [line.encode() for line in _OPENINGS[kind]]
+    else:
+        words += [b"Your message was handed to the servers below.", remark.encode()]
+    if deliver_by is not None:
+        words.append(b"It was to be delivered by " + _date(deliver_by))
     if postmaster:
         words.append(b"For help, write to <%b>." % neutralise_ascii(postmaster, 320))
     for recipient in recipients:
@@ -223,13 +243,17 @@ def _words(
     return words
 
 
-def _message_fields(name: bytes, envelope_id: bytes, arrival: float) -> list[bytes]:
-    """RFC 3464 2.2."""
+def _message_fields(
+    name: bytes, envelope_id: bytes, arrival: float, deliver_by: float | None
+) -> list[bytes]:
+    """RFC 3464 2.2, RFC 2852 5."""
     fields = []
     if envelope_id:
         fields += _folded(b"Original-Envelope-Id: ", _decoded(envelope_id))
     fields.append(b"Reporting-MTA: dns; " + name)
     fields.append(b"Arrival-Date: " + _date(arrival))
+    if deliver_by is not None:
+        fields.append(b"Deliver-By-Date: " + _date(deliver_by))
     return fields
 
 

@@ -12,7 +12,7 @@ envelope waits: after a refused chunk RSET must come first (RFC 3030 section 2).
 RFC 5321 3.3, 4.5.3.2 (time-outs), 4.5.3.1.10 (too many recipients), RFC 2033 (LMTP), RFC 2920,
 RFC 1870, RFC 6152, RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 4954 (AUTH, in
 client_auth.py), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 1047 (why UNKNOWN exists), RFC 1845 (named
-transactions, which end it), RFC 9422 (LIMITS).
+transactions, which end it), RFC 9422 (LIMITS), RFC 2852 (DELIVERBY).
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ class Initiator(EnvelopeReplies, AuthReplies):
         return b"DSN" in self.extensions
 
     @property
+    def delivers_by(self) -> bool:
+        """The peer keeps to the time that a sender gave (RFC 2852)."""
+        return b"DELIVERBY" in self.extensions
+
+    @property
     def is_content_known(self) -> bool:
         """The peer has the content of what is prepared: `finish` is next, without `content`."""
         return self._preparing is not None and self._preparing.is_known
@@ -186,6 +191,7 @@ class Initiator(EnvelopeReplies, AuthReplies):
         envelope: Envelope | None = None,
         binary: bool = False,
         chunked: bool = False,
+        seconds_left: float = 0.0,
     ) -> list[Event]:
         """Begin a transaction: MAIL, RCPT, and DATA unless its content is to go in `chunks`.
         Answers Prepared at once when nothing is left to ask, or Unfit; otherwise it comes from
@@ -196,7 +202,8 @@ class Initiator(EnvelopeReplies, AuthReplies):
         completed the very same already, and is asked so: then `is_content_known` when Prepared.
         What `envelope` asks of reports is said to a peer that `notifies`. Whom its RCPTMAX leaves
         no room for is among the outcomes of Prepared, as one for the next transaction. When the
-        association `is_spent`, NotSent is the answer.
+        association `is_spent`, NotSent is the answer. `seconds_left` are those of a message that
+        has a time.
         """
         if self._preparing is not None:
             raise LocalProtocolError("a transaction is being prepared already")
@@ -215,6 +222,7 @@ class Initiator(EnvelopeReplies, AuthReplies):
         lines = commands(
             offered, sender, recipients, envelope, size_octets, eight_bit=eight_bit,
             transid=transid, binary=binary, chunked=chunked, verified=self._is_verified,
+            seconds_left=seconds_left, relays=self.role is Role.SMTP,
         )  # fmt: skip
         if isinstance(lines, Reply):
             return [Unfit(tag, lines)]

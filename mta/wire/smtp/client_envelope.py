@@ -3,7 +3,7 @@
 Law: pure. Nothing is said that the peer does not offer; one command is one line. SMTPUTF8 is said
 only where an address or the header needs it, so that plain mail reaches every peer.
 RFC 5321 4.1.1.2 and 4.1.1.3, RFC 1870, RFC 6152, RFC 3030, RFC 3461 5.2.1, RFC 6531 3.2, RFC 8689
-4.2, RFC 1845.
+4.2, RFC 1845, RFC 2852 4.1.4.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from mta.errors import LocalProtocolError
 from mta.model import Address, Envelope, Reply, Requires
+from mta.wire.smtp.deliver_by import by_words
 from mta.wire.smtp.notification import asks, mail_words, rcpt_words
 
 _TRANSID = b" TRANSID="
@@ -98,11 +99,12 @@ def _ascii(address: Address) -> Address:
 def commands(
     extensions: Extensions, sender: Address, recipients: Numbered, envelope: Envelope | None,
     size: int, *, eight_bit: bool, transid: bytes = b"", binary: bool = False,
-    chunked: bool = False, verified: bool = False,
+    chunked: bool = False, verified: bool = False, seconds_left: float = 0.0, relays: bool = True,
 ) -> list[bytes] | Reply:  # fmt: skip
     """MAIL, each RCPT, and DATA unless the content is to go `chunked`; or what the peer lacks that
     another may have. What `envelope` asks of reports is said where DSN is offered. `verified`: TLS
-    is there, and the peer's certificate was found to be its own.
+    is there, and the peer's certificate was found to be its own. `seconds_left` are those of a
+    message that has a time; `relays`: the peer is not its last station.
     """
     needs_tls = envelope is not None and envelope.requires & Requires.TLS
     if needs_tls and not (verified and b"REQUIRETLS" in extensions):
@@ -122,6 +124,11 @@ def commands(
         words += b" SMTPUTF8"
     if needs_tls:
         words += b" REQUIRETLS"
+    if envelope is not None and envelope.deliver_by is not None:
+        by = by_words(extensions, envelope, seconds_left, relays=relays)
+        if isinstance(by, Reply):
+            return by
+        words += by
     if envelope is not None and b"DSN" in extensions and asks(envelope):
         everyone = envelope.recipients
         words += mail_words(envelope)

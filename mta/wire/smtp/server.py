@@ -47,7 +47,7 @@ from mta.wire.smtp.grammar import (
 )
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import NOTIFICATION_MAIL, NOTIFICATION_RCPT
-from mta.wire.smtp.release import FutureRelease
+from mta.wire.smtp.offers import Offer
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.server_auth import NO_AUTH, Authentication, AuthTerms, check_auth
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb, out_of_place
@@ -89,13 +89,13 @@ class Responder(Authentication):
         security: Security = Security.NONE,
         auth: AuthTerms = NO_AUTH,
         relays: bool = False,
-        future: FutureRelease | None = None,
+        offers: Sequence[Offer] = (),
         requiretls: bool = False,
     ) -> None:
         """`name` is the virtual server's network name; `banner` what follows it in the greeting;
         with `checkpoint` (not LMTP's) this client may name its transactions. `security` is that of
         the beginning: PRESENT where TLS comes before the greeting. A client that `relays`, or has
-        said who it is, is offered `future` too; `requiretls` every client is, under TLS.
+        said who it is, is offered `offers` too; `requiretls` every client is, under TLS.
         """
         greeting = b"220 %b %b%b\r\n" % (
             name,
@@ -109,7 +109,7 @@ class Responder(Authentication):
         self._name = name
         self._offers_checkpoint = checkpoint
         self._relays = relays
-        self._future = future
+        self._offers = offers
         self._requiretls = requiretls
         self._hello, self._mail_parameters = self._offer()
         self._is_binary = False
@@ -131,14 +131,13 @@ class Responder(Authentication):
             checks = {**checks, b"AUTH": check_auth}
         if self._may_require:
             checks = {**checks, b"REQUIRETLS": check_requiretls}
-        if self._may_hold:
-            assert self._future is not None
-            checks = {**checks, **self._future.checks}
+        for offer in self._made:
+            checks = {**checks, **offer.checks}
         return self._announcement(), checks
 
     @property
-    def _may_hold(self) -> bool:
-        return self._future is not None and (self._relays or self.is_authenticated)
+    def _made(self) -> Sequence[Offer]:
+        return self._offers if self._relays or self.is_authenticated else ()
 
     @property
     def _may_require(self) -> bool:
@@ -161,7 +160,7 @@ class Responder(Authentication):
             *((b"STARTTLS",) if may_secure else ()),
             *self._auth_words,
             *((b"REQUIRETLS",) if self._may_require else ()),
-            *((self._future.word,) if self._future is not None and self._may_hold else ()),
+            *(offer.word for offer in self._made),
             *((b"CHECKPOINT",) if self._offers_checkpoint else ()),
             b"ENHANCEDSTATUSCODES",
         )
