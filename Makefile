@@ -7,6 +7,8 @@
 # make simulate  histories of two nodes from seeds (SEEDS=1000), or one of them with its trace (SEED=7)
 # make fuzz    random dialogues against the machines of the wire (N=100000 SEED=1)
 # make bench   relay and queue benchmarks beside Postfix (root)
+# make bench-tls  handshakes and mail under TLS beside Postfix (root; BENCH="-r 5" goes to each of these)
+# make bench-big  messages of 100 MiB, several at once, beside Postfix (root)
 
 PYTHON    ?= python3
 PORT      ?= 2525
@@ -26,7 +28,7 @@ RUNTIME := .venv/.runtime-installed
 DEV     := .venv/.dev-installed
 PIP     := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: run demo test check rig campaign fuzz bench clean
+.PHONY: run demo test check rig campaign fuzz bench bench-tls bench-big clean
 .DEFAULT_GOAL := run
 
 # The stamps are newer than pyproject.toml when nothing has to be installed: a second `make run`
@@ -76,6 +78,12 @@ fuzz: $(RUNTIME)
 bench: $(RUNTIME)
 	@$(BIN)/python benchmarks/relay.py $(BENCH)
 	@$(BIN)/python benchmarks/long_queue.py
+
+bench-tls: $(RUNTIME)
+	@$(BIN)/python benchmarks/tls.py $(BENCH)
+
+bench-big: $(RUNTIME)
+	@$(BIN)/python benchmarks/big.py $(BENCH)
 
 clean:
 	rm -rf .venv .rig build dist _trial_temp* .mypy_cache .ruff_cache .hypothesis

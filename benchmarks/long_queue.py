@@ -24,7 +24,7 @@ QUEUE = "lifetime: 5d, backoff: [4h]"
 
 def start(directory: str, port: int, dead: int) -> tuple[stand.Tree, float]:
     tree = stand.start_ours(directory, port, dead, QUEUE)
-    seconds = tree.wait(lambda: stand.greets(port), 120, "the MTA does not start")
+    seconds = tree.wait_greeting(port, "the MTA", 120)
     return tree, seconds
 
 

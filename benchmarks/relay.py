@@ -69,7 +69,7 @@ def play(results: Results, name: str, start: Starter, directory: str, scale: flo
     sink, port = stand.Sink(where), stand.free_port()
     tree = start(where, port, sink.port)
     try:
-        tree.wait(lambda: stand.greets(port), 30, f"{name} does not start")
+        tree.wait_greeting(port, name)
         stand.source(port, 50, 5, 4096, True)
         sink.wait(50, 30)
         measure(results, name, tree, port, sink, scale)

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:
@@ -25,6 +26,7 @@ from tests.rig import postfix  # noqa: E402
 from tests.rig.ground import PEERS, RIG, UNPACKED, VENV_BIN, peer_environment  # noqa: E402
 
 HOST = "127.0.0.1"
+NETWORK_NAME = "bench.example.org"
 INSIDE = "MTA_BENCH_INSIDE"
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -67,10 +69,34 @@ def greets(port: int) -> bool:
     return False
 
 
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time of the living, and of those whom they have buried."""
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                total += sum(int(word) for word in file.read().rsplit(")", 1)[1].split()[11:15])
+        except OSError:
+            pass
+    return total / TICKS
+
+
+def say_load(when: str) -> None:
+    """How busy the machine is beside us: no figure means much without it."""
+    one, five, fifteen = os.getloadavg()
+    print(
+        f"{when}: {time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} processors, "
+        f"load average {one:.1f} {five:.1f} {fifteen:.1f}",
+        flush=True,
+    )
+
+
 class Tree:
     """A started command with all its descendants: their CPU seconds and proportional memory."""
 
-    def __init__(self, argv: list[str], log_path: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, argv: list[str], log_path: str, env: dict[str, str] | None = None, cwd: str = ROOT
+    ) -> None:
         with open(log_path, "ab") as log:
             self.popen = subprocess.Popen(
                 argv,
@@ -78,7 +104,7 @@ class Tree:
                 stdout=log,
                 stderr=log,
                 env=env,
-                cwd=ROOT,
+                cwd=cwd,
                 start_new_session=True,
             )
         self.log_path = log_path
@@ -104,15 +130,7 @@ class Tree:
         return found
 
     def cpu_seconds(self) -> float:
-        """User and system time of the living, and of those whom they have buried."""
-        total = 0
-        for pid in self.pids():
-            try:
-                with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-                    total += sum(int(word) for word in file.read().rsplit(")", 1)[1].split()[11:15])
-            except OSError:
-                pass
-        return total / TICKS
+        return cpu_seconds(self.pids())
 
     def memory_mib(self) -> float:
         """Sum of the proportional set sizes: shared pages are counted once."""
@@ -131,6 +149,10 @@ class Tree:
     def _sample(self) -> None:
         while not self._over.wait(0.2):
             self.peak_mib = max(self.peak_mib, self.memory_mib())
+
+    def wait_greeting(self, port: int, name: str, seconds: float = 30) -> float:
+        """Seconds until it says 220. @raise RuntimeError."""
+        return self.wait(lambda: greets(port), seconds, f"{name} does not start")
 
     def wait(self, ready: Callable[[], bool], seconds: float, what: str) -> float:
         """Seconds until `ready`. @raise RuntimeError: it ended or it took too long."""
@@ -210,59 +232,87 @@ def source(
     return time.perf_counter() - begun
 
 
+@dataclass(frozen=True)
+class Extra:
+    """What a configuration of ours has beyond the least."""
+
+    listener: str = ""
+    """Keys, each after a comma: `, tls: none`."""
+    connector: str = ""
+    """One key: `tls: none`."""
+    listeners: str = ""
+    """Further ones: entries of the list."""
+    connectors: str = ""
+    """In place of the one to `next_hop`: entries of the list."""
+    blocks: str = ""
+
+
 def start_ours(
     directory: str,
     port: int,
     next_hop: int,
     queue: str = "lifetime: 1h",
     twistd: Sequence[str] = (),
+    extra: Extra = Extra(),
+    root: str = ROOT,
 ) -> Tree:
-    """This MTA: standalone on loopback, the log spool, routing, log lines and retry state on."""
+    """This MTA: standalone on loopback, the log spool, routing, log lines and retry state on.
+    `root`: the checkout whose program it is; the virtual environment is that of this one.
+    """
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, "mta.yaml")
+    connectors = (
+        extra.connectors
+        or f"""\
+  - name: sink
+    kind: smtp
+    bridgeheads: ["{HOST}:{next_hop}"]
+    concurrency: 20
+    address-spaces: [{{domain: "*", cost: 10}}]
+    {extra.connector}
+"""
+    )
     with open(path, "w", encoding="utf-8") as file:
         file.write(
             f"""\
 virtual-server:
-  network-name: bench.example.org
+  network-name: {NETWORK_NAME}
   addresses: [{HOST}]
 postmaster: postmaster@example.org
 node: {{name: bench, state-directory: {directory}/state}}
 cluster: {{resource: standalone}}
 spool: {{store: log, directory: {directory}/spool}}
 listeners:
-  - {{kind: smtp, port: {port}, relay-from: [127.0.0.0/8]}}
-connectors:
-  - name: sink
-    kind: smtp
-    bridgeheads: ["{HOST}:{next_hop}"]
-    concurrency: 20
-    address-spaces: [{{domain: "*", cost: 10}}]
+  - {{kind: smtp, port: {port}, relay-from: [127.0.0.0/8]{extra.listener}}}
+{extra.listeners}connectors:
+{connectors}\
 queue: {{{queue}}}
 admin: {{socket: {directory}/control.sock, submit-socket: {directory}/submit.sock}}
-"""
+{extra.blocks}"""
         )
     program = os.path.join(VENV_BIN, "twistd")
     argv = [program, "-n", "--pidfile=", *twistd, "mta", "--config", path]
-    return Tree(argv, os.path.join(directory, "mta.log"))
+    # Before what the environment's editable install would bring.
+    env = {**os.environ, "PYTHONPATH": root}
+    return Tree(argv, os.path.join(directory, "mta.log"), env, root)
 
 
-def start_postfix(directory: str, port: int, next_hop: int) -> Tree:
+def start_postfix(directory: str, port: int, next_hop: int, **settings: str) -> Tree:
     """A private Postfix as Debian ships it: durable, no content filters, no name lookups."""
-    argv = postfix.lay_out(
-        directory,
-        f"{HOST}:{port}",
-        myhostname="bench.example.org",
-        inet_interfaces=HOST,
-        inet_protocols="ipv4",
-        mynetworks="127.0.0.0/8",
-        relayhost=f"[{HOST}]:{next_hop}",
-        smtpd_tls_security_level="none",
-        smtp_tls_security_level="none",
-        smtpd_client_connection_count_limit="0",
-        smtpd_client_connection_rate_limit="0",
-        smtp_connection_cache_destinations=HOST,
-        in_flow_delay="0",
-        default_process_limit="120",
-    )
+    whole = {
+        "myhostname": NETWORK_NAME,
+        "inet_interfaces": HOST,
+        "inet_protocols": "ipv4",
+        "mynetworks": "127.0.0.0/8",
+        "relayhost": f"[{HOST}]:{next_hop}",
+        "smtpd_tls_security_level": "none",
+        "smtp_tls_security_level": "none",
+        "smtpd_client_connection_count_limit": "0",
+        "smtpd_client_connection_rate_limit": "0",
+        "smtp_connection_cache_destinations": HOST,
+        "in_flow_delay": "0",
+        "default_process_limit": "120",
+        **settings,
+    }
+    argv = postfix.lay_out(directory, f"{HOST}:{port}", **whole)
     return Tree(argv, os.path.join(directory, "postfix.log"), peer_environment())

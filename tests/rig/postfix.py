@@ -47,6 +47,7 @@ _SERVICES = (
     ("discard", "-", "-", "-", "discard"),
     ("anvil", "-", "-", "1", "anvil"),
     ("scache", "-", "-", "1", "scache"),
+    ("tlsproxy", "-", "-", "0", "tlsproxy"),
 )
 """name, private, wakeup, process limit, program: Debian's master.cf without chroot and filters."""
 
