@@ -775,6 +775,19 @@ class ISecured(Interface):
         """TLS was established (version, cipher, bits); what the peer said before is void."""
 
 
+class IPresentedReception(Interface):
+    """Add-on of IReception: its association may come to speak for another client (XCLIENT)."""
+
+    def presented(
+        peer: PeerInfo, helo: bytes, protocol: str, user: str
+    ) -> Reply | None | Deferred[Reply | None]:
+        """From now on the client is `peer`, who is not at the far end of the socket; no transaction
+        is open. Everything begins anew as with `connected`, and is answered like it; but one
+        association it stays, for the journal and for its end. `helo` and `user` are what it has
+        said and who it has proved to be, b"" and "" for nothing yet.
+        """
+
+
 class IChunkedReception(Interface):
     """Add-on of IReception: takes content as it is, whatever octets it has (RFC 3030)."""
 

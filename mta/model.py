@@ -778,6 +778,10 @@ class SpoolStats:
 # --- inbound ----------------------------------------------------------------------------------
 
 
+UNKNOWN_HOST = "unknown"
+"""The address of a client that has none which could be told (XCLIENT), in Postfix's word."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
     """Who is at the far end of an inbound association, and where it arrived."""
@@ -794,9 +798,23 @@ class PeerInfo:
     uid: int | None = None
     """Set for local submission by the UNIX socket."""
     via: FourTuple | None = None
-    """The socket's ends where a load balancer has named `host` and `port`: the client's, who is not
-    at the far end of any socket of ours. None: they are the socket's.
+    """The socket's ends where a load balancer, or XCLIENT, has named `host` and `port`: those of a
+    client who is not at the far end of any socket of ours. None: they are the socket's.
     """
+    name: str = ""
+    """The host's, as XCLIENT has said; "" for all others, for nobody looks it up."""
+
+    @property
+    def client(self) -> str:
+        """As it stands in the log and in envelopes: "192.0.2.1", "name[192.0.2.1]", "uid=1000"."""
+        if self.uid is not None:
+            return f"uid={self.uid}"
+        return self.label if self.name else self.host
+
+    @property
+    def label(self) -> str:
+        """Postfix's `name[address]`."""
+        return f"{self.name or 'unknown'}[{self.host}]"
 
     @property
     def ends(self) -> FourTuple:

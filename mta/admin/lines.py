@@ -330,7 +330,7 @@ def _utc(seconds: int) -> str:
     )
 
 
-_BEFORE_MAIL = frozenset(("CONNECT", "HELO", "EHLO", "LHLO", "STARTTLS", "AUTH"))
+_BEFORE_MAIL = frozenset(("CONNECT", "HELO", "EHLO", "LHLO", "STARTTLS", "AUTH", "XCLIENT"))
 
 
 def _client(client: str) -> str:

@@ -24,11 +24,13 @@ from mta.association.deadline import Deadline
 from mta.association.smtp_settings import ListenerTimeouts
 from mta.association.tls import handshake_fault
 from mta.association.transport import abort_now, send_now
+from mta.association.xclient import client_of, tell
 from mta.errors import Failure, Fenced, Full, MTAError, SpoolError, TenureRevoked, Unknown
 from mta.interfaces import (
     IAuthenticatingReception,
     IChunkedReception,
     IClock,
+    IPresentedReception,
     IReception,
     ISecured,
     ITls,
@@ -49,8 +51,9 @@ from mta.wire.smtp.events import (
     Rejected,
     Reset,
     StartTls,
+    Xclient,
 )
-from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server import Privileges, Responder
 from mta.wire.smtp.states import Security, State
 
 BUFFER_OCTETS = 65536
@@ -65,6 +68,8 @@ _FULL = Reply(452, "4.3.1", (b"No room for mail now, try again later",))
 _TIMEOUT = Reply(421, "4.4.2", (b"Timeout, closing the connection",))
 _SHUTTING_DOWN = Reply(421, "4.3.2", (b"Shutting down, try again",))
 
+
+PrivilegesOf = Callable[[IReception], Privileges]
 
 # --- the adapter ------------------------------------------------------------------------------
 
@@ -87,8 +92,11 @@ class SmtpResponder(Protocol):
         telemetry: Telemetry,
         on_lost: Callable[[SmtpResponder], None] | None = None,
         tls: ITls | None = None,
+        readmit: Callable[[SmtpResponder, PeerInfo], Reply | PrivilegesOf] | None = None,
     ) -> None:
+        """`readmit` is asked when the peer comes to speak for another, where that is offered."""
         self.peer = peer
+        self._readmit = readmit
         self._tls = tls
         self._is_securing = False
         self._machine = machine
@@ -166,7 +174,7 @@ class SmtpResponder(Protocol):
         self._is_securing = False
         session = self._tls.describe(self.transport.getHandle())
         peer = self.peer = replace(self.peer, tls=session)
-        self._telemetry.event(Secured(peer.association, "in", peer.host, "Anonymous", session))
+        self._telemetry.event(Secured(peer.association, "in", peer.client, "Anonymous", session))
         secured = ISecured(self._reception, None)
         if secured is not None:
             secured.secured(session)
@@ -362,7 +370,9 @@ class SmtpResponder(Protocol):
         self._telemetry.notice(level, "association", text)
 
     def _ask_connected(self, _: None) -> None:
-        answer = self._reception.connected()
+        self._greet(self._reception.connected())
+
+    def _greet(self, answer: Reply | None | Deferred[Reply | None]) -> None:
         if isinstance(answer, Deferred):
             self._waiting = answer
             answer.addCallbacks(self._connected, self._failed)
@@ -388,6 +398,22 @@ class SmtpResponder(Protocol):
 
     def _on_auth_response(self, event: AuthResponse) -> None:
         self._ask(IAuthenticatingReception(self._reception).auth_response(event.response))
+
+    def _on_xclient(self, event: Xclient) -> None:
+        assert self._readmit is not None, "the listener offers XCLIENT with what it needs for it"
+        machine, reception, upstream, said = self._machine, self._reception, self.peer, event.said
+        client = client_of(upstream, said)
+        privileges = self._readmit(self, client)
+        if isinstance(privileges, Reply):
+            machine.answer(privileges)
+            return
+        self.peer = client
+        tell(self._telemetry, upstream, client, said)
+        machine.answer(None)
+        presented = IPresentedReception(reception).presented
+        answer = presented(client, said.helo, event.protocol, said.login)
+        machine.welcome(privileges(reception))
+        self._greet(answer)
 
     def _on_mail(self, event: Mail) -> None:
         if self._is_draining:  # a client that pipelines is never at rest
@@ -441,7 +467,7 @@ class SmtpResponder(Protocol):
         self._telemetry.event(
             RejectedEvent(
                 association=peer.association,
-                client=peer.host,
+                client=peer.client,
                 stage=event.stage,
                 reply=event.reply.text,
                 sender=event.sender,
@@ -464,6 +490,7 @@ _HANDLERS: dict[type[Any], Callable[[SmtpResponder, Any], None]] = {
     StartTls: SmtpResponder._on_starttls,
     Auth: SmtpResponder._on_auth,
     AuthResponse: SmtpResponder._on_auth_response,
+    Xclient: SmtpResponder._on_xclient,
     Mail: SmtpResponder._on_mail,
     Rcpt: SmtpResponder._on_rcpt,
     Data: SmtpResponder._on_data,

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from mta.association.deadline import Deadline
 from mta.association.proxy import Balancers
-from mta.association.smtp_in import LINGER_SECONDS, SmtpResponder
+from mta.association.smtp_in import LINGER_SECONDS, PrivilegesOf, SmtpResponder
 from mta.association.smtp_settings import (
     ListenerLimits,
     LmtpListenerSettings,
@@ -33,6 +33,8 @@ from mta.interfaces import (
     IClock,
     IDrains,
     IListenerKind,
+    IPresentedReception,
+    IReception,
     IReceptionHost,
     IRevocable,
     ISurroundings,
@@ -44,7 +46,7 @@ from mta.wire.smtp.deliver_by import DeliverBy
 from mta.wire.smtp.offers import Offer
 from mta.wire.smtp.release import FutureRelease
 from mta.wire.smtp.reply import render
-from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server import Privileges, Responder
 from mta.wire.smtp.server_auth import NO_AUTH, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, Security
@@ -191,6 +193,7 @@ class SmtpListener:
             self._surroundings.telemetry.notice("warning", "association", f"{self.name}: {error}")
             return TurnedAway(_NOT_NOW, clock)
         is_chunking = self.settings.chunking and IChunkedReception.providedBy(reception)
+        privileges = self._privileges(peer, reception)
         machine = ChunkingResponder if is_chunking else Responder
         known = IAuthenticatingReception(reception, None)
         responder = SmtpResponder(
@@ -199,12 +202,13 @@ class SmtpListener:
                 self._role,
                 self._limits,
                 self._banner,
-                checkpoint=is_within(peer.host, self._checkpoint_from),
+                checkpoint=privileges.checkpoint,
                 security=self._security,
                 auth=self._terms(known),
-                relays=known is not None and known.admitted,
+                relays=privileges.relays,
                 offers=self._offers() if known is not None else (),
                 requiretls=self.settings.requiretls,
+                xclient=privileges.xclient,
             ),
             reception,
             peer,
@@ -213,11 +217,33 @@ class SmtpListener:
             clock=clock,
             telemetry=self._surroundings.telemetry,
             on_lost=self._ended,
+            readmit=self._readmit,
         )
         responder.association_kind = self.kind
         self._open[responder] = None
         self._clients[peer.host] = mine + 1
         return responder
+
+    def _privileges(self, client: PeerInfo, reception: IReception) -> Privileges:
+        known, upstreams = IAuthenticatingReception(reception, None), self.settings.xclient_from
+        return Privileges(
+            bool(self._checkpoint_from) and is_within(client.host, self._checkpoint_from),
+            known is not None and known.admitted,
+            bool(upstreams)
+            and is_within(client.host, upstreams)
+            and IPresentedReception.providedBy(reception),
+        )
+
+    def _readmit(self, responder: SmtpResponder, client: PeerInfo) -> Reply | PrivilegesOf:
+        """It will speak for `client`, who is counted from now on; or there are too many of his."""
+        former = responder.peer.host
+        if client.host != former:
+            if self._clients.get(client.host, 0) >= self.settings.limits.connections_per_client:
+                self._say_full(client, False)
+                return _TOO_MANY_OF_YOURS
+            self._discount(former)
+            self._clients[client.host] = self._clients.get(client.host, 0) + 1
+        return lambda reception: self._privileges(client, reception)
 
     def _offers(self) -> list[Offer]:
         """To clients that may relay."""
@@ -250,6 +276,10 @@ class SmtpListener:
         return done
 
     def _turn_away(self, peer: PeerInfo, full: bool) -> TurnedAway:
+        self._say_full(peer, full)
+        return TurnedAway(_TOO_MANY if full else _TOO_MANY_OF_YOURS, self._surroundings.clock)
+
+    def _say_full(self, peer: PeerInfo, full: bool) -> None:
         self._turned_away.inc()
         if not self._is_full:  # one line a flood
             self._is_full = True
@@ -262,18 +292,19 @@ class SmtpListener:
             self._surroundings.telemetry.notice(
                 "warning", "association", f"{self.name}: {which} are open, more are told 421"
             )
-        return TurnedAway(_TOO_MANY if full else _TOO_MANY_OF_YOURS, self._surroundings.clock)
 
-    def _ended(self, responder: SmtpResponder) -> None:
-        if responder not in self._open:
-            return
-        del self._open[responder]
-        host = responder.peer.host
+    def _discount(self, host: str) -> None:
         left = self._clients.get(host, 1) - 1
         if left:
             self._clients[host] = left
         else:
             self._clients.pop(host, None)
+
+    def _ended(self, responder: SmtpResponder) -> None:
+        if responder not in self._open:
+            return
+        del self._open[responder]
+        self._discount(responder.peer.host)
         if len(self._open) < self.settings.limits.connections // 2:
             self._is_full = False
         if not self._open:

@@ -99,6 +99,13 @@ class LmtpListenerSettings(Settings):
         " or 2) must come first. Who may relay, limits and the log go by the client that it names,"
         " whatever it names: list single addresses of machines that are yours.",
     )
+    xclient_from: tuple[Network, ...] = Field(
+        default=(),
+        description="Proxies and tests: these networks, and only these, are offered XCLIENT, and"
+        " speak in the place of a client that they name. It is the client from then on: for who may"
+        " relay, limits, policies and the log. With LOGIN it is that user, whatever `auth` says:"
+        " list single addresses of machines that are yours.",
+    )
     tls: Literal["none", "offer", "require", "implicit"] = Field(
         default="offer",
         description="none | offer: STARTTLS, where `tls.certificates` are given | require: no MAIL"
@@ -160,14 +167,14 @@ class LmtpListenerSettings(Settings):
         default_factory=ListenerTimeouts, description="How long clients may take."
     )
 
-    @field_validator("proxy_from")
+    @field_validator("proxy_from", "xclient_from")
     @classmethod
     def _somebody(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         for network in value:
             if not network.prefixlen:
                 raise ValueError(
                     f"{network} is everybody, and everybody could name himself 127.0.0.1: list the"
-                    " addresses of the load balancers"
+                    " addresses of the load balancers, or proxies"
                 )
         return value
 

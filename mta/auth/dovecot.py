@@ -25,7 +25,7 @@ from zope.interface import implementer
 from mta.auth.exchange import Exchange
 from mta.errors import LocalProtocolError, MTAError, RemoteProtocolError
 from mta.interfaces import IAuthenticator, IAuthExchange, IClock, IDoors, ISurroundings
-from mta.model import Authenticated, Challenge, PeerInfo
+from mta.model import UNKNOWN_HOST, Authenticated, Challenge, PeerInfo
 from mta.settings import Duration, Settings
 from mta.wire.dovecot_auth import MOST_CLIENT_ID, Answer, DovecotAuth, Request, not_now
 
@@ -94,7 +94,7 @@ class Dovecot:
             is_secured=bool(peer.tls),
             local_host=peer.local_host,
             local_port=peer.local_port,
-            remote_host=peer.host,
+            remote_host="" if peer.host == UNKNOWN_HOST else peer.host,
             remote_port=peer.port,
         )
         return _Asking(self._doors, self._clock, self._endpoint, self._timeout, request)

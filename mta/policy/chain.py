@@ -191,6 +191,26 @@ class Chain(Leg):
         if self._delivery:
             telemetry.attach(self._observe)
 
+    def ask_all(self, hooks: Sequence[str], transaction: Transaction) -> Answer:
+        """One hook after the other, until one is refused; answered as `ask` is."""
+        for index, hook in enumerate(hooks):
+            answer = self.ask(hook, transaction)
+            if isinstance(answer, Deferred):
+                rest = self._ask_rest(answer, hooks[index + 1 :], transaction)
+                return Deferred.fromCoroutine(rest)
+            if answer is not None:
+                return answer
+        return None
+
+    async def _ask_rest(
+        self, first: Deferred[Reply | None], hooks: Sequence[str], transaction: Transaction
+    ) -> Reply | None:
+        reply = await first
+        if reply is not None:
+            return reply
+        answer = self.ask_all(hooks, transaction)
+        return await answer if isinstance(answer, Deferred) else answer
+
     def tell(self, hook: str, transaction: Transaction) -> None:
         """Every policy that named `hook` hears of it; what they answer changes nothing."""
         for name, on in self._flat[hook]:

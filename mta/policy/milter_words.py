@@ -57,7 +57,7 @@ class Words:
             b"{daemon_name}": peer.listener.encode(),
             b"{daemon_addr}": peer.local_host.encode(),
             b"{daemon_port}": b"%d" % peer.local_port,
-            b"{client_name}": name if peer.uid is not None else b"unknown",
+            b"{client_name}": name if peer.uid is not None else peer.name.encode() or b"unknown",
             b"{client_addr}": host.encode(),
             b"{client_port}": b"%d" % port,
         }
@@ -79,11 +79,11 @@ def _client(peer: PeerInfo) -> tuple[bytes, str, int]:
     try:
         address = ip_address(peer.host)
     except ValueError:
-        return b"unknown", "", 0
+        return peer.name.encode() or b"unknown", "", 0
     if address.version == 6:
         address = address.ipv4_mapped or address
     literal = f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"
-    return literal.encode(), str(address), peer.port
+    return peer.name.encode() or literal.encode(), str(address), peer.port
 
 
 def _session(peer: PeerInfo) -> dict[bytes, bytes]:

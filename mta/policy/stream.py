@@ -78,3 +78,11 @@ class Stream:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.callback(None)
+
+
+def both(one: Deferred[None] | None, other: Deferred[None] | None) -> Deferred[None] | None:
+    """Pause for both."""
+    if one is None or other is None:
+        return one or other
+    first = one
+    return other.addCallback(lambda _: first)

@@ -54,7 +54,7 @@ class Association:
         submission: SubmissionRule | None = None,
     ) -> None:
         self.peer = peer
-        self.client = peer.host if peer.uid is None else f"uid={peer.uid}"
+        self.client = peer.client
         self.vip = vip or peer.local_host
         self.admitted = self._by_network = admitted
         self.submission = submission

@@ -30,7 +30,7 @@ from mta.wire.smtp.content import END_OF_DATA, Stuffer
 from mta.wire.smtp.deliver_by import DeliverBy
 from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
 from mta.wire.smtp.reply import ReplyReader
-from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server import Privileges, Responder
 from mta.wire.smtp.server_auth import NO_AUTH, RESPONSE_LIMIT, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, State
@@ -79,6 +79,7 @@ class _Host:
         checkpoint: bool = False,
         chunking: bool = False,
         auth: bool = False,
+        xclient: bool = False,
     ) -> None:
         checkpoint &= role is Role.SMTP
         kind = ChunkingResponder if chunking else Responder
@@ -91,7 +92,9 @@ class _Host:
             auth=terms,
             relays=True,
             offers=[DeliverBy(10)],
+            xclient=xclient,
         )
+        self._privileges = Privileges(checkpoint, True, xclient)
         self._is_known = False
         """Somebody was authenticated."""
         self._is_opaque = False
@@ -144,6 +147,8 @@ class _Host:
                 reply = _CHALLENGE
             if reply is None and event != events.AuthResponse(None):
                 self._is_known = True
+        elif isinstance(event, events.Xclient):
+            happened = repr(event)
         if reply is _KNOWN:
             name = event.parameters.get(b"TRANSID") if isinstance(event, events.Mail) else None
             reply = None
@@ -177,6 +182,10 @@ class _Host:
             machine.answer_each(each)
         else:
             machine.answer(reply)
+        if isinstance(event, events.Xclient) and machine.state is State.GREETING:
+            self._is_known = bool(event.said.login)
+            machine.welcome(self._privileges)
+            machine.greet()
 
     def _inspect(self) -> None:
         machine = self.machine
@@ -218,9 +227,11 @@ def against_responder(rng: Random, corpus: Corpus) -> None:
     named = rng.random() < 0.5
     if rng.random() < 0.1:
         answers.append(_CLOSING)
-    chunking, auth = rng.random() < 0.6, rng.random() < 0.5
+    chunking, auth, xclient = (rng.random() < chance for chance in (0.6, 0.5, 0.5))
     at_once, in_pieces = (
-        _Host(role, limits, answers, checkpoint=named, chunking=chunking, auth=auth)
+        _Host(
+            role, limits, answers, checkpoint=named, chunking=chunking, auth=auth, xclient=xclient
+        )
         for _ in range(2)
     )
     for host in (at_once, in_pieces):

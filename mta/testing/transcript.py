@@ -10,10 +10,13 @@ A transcript begins with comments and `key: value` settings up to an empty line:
     offer: checkpoint                                       what not every client is offered; also
                                                             chunking, starttls (a must: starttls!),
                                                             auth (under TLS), auth-clear (always),
-                                                            deliver-by, deliver-by=SECONDS
+                                                            deliver-by, deliver-by=SECONDS,
+                                                            xclient (always) and xclient-once
     hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on";
                                                             `-` where there is no enhanced code;
-                                                            auth, and response <what it holds>
+                                                            auth, and response <what it holds>;
+                                                            xclient, and presented <its HELO> for
+                                                            what greets whom XCLIENT has named
     tls: never, if offered or always                        what the initiator wants
     auth: USER PASSWORD [MECHANISM ...] [plaintext]         its credentials, and how they may go
 Then lines, each with who speaks:
@@ -49,10 +52,11 @@ from mta.wire.smtp.grammar import parse_path
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import notify_of
 from mta.wire.smtp.offers import Offer
-from mta.wire.smtp.server import Responder
+from mta.wire.smtp.server import Privileges, Responder
 from mta.wire.smtp.server_auth import NO_AUTH, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
 from mta.wire.smtp.states import Role, Security, State
+from mta.wire.smtp.xclient import Attributes
 
 Splitter = Callable[[bytes], Sequence[bytes]]
 """How what arrives together is cut into pieces."""
@@ -217,7 +221,9 @@ class _Responding:
             auth=_terms(offers),
             relays=True,
             offers=_offered(offers),
+            xclient=bool({"xclient", "xclient-once"} & set(offers)),
         )
+        self._presents_again = "xclient" in offers
         self._content = b""
 
     def _learn(self, hook: str) -> None:
@@ -273,6 +279,13 @@ class _Responding:
             case events.AuthResponse(response):
                 answer(hooks.get(("response", response or b"")))
                 return "no response" if response is None else f"response <{_shown(response)}>"
+            case events.Xclient(said, protocol):
+                refused = hooks.get(("xclient", b""))
+                answer(refused)
+                if refused is None:
+                    self._machine.welcome(Privileges(relays=True, xclient=self._presents_again))
+                    self._machine.greet(hooks.get(("presented", said.helo)))
+                return f"xclient {_attributes(said)} {protocol}"
             case events.Mail(sender, parameters):
                 answer(hooks.get(("mail", sender.text)))
                 return f"mail <{sender}>{_parameters(parameters)}"
@@ -296,6 +309,14 @@ class _Responding:
             case events.Reset():
                 return "reset"
         return "quit" if isinstance(event, events.Quit) and event.polite else "closed"
+
+
+def _attributes(said: Attributes) -> str:
+    return " ".join(
+        f"{name}={value.decode() if isinstance(value, bytes) else value}"
+        for name in Attributes.__slots__
+        if (value := getattr(said, name)) not in (None, "", b"")
+    )
 
 
 class _Initiating:

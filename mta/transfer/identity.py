@@ -87,7 +87,7 @@ class Identity:
         return refused
 
     async def _failed(self, failure: Failure) -> Reply:
-        desk, client = self._desk, f"unknown[{self._association.client}]"
+        desk, client = self._desk, self._association.peer.label
         is_refused = isinstance(failure, PermanentFailure)
         # In Postfix's words, which tools that ban hosts look for. An operator reads why.
         why = "authentication failed" if is_refused else f"cannot be checked: {failure}"

@@ -83,10 +83,12 @@ class Intake:
 
     def reception(self, tenure: ITenure, peer: PeerInfo) -> Reception:
         """Its methods may raise Fenced or TenureRevoked: abort the association, say nothing."""
+        return Reception(self._desk, tenure, peer, self._associate)
+
+    def _associate(self, peer: PeerInfo) -> Association:
         admitted = is_admitted(peer, self.admit.get(peer.listener, ()))
         vip = self._desk.external.get(peer.local_host, peer.local_host)
-        rule = self.submission.get(peer.listener)
-        return Reception(self._desk, tenure, Association(peer, admitted, vip, rule))
+        return Association(peer, admitted, vip, self.submission.get(peer.listener))
 
     def stop(self) -> None:
         """Cancel what policies still do for messages gone by."""

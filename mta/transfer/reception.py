@@ -7,6 +7,7 @@ RFC 5321 3.3, 4.4, 4.5.3.1, 6.3; RFC 6409 8; RFC 1845 (named transactions); RFC 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -14,17 +15,11 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mta.errors import (
-    Full,
-    LocalProtocolError,
-    MTAError,
-    SpoolError,
-    TenureRevoked,
-    Unavailable,
-)
+from mta.errors import Full, LocalProtocolError, MTAError, TenureRevoked, Unavailable
 from mta.interfaces import (
     IAuthenticatingReception,
     IChunkedReception,
+    IPresentedReception,
     IReception,
     ISecured,
     IStaging,
@@ -36,6 +31,7 @@ from mta.model import (
     ContentForm,
     MessageState,
     Notify,
+    PeerInfo,
     Recipient,
     Remembered,
     Reply,
@@ -43,11 +39,12 @@ from mta.model import (
 )
 from mta.policy.new_body import NO_BOUNDS, NewBody
 from mta.policy.revision import Revision
-from mta.policy.stream import Stream
+from mta.policy.stream import Stream, both
 from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Connected, Disconnected
 from mta.transfer.acceptance import Acceptance, queued
 from mta.transfer.desk import Desk, store_reply
+from mta.transfer.entry import Entry
 from mta.transfer.enveloping import envelope_of
 from mta.transfer.header_block import HeaderScan, message_id, received_count
 from mta.transfer.identity import CHALLENGE, Identity
@@ -68,9 +65,11 @@ BARE_SENDER: Final = Reply(553, "5.1.7", (b"Sender address needs a domain",))
 _NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
 
 Answer = Reply | None | Deferred[Reply | None]
+Associate = Callable[[PeerInfo], Association]
+"""Who that client is to us."""
 
 
-@implementer(IReception, IAuthenticatingReception, IChunkedReception, ISecured)
+@implementer(IReception, IAuthenticatingReception, IChunkedReception, IPresentedReception, ISecured)
 class Reception:
     """Made by Intake. What it raises (Fenced, TenureRevoked), and what the Deferred of `end` fails
     with (also Unknown), must abort the association without a reply.
@@ -78,13 +77,14 @@ class Reception:
 
     __slots__ = (
         "__weakref__",
+        "_associate",
         "_association",
         "_desk",
+        "_entry",
         "_has_eight_bits",
         "_identity",
         "_introduction",
         "_is_closed",
-        "_is_journalled",
         "_is_unacknowledged",
         "_is_unread",
         "_ordinal",
@@ -99,13 +99,13 @@ class Reception:
         "_waiting",
     )
 
-    def __init__(self, desk: Desk, tenure: ITenure, association: Association) -> None:
+    def __init__(self, desk: Desk, tenure: ITenure, peer: PeerInfo, associate: Associate) -> None:
         self._desk = desk
         self._tenure = tenure
-        self._association = association
-        self._introduction = Transaction(association) if desk.introduces else None
+        self._associate = associate
+        self._meet(peer)
+        self._entry = Entry(desk, tenure, peer)
         self._identity: Identity | None = None
-        self._stamp = Stamp(desk, association, tenure.network_name)
         self._ordinal = 0
         self._transaction: Transaction | None = None
         self._staging: IStaging | None = None
@@ -114,7 +114,6 @@ class Reception:
         self._text: TextScan | None = None
         """Of content that comes as it is."""
         self._waiting: Deferred[Any] | None = None
-        self._is_journalled = False
         self._is_unacknowledged = False
         self._is_unread = False
         """Nothing has shown yet that the client read the reply to its last message."""
@@ -125,16 +124,19 @@ class Reception:
 
     # --- the association ---
 
+    def _meet(self, peer: PeerInfo) -> None:
+        desk, association = self._desk, self._associate(peer)
+        self._association = association
+        self._introduction = Transaction(association) if desk.introduces else None
+        self._stamp = Stamp(desk, association, self._tenure.network_name)
+
     def connected(self) -> Answer:
         # An owner re-reads its epoch at each association that it accepts.
         self._tenure.check()
         association = self._association
         peer = association.peer
         if peer.uid is None:
-            # So that a new owner can reset it, and that the in-doubt list knows whom a message
-            # came from. Not synced: it rides on what is written next, or on a heartbeat.
-            self._is_journalled = True
-            self._journal()
+            self._entry.write()
         proxy = "" if peer.via is None else peer.via.peer
         self._desk.telemetry.event(
             Connected(peer.association, association.client, peer.port, association.vip, proxy)
@@ -143,12 +145,6 @@ class Reception:
             return None
         return self._answer(self._desk.chain.ask("connect", self._introduction), "CONNECT")
 
-    def _journal(self) -> None:
-        """It is open, and nothing that was accepted on it so far waits for its client to read."""
-        # The socket's ends, not the client's: behind a balancer a new owner would reset a stranger.
-        peer = self._association.peer
-        self._desk.spool.open_association(peer.association, peer.ends, True)
-
     def secured(self, session: str) -> None:
         """ISecured."""
         association = self._association
@@ -156,6 +152,27 @@ class Reception:
         association.helo = b""
         association.forget()
         self._stamp.forget()
+
+    def presented(self, peer: PeerInfo, helo: bytes, protocol: str, user: str) -> Answer:
+        """IPresentedReception. The journal has the socket, which stays, and its unread reply."""
+        self._tenure.check()
+        desk, former = self._desk, self._introduction
+        self.reset()
+        identity, self._identity = self._identity, None
+        if identity is not None:
+            identity.abandon()
+        if former is not None:
+            desk.chain.tell("disconnect", former)
+        self._meet(peer)
+        association = self._association
+        if user:
+            association.identify(user, "XCLIENT")
+        association.helo, association.protocol = helo, protocol
+        if self._introduction is None:
+            return None
+        hooks = ("connect", *(("auth",) if user else ()), *(("helo",) if helo else ()))
+        answer = desk.chain.ask_all(hooks, self._introduction)
+        return self._answer(answer, "CONNECT")
 
     @property
     def admitted(self) -> bool:
@@ -206,20 +223,7 @@ class Reception:
             waiting.cancel()
         if self._identity is not None:
             self._identity.abandon()
-        if self._is_journalled:
-            try:
-                if self._tenure.is_live:
-                    desk.spool.close_association(name)
-                    if not stage:
-                        # It has recorded what became of its last transaction before it says QUIT.
-                        desk.spool.forget_last(name)
-                elif desk.associations is not None:
-                    # What the tenure's end closed stays open in the journal: its reset may never
-                    # have reached the peer (the address or the link was gone), and its last reply
-                    # neither.
-                    desk.associations.leave_association(name)
-            except SpoolError:
-                pass  # lost with the epoch: its successor takes it for open, which is the truth
+        self._entry.end(stage)
         desk.telemetry.event(Disconnected(name, association.client, commands, stage))
         if self._introduction is not None:
             desk.chain.tell("disconnect", self._introduction)
@@ -394,7 +398,7 @@ class Reception:
             # the last message. A command would prove nothing: MAIL, RSET and QUIT may follow a
             # final dot in one group (RFC 2920 3.1). A message in one piece says it by itself.
             self._is_unread = False
-            self._journal()
+            self._entry.write()
         is_header = transaction.header_can_change and not scan.complete
         pause = None if is_header else staging.write(chunk)
         transaction.size_octets += len(chunk)
@@ -407,9 +411,9 @@ class Reception:
                 pause = staging.write(chunk[body_at:])
             if stream is not None and scan.complete:
                 transaction.headers, transaction.header_is_whole = scan.block, not scan.is_cut
-                pause = _both(pause, stream.feed("headers", b""))
+                pause = both(pause, stream.feed("headers", b""))
         if stream is not None and body_at < len(chunk):
-            pause = _both(pause, stream.feed("body", chunk[body_at:]))
+            pause = both(pause, stream.feed("body", chunk[body_at:]))
         return pause
 
     def end(self, fault: Reply | None) -> Deferred[Reply]:
@@ -526,7 +530,7 @@ class Reception:
         # From here on the message is out of reach of reset() and closed().
         self._transaction = self._staging = self._scan = self._stream = None
         self._is_unacknowledged = True
-        self._is_unread = self._is_journalled
+        self._is_unread = self._entry.is_written
         acceptance = Acceptance(desk, self._tenure, transaction, envelope, state)
         answered = acceptance.commit(staging, prepend)
         if key is not None:
@@ -589,11 +593,3 @@ class Reception:
         )
         self.reset()
         return queued(transaction.queue_id)
-
-
-def _both(one: Deferred[None] | None, other: Deferred[None] | None) -> Deferred[None] | None:
-    """Pause for both."""
-    if one is None or other is None:
-        return one or other
-    first = one
-    return other.addCallback(lambda _: first)

@@ -84,9 +84,10 @@ def received_from(
         return b"Received: %b%b with %b\r\n\tid " % (by, using, keyword)
     literal = address_literal(peer.host)
     name = helo[:HELO_LIMIT].translate(_TO_NAME) or literal
+    host = b"%b %b" % (peer.name.encode("ascii", "replace").translate(_TO_NAME), literal)
     return b"Received: from %b (%b)%b\r\n\t%b with %b\r\n\tid " % (
         name,
-        literal,
+        host.lstrip(),
         using,
         by,
         keyword,

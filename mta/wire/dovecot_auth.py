@@ -179,7 +179,8 @@ def _auth_line(request: Request, initial: bytes | None) -> bytes:
     words += [_pair("service", request.service), b"nologin"]
     words += [b"secured"] if request.is_secured else []
     words += [_pair("lip", request.local_host), _pair("lport", str(request.local_port))]
-    words += [_pair("rip", request.remote_host), _pair("rport", str(request.remote_port))]
+    if request.remote_host:
+        words += [_pair("rip", request.remote_host), _pair("rport", str(request.remote_port))]
     if initial is not None:
         words.append(b"resp=" + base64.b64encode(initial))  # must be the last
     line = b"\t".join(words) + b"\n"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mta.model import Address, Reply
 from mta.wire.smtp.grammar import Parameters
+from mta.wire.smtp.xclient import Attributes
 
 # These want `answer(reply or None)`:
 
@@ -50,6 +51,15 @@ class AuthResponse(NamedTuple):
 
 class StartTls(NamedTuple):
     """STARTTLS, and nothing behind it. None as answer: 220; then `secured` when TLS is there."""
+
+
+class Xclient(NamedTuple):
+    """XCLIENT. None as answer: nothing is said, all begins anew with that client, and `welcome` and
+    `greet` come next. `protocol` is that of the client, until it says another.
+    """
+
+    said: Attributes
+    protocol: str
 
 
 class Data(NamedTuple):
@@ -96,6 +106,6 @@ class Quit(NamedTuple):
 
 
 Event = (
-    Helo | StartTls | Auth | AuthResponse | Mail | Rcpt | Data | End
+    Helo | StartTls | Auth | AuthResponse | Xclient | Mail | Rcpt | Data | End
     | Chunk | Reset | Rejected | Quit
 )  # fmt: skip

@@ -11,13 +11,13 @@ event that wants an answer (the first group below) by `answer` before the next; 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
 RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 8689
 (REQUIRETLS), RFC 9422 (LIMITS), RFC 1845 (CHECKPOINT, of which only whole transactions are kept).
-RFC 4954 (AUTH) is server_auth.py's.
+RFC 4954 (AUTH) is server_auth.py's, XCLIENT's attributes are xclient.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from mta.errors import LocalProtocolError
 from mta.model import Reply
@@ -33,6 +33,7 @@ from mta.wire.smtp.events import (
     Rcpt,
     Reset,
     StartTls,
+    Xclient,
 )
 from mta.wire.smtp.grammar import (
     CHECKPOINT_PARAMETERS,
@@ -51,6 +52,7 @@ from mta.wire.smtp.offers import Offer
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.server_auth import NO_AUTH, Authentication, AuthTerms, check_auth
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb, out_of_place
+from mta.wire.smtp.xclient import ANNOUNCEMENT, parse_xclient
 
 _NO_COMMANDS = {Verb.END, Verb.CHUNK, Verb.REPEAT, Verb.CHALLENGE, Verb.RESPONSE}
 _VERBS = {verb.value.encode(): verb for verb in Verb if verb not in _NO_COMMANDS}
@@ -68,6 +70,14 @@ _OF_AUTH = frozenset((Verb.AUTH, Verb.RESPONSE))
 _OF_CONTENT = frozenset((Verb.END, Verb.BDAT, Verb.CHUNK))
 _IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN, State.CHUNKS, State.FAILED))
 _WITH_ADDRESS = frozenset((Verb.MAIL, Verb.RCPT, Verb.VRFY, Verb.EXPN))
+
+
+class Privileges(NamedTuple):
+    """What not every client has."""
+
+    checkpoint: bool = False
+    relays: bool = False
+    xclient: bool = False
 
 
 class Responder(Authentication):
@@ -91,11 +101,13 @@ class Responder(Authentication):
         relays: bool = False,
         offers: Sequence[Offer] = (),
         requiretls: bool = False,
+        xclient: bool = False,
     ) -> None:
         """`name` is the virtual server's network name; `banner` what follows it in the greeting;
         with `checkpoint` (not LMTP's) this client may name its transactions. `security` is that of
         the beginning: PRESENT where TLS comes before the greeting. A client that `relays`, or has
-        said who it is, is offered `offers` too; `requiretls` every client is, under TLS.
+        said who it is, is offered `offers` too; `requiretls` every client is, under TLS. With
+        `xclient` it may say in whose place it speaks.
         """
         greeting = b"220 %b %b%b\r\n" % (
             name,
@@ -111,6 +123,9 @@ class Responder(Authentication):
         self._relays = relays
         self._offers = offers
         self._requiretls = requiretls
+        self._offers_xclient = xclient
+        self._presented: Xclient | None = None
+        """By the last XCLIENT."""
         self._hello, self._mail_parameters = self._offer()
         self._is_binary = False
         self._after = State.START
@@ -162,6 +177,7 @@ class Responder(Authentication):
             *((b"REQUIRETLS",) if self._may_require else ()),
             *(offer.word for offer in self._made),
             *((b"CHECKPOINT",) if self._offers_checkpoint else ()),
+            *((ANNOUNCEMENT,) if self._offers_xclient else ()),
             b"ENHANCEDSTATUSCODES",
         )
         return b"".join(
@@ -177,6 +193,11 @@ class Responder(Authentication):
         if self.state is State.HANDSHAKE:
             self.state = State.START
 
+    def welcome(self, privileges: Privileges) -> None:
+        """The client that XCLIENT named is another than before."""
+        self._offers_checkpoint, self._relays, self._offers_xclient = privileges
+        self._hello, self._mail_parameters = self._offer()
+
     @property
     def is_swallowing(self) -> bool:
         """Content comes that cannot be taken any more: it is read to its end without events."""
@@ -190,7 +211,7 @@ class Responder(Authentication):
         In the LMTP role the answer to End stands for every accepted recipient. An End that had a
         fault is answered by that fault if `reply` does not refuse it. 355 to Mail: this named
         transaction is complete, and its content takes nothing but the final dot. 334 to Auth and
-        AuthResponse: the next challenge.
+        AuthResponse: the next challenge. None to Xclient: nothing is said before `greet`.
         """
         verb = self._awaiting
         if verb is None:
@@ -244,6 +265,8 @@ class Responder(Authentication):
         elif verb is Verb.END:
             self._forget()
             self._errors = 0
+        elif verb is Verb.XCLIENT:
+            self._begin_anew()
         if verb is not Verb.END:
             self.counts[verb][0] += 1
 
@@ -346,9 +369,8 @@ class Responder(Authentication):
         name = parse_helo(argument)
         self.helo = name
         if verb is not Verb.LHLO:
-            secure = "S" if self.security is Security.PRESENT else ""
-            known = "A" if self.is_authenticated else ""
-            self.protocol = "SMTP" if verb is Verb.HELO else f"ESMTP{secure}{known}"
+            is_plain = verb is Verb.HELO
+            self.protocol = "SMTP" if is_plain else self._extended(self.is_authenticated)
         hello = Helo(name, self.protocol)
         if self.state in _IN_TRANSACTION:
             self.state = State.IDLE
@@ -393,6 +415,30 @@ class Responder(Authentication):
             self._reject(verb.value, said.BEHIND_STARTTLS)
             return None
         return StartTls()
+
+    def _do_xclient(self, verb: Verb, argument: bytes) -> Event | None:
+        if not self._offers_xclient:
+            raise refusal(said.NOT_AUTHORIZED)
+        client, protocol = parse_xclient(argument), self.role.value
+        if self.role is Role.SMTP and client.protocol == "ESMTP":
+            protocol = self._extended(bool(client.login))
+        presented = self._presented = Xclient(client, protocol)
+        return presented
+
+    def _begin_anew(self) -> None:
+        """With the client that XCLIENT has named. What only the last of several said is its name in
+        HELO, its protocol and its user (Postfix); TLS is the connection's and stays.
+        """
+        assert self._presented is not None, "its event was handed out"
+        client, self.protocol = self._presented
+        self.helo = client.helo
+        self.is_authenticated = bool(client.login)
+        self._greeted = State.IDLE if client.helo else State.START
+
+    def _extended(self, is_authenticated: bool) -> str:
+        """RFC 3848."""
+        secure = "S" if self.security is Security.PRESENT else ""
+        return f"ESMTP{secure}{'A' if is_authenticated else ''}"
 
     def _do_data(self, verb: Verb, argument: bytes) -> Event | None:
         self._no_argument(argument)
@@ -456,6 +502,7 @@ _ACTIONS: dict[str, Callable[[Responder, Verb, bytes], Event | None]] = {
     "hello": Responder._do_hello,
     "starttls": Responder._do_starttls,
     "auth": Responder._do_auth,
+    "xclient": Responder._do_xclient,
     "mail": Responder._do_mail,
     "rcpt": Responder._do_rcpt,
     "data": Responder._do_data,

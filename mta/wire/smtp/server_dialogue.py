@@ -38,6 +38,8 @@ class Dialogue(ABC):
         self._last: Verb | None = None
         self._limits = limits
         self._greeting = greeting
+        self._greeted = State.START
+        """Where the greeting leads: IDLE when it is known who the client is."""
         self._awaiting: Verb | None = None
         self._queued: list[Event] = []
         self._discarding = False
@@ -87,21 +89,21 @@ class Dialogue(ABC):
     # -- words of our own
 
     def greet(self, refusal: Reply | None = None) -> None:
-        """Open with 220, or turn the peer away with `refusal` (421, 554)."""
+        """Open with 220, or turn the peer away with `refusal` (421, 554). Behind XCLIENT again."""
         if self.state is not State.GREETING:
             raise LocalProtocolError("the greeting was given already")
         if (refusal is None or refusal.is_positive) and self._speaks_early():
             refusal = said.EARLY
             self._queued.append(Rejected("CONNECT", refusal, b"", b""))
         if refusal is None or refusal.is_positive:
-            self.state = State.START
+            self.state = self._greeted
             self._output.append(self._greeting)
         else:
             self._output.append(render(refusal))
             self._close(polite=False)
 
     def _speaks_early(self) -> bool:
-        return self._limits.refuse_early and bool(self._buffer)
+        return self._limits.refuse_early and self.buffered_octets > 0
 
     def shut_down(self, reply: Reply) -> None:
         """Say `reply` (421) out of turn and end: time-out, drain, too many connections.

@@ -17,9 +17,10 @@ USUAL = {
     Verb.DATA: b"354 End data with <CR><LF>.<CR><LF>\r\n",
     Verb.AUTH: b"235 2.7.0 Authentication successful\r\n",
     Verb.STARTTLS: b"220 2.0.0 Ready to start TLS\r\n",
+    Verb.XCLIENT: b"",
     Verb.END: OK,
 }
-"""In wire form."""
+"""In wire form. What XCLIENT hears is the greeting."""
 
 NOT_CRLF = Reply(500, "5.5.2", (b"A command ends in CR LF",))
 TOO_LONG = Reply(500, "5.5.2", (b"The line is too long",))
@@ -29,6 +30,7 @@ WRONG_ROLE = Reply(500, "5.5.1", (b"That greeting belongs to another protocol",)
 NO_ARGUMENT = Reply(501, "5.5.4", (b"This command takes no argument",))
 NOT_OFFERED = Reply(502, "5.5.1", (b"Command not implemented",))
 VRFY = Reply(252, "2.0.0", (b"Cannot say, but will take mail for it and try",))
+NOT_AUTHORIZED = Reply(550, "5.7.0", (b"Not for you to say who your client is",))
 STARTTLS_FIRST = Reply(530, "5.7.0", (b"Say STARTTLS first",))
 TLS_FIRST = Reply(538, "5.7.11", (b"That needs TLS, and there is none here",))
 EHLO_FIRST = Reply(503, "5.5.1", (b"Say EHLO first",))

@@ -5,7 +5,7 @@ Law: a transition that is not in `TABLE` does not happen; the peer is told why i
 
 RFC 5321 4.1.4 (order of commands), 4.2.4 (503), RFC 2920 3.1 (DATA behind refused recipients),
 RFC 2033 4.2 (the same in LMTP), RFC 3030 (BDAT), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 1845 (a
-named transaction that was completed before).
+named transaction that was completed before), Postfix's XCLIENT_README.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class State(enum.Enum):
     """Where an association stands. GREETING -> START -> IDLE -> MAIL -> RECIPIENTS -> CONTENT ->
     IDLE; with a named transaction that was completed before, IDLE -> KNOWN -> CONTENT. With BDAT
     RECIPIENTS -> CHUNK (-> CHUNKS -> CHUNK) -> IDLE, and FAILED behind a chunk that was refused.
-    With AUTH, IDLE (-> SASL) -> IDLE.
+    With AUTH, IDLE (-> SASL) -> IDLE. With XCLIENT, START or IDLE -> GREETING, and on as at first;
+    or straight to IDLE, where it told the name that HELO would.
     CLOSED from everywhere, and nothing from CLOSED.
     """
 
@@ -82,6 +83,7 @@ class Verb(enum.Enum):
     STARTTLS = "STARTTLS"
     LHLO = "LHLO"
     AUTH = "AUTH"
+    XCLIENT = "XCLIENT"
     CHALLENGE = "AUTH-CHALLENGE"
     """The answer to AUTH, or to a response, that asks for one more."""
     RESPONSE = "AUTH-RESPONSE"
@@ -133,6 +135,8 @@ TABLE: dict[tuple[State, Verb], Row] = {
     (State.CHUNKS, Verb.LHLO): Row(State.IDLE, "hello"),
     (State.FAILED, Verb.LHLO): Row(State.IDLE, "hello"),
     (State.IDLE, Verb.STARTTLS): Row(State.HANDSHAKE, "starttls"),
+    (State.START, Verb.XCLIENT): Row(State.GREETING, "xclient"),
+    (State.IDLE, Verb.XCLIENT): Row(State.GREETING, "xclient"),
     (State.IDLE, Verb.AUTH): Row(State.IDLE, "auth"),
     (State.IDLE, Verb.CHALLENGE): Row(State.SASL, "auth"),
     (State.SASL, Verb.CHALLENGE): Row(State.SASL, "auth"),
@@ -205,7 +209,7 @@ OUT_OF_PLACE: dict[tuple[State, Verb], Reply] = {
     **{
         (state, verb): _NOT_NOW
         for state in (State.MAIL, State.RECIPIENTS, State.KNOWN, State.CHUNKS, State.FAILED)
-        for verb in (Verb.STARTTLS, Verb.AUTH)
+        for verb in (Verb.STARTTLS, Verb.AUTH, Verb.XCLIENT)
     },
     (State.START, Verb.BDAT): _HELLO_FIRST,
     (State.IDLE, Verb.BDAT): Reply(503, "5.5.1", (b"Say MAIL and RCPT first",)),
