@@ -680,7 +680,8 @@ class Doubt:
     """One entry of the in-doubt list (spool.md section 6).
 
     `transaction` is that of its INTENT (RFC 1845), outbound; `ordinal` counts the messages of the
-    association from 1, inbound.
+    association from 1, inbound. `peer` is at the far end of its socket; `client` is who it came
+    from where that is somebody else, behind a load balancer or a proxy, else "".
     """
 
     side: str
@@ -692,6 +693,17 @@ class Doubt:
     epoch: int
     transaction: str = ""
     ordinal: int = 0
+    client: str = ""
+
+    @property
+    def whom(self) -> str:
+        """Whom to ask: the client, and otherwise the peer."""
+        return self.client or self.peer
+
+    @property
+    def via(self) -> str:
+        """By whom it came from there; "" where nobody stands between."""
+        return self.peer if self.client else ""
 
 
 @dataclass(frozen=True, slots=True)

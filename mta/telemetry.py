@@ -187,6 +187,8 @@ class Doubted(NamedTuple):
     of_epoch: int
     """Under which it became doubtful."""
     recipients: tuple[int, ...]
+    via: str = ""
+    """The load balancer or proxy by which it came from `peer`."""
 
 
 class Removed(NamedTuple):

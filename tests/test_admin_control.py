@@ -601,6 +601,7 @@ class Reading(SynchronousTestCase):
                     "queue_id": "A",
                     "slot": "hub/1",
                     "peer": "192.0.2.20",
+                    "via": "",
                     "epoch": 3,
                     "recipients": [],
                     "recipient_indexes": [0],

@@ -207,6 +207,11 @@ class Commanding(SynchronousTestCase):
         self.assertRegex(
             run.lines[1], r"^inbound +Q1 +smtp/in/3 +192.0.2.1 +2 +- +its client may send it again$"
         )
+        house.queue.doubts = (
+            Doubt("inbound", "Q1", "smtp/in/3", "192.0.2.5:4711", (), 2, client="198.51.100.77"),
+        )
+        run = self.run_with(house, [("queue-in-doubt", {})], "queue", "in-doubt")
+        self.assertIn(" 198.51.100.77 via 192.0.2.5:4711 ", run.lines[1])
 
     def test_route_explain(self) -> None:
         """A table of every candidate with the reason why it lost; exit 68 when none takes it."""

@@ -192,6 +192,41 @@ class InboundTests(SynchronousTestCase):
             lab.owner.kinds(Doubted),
         )
 
+    def test_behind_a_balancer(self) -> None:
+        """Log and list name the client that PROXY or XCLIENT named, of the very message that is in
+        doubt, and by whom it came.
+        """
+        for header, more, whom in (
+            (
+                b"PROXY TCP4 198.51.100.77 192.0.2.10 40001 25",
+                f"proxy-from: [{FRIEND}/32]",
+                "198.51.100.77",
+            ),
+            (b"", f"xclient-from: [{FRIEND}/32, 198.51.100.77/32]", "a.example[198.51.100.78]"),
+        ):
+            lab = Lab(
+                "ab",
+                spool="log",
+                more="listeners:\n  - {kind: smtp, port: 25, relay-from: [198.51.100.0/24],"
+                f" {more}}}\n",
+            )
+            lab.hub.answer("MAIL", b"451 4.3.0 Later")
+            client = lab.client()
+            if header:
+                client.say(header, b"EHLO a.example")
+            else:
+                client.say(b"XCLIENT ADDR=198.51.100.77 NAME=b.example HELO=b.example")
+                client.send()
+                client.say(b"XCLIENT ADDR=198.51.100.78 NAME=a.example HELO=a.example")
+            last = client.send().split()[-1].decode()
+            lab.fail("a", to="b")
+            (doubt,) = inbound(lab.owner)
+            via = f"{FRIEND}:{client.peer.transport.getHost().port}"
+            self.assertEqual((doubt.queue_id, doubt.whom, doubt.via), (last, whom, via))
+            self.assertIn(
+                Doubted(last, "inbound", doubt.slot, whom, 1, (), via), lab.owner.kinds(Doubted)
+            )
+
     def test_content_of_the_next_message(self) -> None:
         """A client that is in the midst of the next message's content has read the last reply."""
         lab = self.lab()

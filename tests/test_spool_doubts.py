@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import struct
+from typing import Any
+from zlib import crc32
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.model import Doubt, FourTuple, Intent
-from mta.spool.doubts import EPOCHS, MOST_FORMER, DoubtList
+from mta.spool import checkpoint
+from mta.spool.doubts import EPOCHS, MOST_FORMER, DoubtList, OpenAssociation
+from mta.spool.ledger import Ledger
 
 ENDS = FourTuple("192.0.2.10", 25, "192.0.2.99", 40000)
+
+
+def opened(last: str, **keys: Any) -> OpenAssociation:
+    return OpenAssociation(ENDS, keys.pop("inbound", True), last, 1, **keys)
 
 
 class DoubtListTests(SynchronousTestCase):
@@ -50,9 +61,9 @@ class DoubtListTests(SynchronousTestCase):
         doubts.unanswered("Q", "1", Intent("Q", "1", (0,), "hub:25"), 1)
         newest = 40
         for number in range(2 * MOST_FORMER):
-            doubts.unread(f"L{number}", "smtp/in/1", ENDS, newest, 1)
-            doubts.unread(f"F{number}", "smtp/in/1", ENDS, newest - 1 - number % 2, 1)
-        doubts.unread("OLD", "smtp/in/1", ENDS, newest - EPOCHS, 1)
+            doubts.unread("smtp/in/1", opened(f"L{number}"), newest)
+            doubts.unread("smtp/in/1", opened(f"F{number}"), newest - 1 - number % 2)
+        doubts.unread("smtp/in/1", opened("OLD"), newest - EPOCHS)
         doubts.trim(newest)
         left = list(doubts)
         self.assertEqual(sum(d.epoch == newest for d in left), 2 * MOST_FORMER)
@@ -60,3 +71,54 @@ class DoubtListTests(SynchronousTestCase):
         self.assertEqual(sum(d.epoch == newest - 2 for d in left), 0)
         self.assertNotIn("OLD", [d.queue_id for d in left])
         self.assertEqual([d.queue_id for d in left if d.side == "outbound"], ["Q"])
+
+    def test_whom_it_names(self) -> None:
+        """Whoever sent it is asked: the socket's far end, or who stood behind it by the envelope;
+        then the far end is named besides.
+        """
+        for client, whom, via in (
+            (b"192.0.2.99", "192.0.2.99:40000", ""),
+            (b"", "192.0.2.99:40000", ""),
+            (b"198.51.100.77", "198.51.100.77", "192.0.2.99:40000"),
+            (b"a.example[198.51.100.77]", "a.example[198.51.100.77]", "192.0.2.99:40000"),
+        ):
+            doubts = DoubtList()
+            doubts.unread("smtp/in/1", opened("Q", client=client), 5)
+            (doubt,) = doubts
+            self.assertEqual((doubt.whom, doubt.via, doubt.peer), (whom, via, ENDS.peer))
+
+    def test_nothing_unread(self) -> None:
+        """What we sent, and what was read, is no doubt of a client."""
+        doubts = DoubtList()
+        doubts.unread("smtp/out/1", opened("Q", inbound=False), 5)
+        doubts.unread("smtp/in/1", opened(""), 5)
+        self.assertEqual(len(doubts), 0)
+
+
+class CheckpointTests(SynchronousTestCase):
+    def test_two_builds(self) -> None:
+        """Whom a message came from lies beside the rows that an older build knows: it reads ours,
+        and we read its.
+        """
+        ledger = Ledger()
+        left = ledger.associations["smtp/in/1"] = opened("Q", client=b"a.example[198.51.100.7]")
+        ledger.doubts.unread("smtp/in/2", left, 4)
+        pieces = checkpoint.encode(ledger, 5, 1, 0.0, [])
+        facts = json.loads(pieces[1])
+        # Both are taken apart by their places there, and one place more is a damaged checkpoint.
+        self.assertEqual([len(row) for row in facts["doubts"] + facts["associations"]], [8, 8])
+        made = checkpoint.decode(whole(pieces)).ledger
+        self.assertEqual(made.associations, ledger.associations)
+        self.assertEqual(list(made.doubts), list(ledger.doubts))
+        del facts["doubt_clients"], facts["association_clients"]
+        pieces[1] = json.dumps(facts).encode()
+        pieces[0] = struct.pack("<Q", len(pieces[1]))
+        made = checkpoint.decode(whole(pieces)).ledger
+        self.assertEqual([doubt.whom for doubt in made.doubts], [ENDS.peer])
+        self.assertEqual(made.associations["smtp/in/1"].client, b"")
+
+
+def whole(pieces: list[bytes]) -> bytes:
+    """As it lies on disk: spool.md section 5."""
+    body = b"".join(pieces)
+    return struct.pack("<8sIIQI", b"MTA\x00CKP\x00", 2, 0, len(body), crc32(body)) + body

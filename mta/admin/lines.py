@@ -210,7 +210,8 @@ class PostfixLines:
         text = f"{e.queue_id}: in doubt: side={e.side}, slot={neutral(e.slot, 300)}"
         text += f", peer={neutral(e.peer, 300)}, of_epoch={e.of_epoch}"
         recipients = "/".join(map(str, e.recipients)) or "-"
-        return [("qmgr", INFO, f"{text}, recipients={recipients} epoch={epoch}")]
+        via = f" via={neutral(e.via, 300)}" if e.via else ""
+        return [("qmgr", INFO, f"{text}, recipients={recipients} epoch={epoch}{via}")]
 
     def _removed(self, epoch: int, e: Removed) -> list[tuple[str, int, str]]:
         return [("qmgr", INFO, f"{e.queue_id}: removed")]

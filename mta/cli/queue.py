@@ -119,7 +119,7 @@ def run_show(given: argparse.Namespace, daemon: Daemon) -> int:
     for doubt in doubts:
         say(
             f"in doubt ({shown(doubt['side'])}): by {shown(doubt['slot'])} of epoch"
-            f" {shown(doubt['epoch'])}, peer {shown(doubt['peer'])}; {shown(doubt['then'])}"
+            f" {shown(doubt['epoch'])}, peer {shown(_whom(doubt))}; {shown(doubt['then'])}"
         )
     say("recipients:")
     for recipient in recipients:
@@ -162,8 +162,14 @@ def run_in_doubt(given: argparse.Namespace, daemon: Daemon) -> int:
         columns = ("side", "queue_id", "slot", "peer", "epoch", "recipients", "then")
         table(
             [name.replace("_", " ").upper() for name in columns],
-            ([doubt.get(name) for name in columns] for doubt in doubts),
+            ([{**doubt, "peer": _whom(doubt)}.get(name) for name in columns] for doubt in doubts),
         )
     else:
         say("nothing is in doubt")
     return os.EX_OK
+
+
+def _whom(doubt: dict[str, Any]) -> str:
+    """Where it came from or went to, and by whom, if somebody stands between."""
+    via = doubt.get("via")
+    return f"{doubt['peer']} via {via}" if via else str(doubt["peer"])

@@ -16,14 +16,15 @@ import os
 import secrets
 import struct
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
 from mta.model import Doubt, FourTuple, Intent, Remembered
 from mta.spool.directory import Directory, read_whole
+from mta.spool.doubts import OpenAssociation
 from mta.spool.index import COLUMNS, Index
-from mta.spool.ledger import Ledger, OpenAssociation, Position
+from mta.spool.ledger import Ledger, Position
 from mta.spool.records import Big
 from mta.spool.segment import Segment
 
@@ -88,6 +89,13 @@ def encode(ledger: Ledger, epoch: int, number: int, wall: float, sweep: list[str
             ]
             for slot, a in ledger.associations.items()
         ],
+        # Beside their rows, which an older build reads whole: it passes over what it does not know.
+        "doubt_clients": [[d.queue_id, d.slot, d.client] for d in ledger.doubts if d.client],
+        "association_clients": {
+            slot: a.client.decode("utf-8", "replace")
+            for slot, a in ledger.associations.items()
+            if a.client
+        },
         "transactions": [
             [t.client, t.transaction, t.queue_id, t.octets, t.expires, association]
             for t, association in ledger.transactions
@@ -150,10 +158,15 @@ def decode(octets: bytes | bytearray) -> Checkpoint:
         ledger.bigs[slot] = Big(epoch, number, size, crc)
     for queue_id, slot_name, recipients, peer, transaction in facts["intents"]:
         ledger.intended(Intent(queue_id, slot_name, tuple(recipients), peer, transaction))
+    clients = {(q, name): client for q, name, client in facts.get("doubt_clients", ())}
     for side, queue_id, name, peer, recipients, *rest in facts["doubts"]:
-        ledger.doubts.add(Doubt(side, queue_id, name, peer, tuple(recipients), *rest))
+        doubt = Doubt(side, queue_id, name, peer, tuple(recipients), *rest)
+        ledger.doubts.add(replace(doubt, client=clients.get((queue_id, name), "")))
+    of_slot = facts.get("association_clients", {})
     for name, *ends, inbound, last, ordinal in facts["associations"]:
-        ledger.associations[name] = OpenAssociation(FourTuple(*ends), inbound, last, ordinal)
+        client = of_slot.get(name, "").encode("utf-8", "backslashreplace")
+        opened = OpenAssociation(FourTuple(*ends), inbound, last, ordinal, client)
+        ledger.associations[name] = opened
     for *fields, association in facts["transactions"]:
         ledger.transactions.add(Remembered(*fields), association)
     return Checkpoint(facts["epoch"], facts["number"], ledger, list(facts["sweep"]))

@@ -9,7 +9,7 @@ that it read the reply. Plain values; no disk, no clock. Looking up one message 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mta.model import Doubt, FourTuple, Intent
 
@@ -18,6 +18,22 @@ MOST_FORMER = 1000
 and two takeovers may lie a second apart."""
 EPOCHS = 16
 """Entries of older epochs go, as the epoch files do."""
+
+
+@dataclass(slots=True)
+class OpenAssociation:
+    """An association that has opened and not closed; `last` is what was last accepted on it, ""
+    when its client has shown that it read the reply to that.
+    """
+
+    ends: FourTuple
+    inbound: bool
+    last: str = ""
+    ordinal: int = 0
+    client: bytes = b""
+    """Who sent `last`, by its envelope."""
+    left_in: int = 0
+    """The epoch in which we reset it; a commit may still be under way."""
 
 
 class DoubtList:
@@ -76,9 +92,27 @@ class DoubtList:
             )
         )
 
-    def unread(self, queue_id: str, slot: str, ends: FourTuple, epoch: int, ordinal: int) -> None:
-        """It was accepted, and nothing shows that its client has read so."""
-        self.add(Doubt("inbound", queue_id, slot, ends.peer, (), epoch, ordinal=ordinal))
+    def unread(self, slot: str, opened: OpenAssociation, epoch: int) -> None:
+        """What was accepted last on an association that came from elsewhere, if nothing shows that
+        its client has read so.
+        """
+        if not opened.inbound or not opened.last:
+            return
+        ends, client = opened.ends, opened.client.decode("utf-8", "replace")
+        if client == ends.peer_host:
+            client = ""
+        self.add(
+            Doubt(
+                "inbound",
+                opened.last,
+                slot,
+                ends.peer,
+                (),
+                epoch,
+                ordinal=opened.ordinal,
+                client=client,
+            )
+        )
 
     def pending(self, queue_id: str, pending: Collection[int]) -> None:
         """These recipients (indexes) of the message are left; the others are settled for good."""

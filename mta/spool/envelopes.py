@@ -37,7 +37,7 @@ _RET = (None, False, True)
 _STATUSES = (RecipientStatus.PENDING, RecipientStatus.DELIVERED, RecipientStatus.FAILED)
 
 _ENVELOPE = struct.Struct("<BBBBBBBIIdddIIIIIII")
-_ORDINAL, _ORDINAL_AT = struct.Struct("<I"), struct.calcsize("<BBBBBBBI")
+_ORIGIN, _ORIGIN_AT = struct.Struct("<IdddIIIII"), struct.calcsize("<BBBBBBBI")
 _RECIPIENT = struct.Struct("<BBIII")
 _STATE = struct.Struct("<BIddI")
 _RECIPIENT_STATE = struct.Struct("<BIII")
@@ -101,11 +101,13 @@ def encode_envelope(envelope: Envelope) -> bytes:
     return b"".join(parts)
 
 
-def ordinal_of(octets: bytes) -> int:
-    """The `ordinal` of an encoded envelope; 0 when there is none."""
+def origin_of(octets: bytes) -> tuple[int, bytes]:
+    """`ordinal` and `client` of an encoded envelope; 0 and b"" when there is none."""
     if len(octets) < _ENVELOPE.size:
-        return 0
-    return int(_ORDINAL.unpack_from(octets, _ORDINAL_AT)[0])
+        return 0, b""
+    ordinal, _, _, _, text, domain, name, slot, client = _ORIGIN.unpack_from(octets, _ORIGIN_AT)
+    at = _ENVELOPE.size + text + domain + name + slot
+    return ordinal, octets[at : at + client]
 
 
 def decode_envelope(octets: bytes) -> Envelope:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mta.model import FourTuple, Intent
-from mta.spool.doubts import DoubtList
-from mta.spool.envelopes import decode_state, ordinal_of
+from mta.spool.doubts import DoubtList, OpenAssociation
+from mta.spool.envelopes import decode_state, origin_of
 from mta.spool.index import BIG, TAKEN, Index
 from mta.spool.records import (
     ASSOCIATION,
@@ -41,21 +41,6 @@ from mta.spool.records import (
 )
 from mta.spool.segment import Segment
 from mta.spool.transactions import Transactions
-
-
-@dataclass(slots=True)
-class OpenAssociation:
-    """An association that has opened and not closed; `last` is what was last accepted on it, ""
-    when its client has shown that it read the reply to that.
-    """
-
-    ends: FourTuple
-    inbound: bool
-    last: str = ""
-    ordinal: int = 0
-    """That of `last`."""
-    left_in: int = 0
-    """The epoch in which we reset it; a commit may still be under way."""
 
 
 @dataclass(slots=True)
@@ -133,9 +118,10 @@ class Ledger:
         if message.association:
             opened = self.associations.get(message.association)
             if opened is not None:
-                opened.last, opened.ordinal = queue_id, ordinal_of(message.envelope)
+                opened.last = queue_id
+                opened.ordinal, opened.client = origin_of(message.envelope)
                 if opened.left_in:
-                    self._unread(message.association, opened, opened.left_in)
+                    self.doubts.unread(message.association, opened, opened.left_in)
         return slot
 
     def copied(self, queue_id: str, ref: int, place: Place) -> None:
@@ -223,11 +209,7 @@ class Ledger:
         opened = self.associations.get(slot)
         if opened is not None:
             opened.left_in = epoch
-            self._unread(slot, opened, epoch)
-
-    def _unread(self, slot: str, opened: OpenAssociation, epoch: int) -> None:
-        if opened.inbound and opened.last:
-            self.doubts.unread(opened.last, slot, opened.ends, epoch, opened.ordinal)
+            self.doubts.unread(slot, opened, epoch)
 
     def conclude(self, epoch: int) -> None:
         """The epoch whose log this was has ended: what was open then is in doubt now."""
@@ -235,7 +217,7 @@ class Ledger:
             if self.index.find(intent.queue_id) >= 0:
                 self.doubts.unanswered(intent.queue_id, slot, intent, epoch)
         for slot, opened in self.associations.items():
-            self._unread(slot, opened, epoch)
+            self.doubts.unread(slot, opened, epoch)
         self.doubts.trim(epoch)
         self.intents.clear()
         self.associations.clear()

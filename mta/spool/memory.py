@@ -45,11 +45,10 @@ from mta.model import (
     queue_id,
 )
 from mta.spool.content import ResidentContent
-from mta.spool.doubts import DoubtList
+from mta.spool.doubts import DoubtList, OpenAssociation
 from mta.spool.due import domain_of
 from mta.spool.envelopes import first_pending_domain
 from mta.spool.index import HELD, NOWHERE, TAKEN, Index
-from mta.spool.ledger import OpenAssociation
 from mta.spool.scan import candidates, matches
 from mta.spool.settings import MemorySpoolSettings
 from mta.spool.transactions import Transactions
@@ -145,8 +144,8 @@ class MemorySpool:
             if intent.queue_id in store.messages:
                 store.doubts.unanswered(intent.queue_id, slot, intent, predecessor)
         left_open = tuple(opened.ends for opened in store.associations.values())
-        for slot in store.associations:
-            self._unread(slot, predecessor)
+        for slot, opened in store.associations.items():
+            store.doubts.unread(slot, opened, predecessor)
         store.doubts.trim(predecessor)
         store.intents, store.associations = {}, {}
         store.transactions.conclude()
@@ -162,11 +161,6 @@ class MemorySpool:
                 open_associations=left_open,
             )
         )
-
-    def _unread(self, slot: str, epoch: int) -> None:
-        opened = self.store.associations[slot]
-        if opened.inbound and opened.last:
-            self.store.doubts.unread(opened.last, slot, opened.ends, epoch, opened.ordinal)
 
     def seal(self) -> Deferred[None]:
         if not self._recovered:
@@ -239,8 +233,9 @@ class MemorySpool:
         opened = self.store.associations.get(association)
         if opened is not None:
             opened.last, opened.ordinal = name, message.envelope.ordinal
+            opened.client = message.envelope.client.encode("utf-8", "backslashreplace")
             if opened.left_in:
-                self._unread(association, opened.left_in)
+                self.store.doubts.unread(association, opened, opened.left_in)
         if intent is not None:
             self.store.intents[intent.slot] = intent
 
@@ -271,7 +266,7 @@ class MemorySpool:
         opened = self.store.associations.get(slot)
         if self._is_sealed and opened is not None:
             opened.left_in = self.epoch
-            self._unread(slot, self.epoch)
+            self.store.doubts.unread(slot, opened, self.epoch)
 
     # send
 

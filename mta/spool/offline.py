@@ -230,7 +230,7 @@ def _describe(found: Recovered, say: Say, *, doubts: bool = True) -> None:
         )
     for doubt in ledger.doubts if doubts else ():
         say(
-            f"in doubt: {doubt.side} {_harmless(doubt.queue_id)} at {_harmless(doubt.peer)} "
+            f"in doubt: {doubt.side} {_harmless(doubt.queue_id)} at {_harmless(doubt.whom)} "
             f"since epoch {doubt.epoch}"
         )
     if found.sweep:

@@ -730,6 +730,27 @@ class ISpoolTests:
         assert (doubt.slot, doubt.ordinal, doubt.epoch) == ("smtp/in/1", 2, epoch)
         assert doubt.peer == "192.0.2.99:40000"
 
+    def test_inbound_doubt_names_the_client(self) -> None:
+        """Behind a balancer or a proxy it is the client of that very message that is named, and by
+        whom it came; also under the owners that follow, and on an association that we reset.
+        """
+        self.spool.open_association("smtp/in/1", ENDS, True)
+        for number, client in enumerate(("198.51.100.7", "a.example[198.51.100.8]"), 1):
+            self.accept(envelope(ordinal=number, client=client), association="smtp/in/1")
+        associations = IAssociations(self.spool, None)
+        self.spool.open_association("smtp/in/2", ENDS, True)
+        self.accept(envelope(ordinal=1, client="198.51.100.9"), association="smtp/in/2")
+        if associations is not None:
+            associations.leave_association("smtp/in/2")
+            assert [d.whom for d in self.spool.in_doubt()] == ["198.51.100.9"]
+        for node in "bc":
+            self.spool = self.own(node)
+            found = {(d.slot, d.whom, d.via) for d in self.spool.in_doubt()}
+            assert found == {
+                ("smtp/in/1", "a.example[198.51.100.8]", "192.0.2.99:40000"),
+                ("smtp/in/2", "198.51.100.9", "192.0.2.99:40000"),
+            }
+
     def test_client_has_gone_on(self) -> None:
         """An association that is journalled anew has read what was accepted on it before."""
         self.spool.open_association("smtp/in/1", ENDS, True)

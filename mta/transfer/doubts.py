@@ -67,9 +67,10 @@ class DoubtLog:
                 doubt.queue_id,
                 doubt.side,
                 doubt.slot,
-                doubt.peer,
+                doubt.whom,
                 doubt.epoch,
                 doubt.recipients,
+                doubt.via,
             )
         )
 

@@ -80,11 +80,14 @@ def scenario_no_header(rig: Rig) -> None:
 
 
 def scenario_takeover_releases(pair: Pair) -> None:
-    """A new owner resets the balancer's socket, and the client behind it hears so within seconds."""
+    """A new owner resets the balancer's socket, the client behind it hears so within seconds, and is the one
+    whom the in-doubt list names.
+    """
     pair.online(cluster="drain: 1s", listener=BEHIND)
     haproxy(pair, checks=False)
     waiting = Client(pair, PEER, _TWO, timeout=30, source=FRIEND)
     waiting.hello()
+    name = waiting.send("unread").split()[-1].decode()
     waiting.say(b"MAIL FROM:<sender@example.net>")
     pair["a"].wait_log(f"connect from unknown[{FRIEND}]")
     time.sleep(1.5)  # the journal rides on the next heartbeat
@@ -103,6 +106,12 @@ def scenario_takeover_releases(pair: Pair) -> None:
         f"the client behind haproxy was released {took * 1000:.0f} ms after the address moved"
     )
     pair.wait_owner("b")
+    listed = pair["b"].command("queue", "in-doubt").stdout
+    row = next((line for line in listed.splitlines() if name in line), "")
+    expect(f" {FRIEND} via {BALANCER}:" in row, f"the in-doubt list says {listed}")
+    log = pair["b"].log()
+    told = next((line for line in log.splitlines() if f"{name}: in doubt: " in line), "")
+    expect(f" peer={FRIEND}," in told and f" via={BALANCER}:" in told, f"the log says {told!r}")
     again = Client(pair, PEER, _TWO, source=FRIEND)
     expect(again.hello().startswith(b"220"), "the new owner does not greet behind the balancer")
     pair.thaw(stopped)
