@@ -1,7 +1,7 @@
 #!/bin/sh
 # Unpacks the peers into the directory $1 (made once): smtp-source, smtp-sink and a private Postfix,
 # the name server nsd, the validating resolver unbound, ldns to sign zones, etcd, keepalived, haproxy,
-# opendkim, rspamd, pymilter, Dovecot, pflogsumm and postfix_exporter. They are fetched with
+# opendkim, rspamd, pymilter, Dovecot, pflogsumm, postfix_exporter and Exim. They are fetched with
 # apt-get download and unpacked with dpkg -x: nothing is installed, nothing of them starts by itself.
 set -eu
 into=$1
@@ -15,19 +15,38 @@ packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
   python3-milter rspamd libhyperscan5 libluajit2-5.1-2 libluajit2-5.1-common libsqlite3-0 \
   dovecot-core libexttextcat-2.0-0 liblua5.4-0 libstemmer0d libsodium23 libunwind8 \
   libglib2.0-0 libpcre2-8-0 pflogsumm libdate-calc-perl libcarp-clan-perl libbit-vector-perl \
-  prometheus-postfix-exporter"
+  prometheus-postfix-exporter libidn12 libgnutls-dane0"
+exim=exim4-daemon-light exim_least=4.98 # the first that announces LIMITS (RFC 9422)
 stamp=$into/fetched
-# shellcheck disable=SC2086
-[ "$(cat "$stamp" 2>/dev/null || true)" = "$(echo $packages)" ] && exit 0
+[ "$(cat "$stamp" 2>/dev/null || true)" = "$packages $exim" ] && exit 0
 rm -rf "$into"
 mkdir -p "$into/debs" "$into/root"
 cd "$into/debs"
-# shellcheck disable=SC2086
-if ! timeout 300 apt-get -qq -o APT::Sandbox::User=root download $packages >download.log 2>&1; then
+
+# apt-get with the options and the command "$@", or the end of all this.
+fetch() {
+  timeout 300 apt-get -qq -o APT::Sandbox::User=root "$@" >download.log 2>&1 && return
   cat download.log >&2
   echo "rig: the peers could not be fetched; try: apt-get update" >&2
   exit 69
+}
+
+# shellcheck disable=SC2086
+fetch download $packages
+offered=$(apt-cache policy "$exim" | sed -n 's/^ *Candidate: //p')
+if dpkg --compare-versions "$offered" ge "$exim_least"; then
+  fetch download "$exim"
+else
+  # From this release's backports, at the machine's own mirror, with lists of apt's that are ours.
+  release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+  # shellcheck disable=SC2016
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" "Component: main" | head -n 1)
+  mkdir -p "$into/lists/partial"
+  echo "deb $mirror $release-backports main" >"$into/backports.list"
+  set -- -o "Dir::Etc::SourceList=$into/backports.list" -o Dir::Etc::SourceParts=/dev/null \
+    -o "Dir::State::Lists=$into/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+  fetch "$@" update
+  fetch "$@" download "$exim"
 fi
 for package in *.deb; do dpkg -x "$package" "$into/root"; done
-# shellcheck disable=SC2086
-echo $packages >"$stamp"
+echo "$packages $exim" >"$stamp"

@@ -21,8 +21,10 @@ from tests.rig.ground import (
     wait_until,
 )
 
-USERS = {"postfix": 64001, "postdrop": 64002}
-"""Names that Postfix insists on, and numbers that no file outside bears."""
+USERS = {"postfix": 64001, "postdrop": 64002, "Debian-exim": 64003}
+"""Names that Postfix and Exim insist on, and numbers that no file outside bears. All at once: what was
+laid over the files goes with its scenario, and nothing can be laid over that.
+"""
 _PRIVATE = (
     *("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming"),
     *("private", "saved", "trace"),
@@ -53,7 +55,7 @@ _SERVICES = (
 
 
 def add_users(where: str) -> None:
-    """Postfix's user and group, laid over the two files in our mount namespace only; once."""
+    """These users and groups, laid over the two files in our mount namespace only; once."""
     os.makedirs(where, exist_ok=True)
     for name, line in (
         ("passwd", "{0}:x:{1}:{1}::/nonexistent:/usr/sbin/nologin\n"),
