@@ -17,7 +17,7 @@ from mta.errors import (
     RemoteProtocolError,
     TransientFailure,
 )
-from mta.model import Authenticated, Challenge, PeerInfo
+from mta.model import UNKNOWN_HOST, Authenticated, Challenge, PeerInfo
 from mta.testing.auth_suite import (
     PASSWORD,
     USER,
@@ -86,10 +86,11 @@ class DovecotTests(SynchronousTestCase):
         peers = (
             auth_peer(),
             PeerInfo("smtp/in/2", "2001:db8::7", 40001, "2001:db8::10", 25, "smtp"),
+            PeerInfo("smtp/in/3", UNKNOWN_HOST, 0, "2001:db8::10", 25, "smtp"),
         )
         for peer in peers:
             settled(self.surroundings, self.client().begin("PLAIN", peer).step(plain()))
-        under_tls, without = self.dovecot.asked
+        under_tls, without, unknown = self.dovecot.asked
         self.assertEqual(
             b"AUTH 1 PLAIN service=smtp nologin secured lip=192.0.2.10 lport=587"
             b" rip=198.51.100.7 rport=40000 resp=AGFubmEAY29ycmVjdCBob3JzZSBiYXR0ZXJ5",
@@ -97,6 +98,7 @@ class DovecotTests(SynchronousTestCase):
         )
         self.assertNotIn(b"secured", without)
         self.assertIn(b"rip=2001:db8::7", without)
+        self.assertFalse(any(word.startswith((b"rip=", b"rport=")) for word in unknown))
 
     def test_client_ids(self) -> None:
         """Connections at the same time have different CPIDs, or Dovecot would end them."""

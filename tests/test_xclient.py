@@ -102,6 +102,16 @@ class ParserTests(SynchronousTestCase):
         self.assertNotIn(b" ", said.helo)
         self.assertLessEqual(len(said.helo), DOMAIN_LIMIT)
 
+    def test_unencoded(self) -> None:
+        """What is no xtext is taken as it stands, as Postfix does: nginx encodes nothing."""
+        for said, login in (
+            (b"anna+b@example.net", "anna+b@example.net"),
+            (b"anna+2Bb@example.net", "anna+b@example.net"),
+            (b"anna=b", "anna=b"),
+            (b"anna+", "anna+"),
+        ):
+            self.assertEqual(parse_xclient(b"LOGIN=" + said).login, login)
+
     def test_announced(self) -> None:
         """EHLO names what is understood, as Postfix does."""
         expected = b"XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT"

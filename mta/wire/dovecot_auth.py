@@ -35,7 +35,9 @@ Answer = Challenge | Authenticated | PermanentFailure | TransientFailure
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What Dovecot is told of the client. Addresses as text; `is_secured`: there is TLS."""
+    """What Dovecot is told of the client. Addresses as text, "" for one that nobody knows;
+    `is_secured`: there is TLS.
+    """
 
     mechanism: str
     is_secured: bool

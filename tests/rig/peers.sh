@@ -1,7 +1,7 @@
 #!/bin/sh
 # Unpacks the peers into the directory $1 (made once): smtp-source, smtp-sink and a private Postfix,
 # the name server nsd, the validating resolver unbound, ldns to sign zones, etcd, keepalived, haproxy,
-# opendkim, rspamd, pymilter, Dovecot, pflogsumm, postfix_exporter and Exim. They are fetched with
+# opendkim, rspamd, pymilter, Dovecot, pflogsumm, postfix_exporter, nginx and Exim. They are fetched with
 # apt-get download and unpacked with dpkg -x: nothing is installed, nothing of them starts by itself.
 set -eu
 into=$1
@@ -15,7 +15,7 @@ packages="postfix libdb5.3 libicu72 libnsl2 libtirpc3 libsasl2-2 libssl3 \
   python3-milter rspamd libhyperscan5 libluajit2-5.1-2 libluajit2-5.1-common libsqlite3-0 \
   dovecot-core libexttextcat-2.0-0 liblua5.4-0 libstemmer0d libsodium23 libunwind8 \
   libglib2.0-0 libpcre2-8-0 pflogsumm libdate-calc-perl libcarp-clan-perl libbit-vector-perl \
-  prometheus-postfix-exporter libidn12 libgnutls-dane0"
+  prometheus-postfix-exporter libidn12 libgnutls-dane0 nginx libnginx-mod-mail"
 exim=exim4-daemon-light exim_least=4.98 # the first that announces LIMITS (RFC 9422)
 stamp=$into/fetched
 [ "$(cat "$stamp" 2>/dev/null || true)" = "$packages $exim" ] && exit 0

@@ -1,8 +1,11 @@
-"""XCLIENT: Debian's swaks names clients to us, and a private Postfix is asked the same as we are."""
+"""XCLIENT: Debian's nginx and swaks name clients to us, and a private Postfix is asked the same."""
 
 from __future__ import annotations
 
+from base64 import b64encode
+
 from tests.rig.ground import PEER, VIRTUAL, expect, wait_until
+from tests.rig.nginx import OPEN, WITH_LOGIN, nginx
 from tests.rig.node import Rig
 from tests.rig.peers import Client, Sink, swaks
 from tests.rig.postfix import Postfix
@@ -25,6 +28,7 @@ DIALOGUES: tuple[tuple[str, ...], ...] = (
     ("XCLIENT ADDR=192.0.2.256", "XCLIENT ADDR=2001:db8::1", "XCLIENT ADDR=[192.0.2.1]", "EHLO x"),
     ("XCLIENT NAME=192.0.2.1", "XCLIENT NAME=-bad-.example", "XCLIENT PORT=smtp", "EHLO x"),
     ("XCLIENT NAME=a_b.c LOGIN=anna PROTO=esmtp HELO=we+2Bird", "MAIL FROM:<a@x.net>"),
+    ("XCLIENT LOGIN=anna+b@example.net HELO=a=b", "MAIL FROM:<a@x.net>", "RSET"),
     ("XCLIENT PORT=000025", "XCLIENT HELO=a b", "XCLIENT DESTADDR=mx", "XCLIENT DESTPORT=-1"),
     ("XCLIENT PROTO=LMTP", "XCLIENT FOO=bar", f"XCLIENT HELO={'x' * 256}", "EHLO x"),
 )  # fmt: skip
@@ -63,6 +67,35 @@ def scenario_swaks(rig: Rig) -> None:
     expect(f"from swaks.example.net ({NAME} [{FRIEND}])" in texts, f"Received says {texts[:900]}")
     expect("with ESMTPA" in texts, "Received does not say that somebody was known")
     expect("192.0.2.9" not in texts, "an address of somebody else's came into a message")
+
+
+def scenario_nginx(rig: Rig) -> None:
+    """Behind nginx the client is who counts: log, Received and relay rule go by it, and its login by nginx's word."""
+    rig.online(listener=OFFERED)
+    sink = Sink(rig).start()
+    for address in (FRIEND, "198.51.100.1", STRANGER):
+        rig.ip("peer", "addr", "add", f"{address}/24", "dev", "eth0")
+    nginx(rig)
+    friend = Client(rig, PEER, OPEN, source=FRIEND)
+    friend.hello()
+    said = friend.send("friend")
+    expect(said.startswith(b"250"), f"a friend hears {said!r}")
+    rig.wait_log(f": client=unknown[{FRIEND}], vip={VIRTUAL}")
+    stranger = Client(rig, PEER, OPEN, source=STRANGER)
+    stranger.hello()
+    said = stranger.send("stranger")
+    expect(said.startswith(b"554 5.7.1"), f"a stranger hears {said!r}")
+    rig.wait_log(f"reject: RCPT from unknown[{STRANGER}]: 554")
+    known = Client(rig, PEER, WITH_LOGIN, source=STRANGER)
+    known.hello()
+    said = known.say(b"AUTH PLAIN " + b64encode(b"\0anna+b@example.net\0secret"))
+    expect(said.startswith(b"235"), f"nginx answers {said!r}")
+    said = known.send("known")
+    expect(said.startswith(b"250"), f"a stranger with a login hears {said!r}")
+    rig.wait_log("sasl_method=XCLIENT, sasl_username=anna+b@example.net")
+    wait_until(lambda: sink.count() == 2, 10, "the messages did not arrive")
+    helo = f"Received: from client.example.net ([{FRIEND}])"
+    expect(any(helo in message.text for message in sink.messages()), f"no {helo!r} arrived")
 
 
 def scenario_not_offered(rig: Rig) -> None:

@@ -1,9 +1,10 @@
 """XCLIENT: what an upstream says of its own client, in whose place it speaks from then on.
 
-Law: a command is taken whole or refused whole, and nothing is guessed: a value that is no xtext, an
-address that is none, or an attribute said twice is refused. Who may say it is not decided here.
+Law: a command is taken whole or refused whole: an address that is none, or an attribute said twice,
+is refused. Who may say it is not decided here.
 
-Postfix's XCLIENT_README; RFC 3461 section 4 (xtext).
+Postfix's XCLIENT_README; RFC 3461 section 4 (xtext), but what is none is taken as it stands: nginx
+encodes nothing, and a login may have a plus sign (XCLIENT_README, note 3).
 """
 
 from __future__ import annotations
@@ -60,12 +61,19 @@ def parse_xclient(argument: bytes) -> Attributes:
         if field in found:
             raise Refused(501, "5.5.4", b"The attribute " + keyword + b" is doubled")
         try:
-            found[field] = read(decode_xtext(value))
+            found[field] = read(_decoded(value))
         except ValueError:
             raise Refused(501, "5.5.4", b"The value of " + keyword + b" is malformed") from None
     if not found:
         raise Refused(501, "5.5.4", b"Syntax: XCLIENT attribute=value ...")
     return Attributes(**found)
+
+
+def _decoded(value: bytes) -> bytes:
+    try:
+        return decode_xtext(value)
+    except ValueError:
+        return value
 
 
 # --- one value each; @raise ValueError ----------------------------------------------------------
