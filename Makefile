@@ -6,8 +6,11 @@
 # make campaign  faults from a seed upon two nodes under load (FAULTS=500 SEED=1; root)
 # make simulate  histories of two nodes from seeds (SEEDS=1000), or one of them with its trace (SEED=7)
 # make fuzz    random dialogues against the machines of the wire (N=100000 SEED=1)
-# make bench   relay and queue benchmarks beside Postfix (root)
+# make bench   relay rates beside Postfix (root)
 # make bench-tls  handshakes and mail under TLS beside Postfix (root; BENCH="-r 5" goes to each of these)
+# make bench-curves  throughput over sessions, latency over load, as tables and SVG, beside Postfix (root)
+# make bench-overload  twice what each can do, in front and behind (root)
+# make bench-queue  a long queue; a backlog with dead and slow destinations (QUEUE="-m 1000000" BACKLOG=; root)
 # make bench-big  messages of 100 MiB, several at once, beside Postfix (root)
 
 PYTHON    ?= python3
@@ -15,6 +18,8 @@ PORT      ?= 2525
 DIRECTORY ?= var
 SCENARIOS ?=
 BENCH     ?=
+QUEUE     ?=
+BACKLOG   ?=
 FAULTS    ?= 500
 CLASSES   ?=
 ONLY      ?=
@@ -28,7 +33,8 @@ RUNTIME := .venv/.runtime-installed
 DEV     := .venv/.dev-installed
 PIP     := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: run demo test check rig campaign fuzz bench bench-tls bench-big clean
+.PHONY: run demo test check rig campaign fuzz bench bench-tls bench-curves \
+        bench-overload bench-queue bench-big clean
 .DEFAULT_GOAL := run
 
 # The stamps are newer than pyproject.toml when nothing has to be installed: a second `make run`
@@ -77,10 +83,19 @@ fuzz: $(RUNTIME)
 
 bench: $(RUNTIME)
 	@$(BIN)/python benchmarks/relay.py $(BENCH)
-	@$(BIN)/python benchmarks/long_queue.py
 
 bench-tls: $(RUNTIME)
 	@$(BIN)/python benchmarks/tls.py $(BENCH)
+
+bench-curves: $(RUNTIME)
+	@$(BIN)/python benchmarks/curves.py $(BENCH)
+
+bench-overload: $(RUNTIME)
+	@$(BIN)/python benchmarks/overload.py $(BENCH)
+
+bench-queue: $(RUNTIME)
+	@$(BIN)/python benchmarks/long_queue.py $(QUEUE)
+	@$(BIN)/python benchmarks/backlog.py $(BACKLOG)
 
 bench-big: $(RUNTIME)
 	@$(BIN)/python benchmarks/big.py $(BENCH)

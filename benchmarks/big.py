@@ -54,14 +54,14 @@ def play(
     try:
         tree.wait_greeting(port, name)
         # As many small ones, so that what a connection costs by itself is there before.
-        mail.send(board, count, load.sessions, port, mail.Load(1000, load.sessions))
+        mail.send(board, range(count, board.count), port, mail.Load(1000, load.sessions))
         board.wait(count, load.sessions)
         time.sleep(1.0)
         rest = tree.memory_mib()
         tree.reset_peak()
         cpu, sink_cpu = tree.cpu_seconds(), sink.cpu_seconds()
         begun = time.monotonic()
-        spent = mail.send(board, 0, count, port, load)
+        spent = mail.send(board, range(count), port, load)
         arrived = board.wait(0, count, 120)
         if arrived < count:
             print(f"  {name}: {arrived} of {count} arrived; replies {board.codes()}", flush=True)

@@ -11,7 +11,6 @@ import argparse
 import os
 import pstats
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -59,7 +58,7 @@ def profile(
         stand.source(port, count, sessions, 4096, True)
         sink.wait(count, 60)
     finally:
-        tree.stop(signal.SIGINT)
+        tree.stop()
         sink.stop()
     rows = []
     for (path, line, name), figures in pstats.Stats(stats).stats.items():  # type: ignore[attr-defined]

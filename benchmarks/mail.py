@@ -261,8 +261,8 @@ class Spent(NamedTuple):
     cpu_seconds: float
 
 
-def send(board: Board, first: int, count: int, port: int, load: Load) -> Spent:
-    """Messages first .. first + count - 1, until each has its reply."""
+def send(board: Board, numbers: Sequence[int], port: int, load: Load) -> Spent:
+    """These messages of the board, in their order, until each has its reply."""
     reading, writing = os.pipe()
 
     def session() -> None:
@@ -273,12 +273,12 @@ def send(board: Board, first: int, count: int, port: int, load: Load) -> Spent:
     os.close(reading)
     begun = time.monotonic()
     try:
-        for place in range(count):
+        for place, number in enumerate(numbers):
             if load.rate:
                 due = begun + place / load.rate
                 time.sleep(max(0.0, due - time.monotonic()))
-                board.due[first + place] = due
-            os.write(writing, _TOKEN.pack(first + place))
+                board.due[number] = due
+            os.write(writing, _TOKEN.pack(number))
     finally:
         os.close(writing)
         cpu, failed = 0.0, 0

@@ -3,8 +3,9 @@
 smtp-source -> MTA -> smtp-sink on a private loopback, each MTA fresh in every round, the rounds
 interleaved, medians printed with their ratio to Postfix. Both make each message durable before its
 250. accepted/s counts until the source saw its last 250, relayed/s until the last message is in the
-sink; CPU is the whole process tree's; memory the peak sum of proportional set sizes. It asserts
-nothing: a rate on a busy machine is no test.
+sink; CPU is the whole process tree's; memory the peak sum of proportional set sizes. Flushes of the
+disk are counted under strace in a run of their own, if strace is there. It asserts nothing: a rate
+on a busy machine is no test. Latencies are in curves.py.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ FIGURES = (
     ("relayed/s", 9),
     ("CPU s/1000", 8),
     ("peak MiB", 8),
+    ("flushes", 7),
 )
 Results = dict[tuple[str, str, str], list[float]]
 Starter = Callable[[str, int, int], stand.Tree]
@@ -73,6 +75,29 @@ def play(results: Results, name: str, start: Starter, directory: str, scale: flo
         stand.source(port, 50, 5, 4096, True)
         sink.wait(50, 30)
         measure(results, name, tree, port, sink, scale)
+    finally:
+        tree.stop()
+        sink.stop()
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def flushes(results: Results, name: str, start: Starter, directory: str) -> None:
+    """How often each MTA waits for the disk, for one message. strace slows both."""
+    where = os.path.join(directory, name)
+    shutil.rmtree(where, ignore_errors=True)
+    os.makedirs(where)
+    sink, port = stand.Sink(where), stand.free_port()
+    tree = start(where, port, sink.port)
+    try:
+        tree.wait_greeting(port, name)
+        stand.source(port, 50, 5, 4096, True)
+        sink.wait(50, 30)
+        for load, (octets, sessions, reuse, messages) in LOADS.items():
+            count, before = max(20, messages // 8), sink.count()
+            traced = stand.Flushes(tree, where)
+            stand.source(port, count, sessions, octets, reuse)
+            sink.wait(before + count, 60)
+            results[name, load, "flushes"] = [traced.stop() / count]
     finally:
         tree.stop()
         sink.stop()
@@ -136,13 +161,17 @@ def main() -> None:
     starters: dict[str, Starter] = {"postfix": stand.start_postfix, "ours": stand.start_ours}
     names = [name for name in starters if arguments.only in ("", name)]
     results: Results = {}
+    stand.say_load("begin")
     ceiling(results, directory, arguments.scale)
     for number in range(arguments.rounds):
         for name in names:
             begun = time.perf_counter()
             play(results, name, starters[name], directory, arguments.scale)
             print(f"round {number + 1}: {name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    for name in names if shutil.which("strace") else ():
+        flushes(results, name, starters[name], directory)
     table(results, names, arguments.rounds)
+    stand.say_load("end")
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
-def greets(port: int) -> bool:
+def greets(port: int, host: str = HOST) -> bool:
     try:
-        with socket.create_connection((HOST, port), 1) as made:
+        with socket.create_connection((host, port), 1) as made:
             made.settimeout(5)
             if made.recv(500).startswith(b"220"):
                 made.sendall(b"QUIT\r\n")
@@ -81,14 +81,15 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / TICKS
 
 
-def say_load(when: str) -> None:
-    """How busy the machine is beside us: no figure means much without it."""
+def say_load(when: str) -> str:
+    """How busy the machine is beside us, printed and answered: no figure means much without it."""
     one, five, fifteen = os.getloadavg()
-    print(
-        f"{when}: {time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} processors, "
-        f"load average {one:.1f} {five:.1f} {fifteen:.1f}",
-        flush=True,
+    said = (
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} processors, "
+        f"load average {one:.1f} {five:.1f} {fifteen:.1f}"
     )
+    print(f"{when}: {said}", flush=True)
+    return said
 
 
 class Tree:
@@ -181,18 +182,52 @@ class Tree:
                 pass
 
 
+FLUSHES = ("fsync", "fdatasync", "msync", "sync", "syncfs")
+"""Every call that waits for the disk; neither MTA opens its files with O_SYNC or writes so."""
+
+
+class Flushes:
+    """strace upon a tree: which calls that flush it makes. Everything is slower meanwhile."""
+
+    def __init__(self, tree: Tree, directory: str) -> None:
+        self._path = os.path.join(directory, "strace")
+        pids = [word for pid in tree.pids() for word in ("-p", str(pid))]
+        argv = ["strace", "-f", "-qq", "-o", self._path, "-e", f"trace={','.join(FLUSHES)}", *pids]
+        self._popen = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+        time.sleep(1.0)  # until it has hold of all
+
+    def stop(self) -> int:
+        """How many there were."""
+        self._popen.send_signal(signal.SIGTERM)  # lets them go, and writes what it holds
+        self._popen.wait(30)
+        with open(self._path, encoding="ascii", errors="replace") as file:
+            return sum(line.split(maxsplit=1)[1].startswith(_BEGUN) for line in file)
+
+
+_BEGUN = tuple(f"{name}(" for name in FLUSHES)
+"""How a call's line begins; where another thread came between, its end is a line of its own."""
+
+
 class Sink:
     """smtp-sink with its running count of messages."""
 
-    def __init__(self, directory: str) -> None:
-        self.port = free_port()
-        self._count_path = os.path.join(directory, "sink.count")
+    def __init__(
+        self,
+        directory: str,
+        listen: tuple[str, int] = (HOST, 0),
+        options: Sequence[str] = (),
+        name: str = "sink",
+    ) -> None:
+        """`listen`: port 0 is one that is free."""
+        host, port = listen
+        self.port = port or free_port()
+        self._count_path = os.path.join(directory, f"{name}.count")
         argv = [
             os.path.join(UNPACKED, "usr/sbin/smtp-sink"), "-c", "-u", "nobody", "-m", "1000",
-            f"{HOST}:{self.port}", "1000",
+            *options, f"{host}:{self.port}", "1000",
         ]  # fmt: skip
         self._tree = Tree(argv, self._count_path, peer_environment())
-        self._tree.wait(lambda: greets(self.port), 10, "smtp-sink does not start")
+        self._tree.wait(lambda: greets(self.port, host), 10, "smtp-sink does not start")
 
     def count(self) -> int:
         with open(self._count_path, "rb") as file:
@@ -215,13 +250,19 @@ class Sink:
 
 
 def source(
-    port: int, count: int, sessions: int, length: int, reuse: bool, seconds: float = 300
+    port: int,
+    count: int,
+    sessions: int,
+    length: int,
+    reuse: bool,
+    seconds: float = 300,
+    recipient: str = "user@example.com",
 ) -> float:
     """smtp-source; answers the seconds until its last 250. @raise RuntimeError: it failed."""
     argv = [
         os.path.join(UNPACKED, "usr/sbin/smtp-source"), "-s", str(sessions), "-l", str(length),
         "-m", str(count), "-M", "source.example.net", "-f", "sender@example.net",
-        "-t", "user@example.com", *(["-d"] if reuse else []), f"{HOST}:{port}",
+        "-t", recipient, *(["-d"] if reuse else []), f"{HOST}:{port}",
     ]  # fmt: skip
     begun = time.perf_counter()
     done = subprocess.run(

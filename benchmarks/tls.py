@@ -83,7 +83,7 @@ def run(
     if tree:
         tree.reset_peak()
     begun = time.monotonic()
-    spent = mail.send(board, 0, count, port, load)
+    spent = mail.send(board, range(count), port, load)
     if load.octets:
         done = board.wait(0, count)
         seconds = max(board.arrived) - begun
@@ -123,7 +123,7 @@ def play(
                 tree = start(where, port, sink.port, pair, case.outbound)
                 tree.wait_greeting(port, name)
                 first = mail.Board(warm)
-                mail.send(first, 0, warm, port, case.load)
+                mail.send(first, range(warm), port, case.load)
                 if first.accepted() < warm:
                     print(f"  {name}: {case_name}: warming up: replies {first.codes()}", flush=True)
                 if case.load.octets:  # their numbers are the first of `board`
