@@ -1,5 +1,8 @@
 """The deadline that moves: exact, and cheap in timers."""
 
+import gc
+import weakref
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from mta.association.deadline import Deadline
@@ -56,3 +59,21 @@ class DeadlineTests(SynchronousTestCase):
         self.deadline.set(10)
         self.deadline.cancel()
         self.assertEqual(self.clock.reactor.getDelayedCalls(), [])
+
+    def test_lets_go(self) -> None:
+        """Once it is cancelled it holds nothing of whoever had it."""
+
+        class Owner:
+            def __init__(self, clock: VirtualClock) -> None:
+                self.deadline = Deadline(clock, self.expired)
+
+            def expired(self) -> None: ...
+
+        owner = Owner(self.clock)
+        owner.deadline.set(10)
+        owner.deadline.cancel()
+        gone = weakref.ref(owner)
+        gc.disable()
+        self.addCleanup(gc.enable)
+        del owner
+        self.assertIsNone(gone())

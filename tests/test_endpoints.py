@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import tempfile
+import weakref
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -223,6 +225,21 @@ class Outwards(DoorsCase):
         transport.connectionLost(connectionDone)
         self.assertEqual(self.tenure.adopted, [])
         self.assertEqual(self.doors.snapshot()["associations"], {"smtp/out": 0})
+
+    def test_leaves_no_circle(self) -> None:
+        """What has ended is freed in that moment: nobody has to look for it."""
+        done = self.open()
+        self.connected()
+        self.successResultOf(done)
+        self.protocol.transport.loseConnection()
+        (transport,) = self.reactor.writers
+        self.reactor.removeAll()
+        transport.connectionLost(connectionDone)
+        ended = [weakref.ref(it) for it in (transport, self.protocol)]
+        gc.disable()
+        self.addCleanup(gc.enable)
+        del transport, self.protocol, done
+        self.assertEqual([gone() for gone in ended], [None, None])
 
 
 class Inwards(DoorsCase):

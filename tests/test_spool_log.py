@@ -6,6 +6,7 @@ Long because owners, segments, damage and full disks share one laboratory and it
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -255,6 +256,19 @@ class OwnerTests(LogLab, SynchronousTestCase):
         staging.abort()
         self.pump()
         assert not [p for p in self.disk.paths() if "/part/" in p]
+
+    def test_no_circle_of_a_message(self) -> None:
+        """What was written is freed in that moment: nobody has to look for circles of it."""
+        self.spool = self.own("a")
+        found = []
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for count in (0, 20):
+            gc.collect()
+            for _ in range(count):
+                self.result(self.spool.journal([Result(self.accept(), "out/1", None)], []))
+            found.append(gc.collect())
+        self.assertLess(found[1] - found[0], 20)
 
     def test_resident_is_bounded(self) -> None:
         """Contents stay in memory within their budget; the others are read back, unchanged."""

@@ -15,6 +15,10 @@ _GRAIN = 1e-6
 """Seconds: sums of floating point times differ by less than this."""
 
 
+def _never() -> None:
+    """Of a deadline that was cancelled."""
+
+
 class Deadline:
     """Calls `expired` once when the time set last is over."""
 
@@ -47,8 +51,13 @@ class Deadline:
         self._at = None
 
     def cancel(self) -> None:
-        """Nothing will ever be waited for again."""
+        """Nothing will ever be waited for again.
+
+        Whose method was to be called is let go: together they would be a circle, which is found
+        long after its association ended (`tap` has circles looked for seldom).
+        """
         self._at = None
+        self._expired = _never
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

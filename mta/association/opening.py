@@ -220,6 +220,7 @@ class Opening(ClientFactory):
 
     def _closed(self, transport: Any) -> None:
         self._tenure.disown(transport)
+        self._transport = self.connector = None  # a circle would be found late
         gauge, self._gauge = self._gauge, None
         if gauge is not None:
             gauge.inc(-1)

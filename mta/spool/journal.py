@@ -66,6 +66,7 @@ class Entry:
                 call(ref, place, *arguments)
             else:
                 call(*arguments)
+        self._then.clear()  # they are methods of ours: a circle a message, found late
 
     def result(self, result: Result) -> None:
         owned, name = self._owned, result.queue_id
