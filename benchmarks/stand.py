@@ -296,9 +296,11 @@ def start_ours(
     twistd: Sequence[str] = (),
     extra: Extra = Extra(),
     root: str = ROOT,
+    wrapper: Sequence[str] = (),
 ) -> Tree:
     """This MTA: standalone on loopback, the log spool, routing, log lines and retry state on.
-    `root`: the checkout whose program it is; the virtual environment is that of this one.
+    `root`: the checkout whose program it is; the virtual environment is that of this one. `wrapper`
+    is what Python is started by.
     """
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, "mta.yaml")
@@ -331,8 +333,8 @@ queue: {{{queue}}}
 admin: {{socket: {directory}/control.sock, submit-socket: {directory}/submit.sock}}
 {extra.blocks}"""
         )
-    program = os.path.join(VENV_BIN, "twistd")
-    argv = [program, "-n", "--pidfile=", *twistd, "mta", "--config", path]
+    program = [os.path.join(VENV_BIN, name) for name in ("python", "twistd")]
+    argv = [*wrapper, *program, "-n", "--pidfile=", *twistd, "mta", "--config", path]
     # Before what the environment's editable install would bring.
     env = {**os.environ, "PYTHONPATH": root}
     return Tree(argv, os.path.join(directory, "mta.log"), env, root)

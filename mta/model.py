@@ -87,7 +87,12 @@ class Reply:
     @property
     def text(self) -> str:
         """One line for people and logs: code, enhanced code, lines joined by blanks."""
-        words = b" ".join(self.lines).decode("utf-8", "backslashreplace")
+        lines = self.lines
+        words = (lines[0] if len(lines) == 1 else b" ".join(lines)).decode(
+            "utf-8", "backslashreplace"
+        )
+        if self.enhanced and words:
+            return f"{self.code} {self.enhanced} {words}"
         return " ".join(part for part in (str(self.code), self.enhanced, words) if part)
 
 
@@ -102,6 +107,8 @@ class Notify(enum.IntFlag):
     SUCCESS = 2
     FAILURE = 4
     DELAY = 8
+
+    __and__ = int.__and__  # type: ignore[assignment]  # a fact is asked for: 30 ns for 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +179,8 @@ class Requires(enum.IntFlag):
     """RFC 2852, BY=...;R: it is returned when its time is over."""
     TRACE = 16
     """RFC 2852, BY=...;...T: its sender hears of each server that it is handed on to."""
+
+    __and__ = int.__and__  # type: ignore[assignment]  # a fact is asked for: 30 ns for 600
 
 
 @dataclass(frozen=True, slots=True)

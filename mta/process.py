@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
@@ -36,9 +37,8 @@ CAP_NET_BIND_SERVICE = 10
 """Its bit in CapEff (linux/capability.h)."""
 
 
-def boottime() -> float:
-    """CLOCK_BOOTTIME, seconds: never jumps, and counts while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+boottime: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""CLOCK_BOOTTIME, seconds: never jumps, and counts while the machine sleeps."""
 
 
 @implementer(ITimer)
@@ -61,15 +61,12 @@ class ReactorClock:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
+        # Asked some twenty times for each message: no frame of ours around the system's.
+        self.monotonic = boottime
+        self.wall = time.time
 
     def call_later(self, seconds: float, call: Callable[..., object], *arguments: object) -> ITimer:
         return _Timer(self._reactor.callLater(max(0.0, seconds), call, *arguments))
-
-    def monotonic(self) -> float:
-        return boottime()
-
-    def wall(self) -> float:
-        return time.time()
 
 
 @implementer(ISurroundings)

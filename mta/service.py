@@ -34,7 +34,7 @@ from mta.admin.sinks import deaf_syslog
 from mta.admin.submit import SubmitServer
 from mta.association.endpoints import Doors
 from mta.association.tls import Tls
-from mta.association.transport import SocketOptions
+from mta.association.transport import SocketOptions, hasten
 from mta.cluster.admission import refuse_unfenced
 from mta.cluster.driver import ClaimFacts, Ownership
 from mta.cluster.settings import ClusterSettings
@@ -133,6 +133,7 @@ class MTAService(Service):
         self._exit_code = os.EX_OK
 
         self.telemetry = telemetry = Telemetry()
+        hasten(reactor)
         self.clock = clock = ReactorClock(reactor)
         self._began_at = clock.monotonic()
         options = _socket_options(_cluster_settings(config.cluster))

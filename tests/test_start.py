@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import gc
 import os
 import weakref
@@ -17,12 +18,39 @@ from mta.association.smtp_settings import SmtpListenerSettings
 from mta.config.generate import default_text
 from mta.config.load import load
 from mta.errors import StartRefused
+from mta.model import EnvelopeKind, OutcomeKind, Requires
 from mta.plugins.find import Catalogue
 from mta.process import refuse_privileged_ports, refuse_unwritable, why_not_anew
 from mta.service import MTAService, _differs, _merged
-from mta.tap import Options, makeService
+from mta.tap import Options, makeService, tune_enums
 from mta.telemetry import Telemetry, Transition
 from mta.testing.clock import VirtualClock
+from mta.wire.smtp.states import State
+
+
+class Enumerations(SynchronousTestCase):
+    def test_plain_attributes(self) -> None:
+        """Members of every kind are there as before, what is none is refused as before, and with
+        members as plain attributes a second time changes nothing.
+        """
+        meta = enum.EnumType
+        if "__getattr__" in vars(meta):
+            self.addCleanup(setattr, meta, "__getattr__", vars(meta)["__getattr__"])
+        tune_enums()
+        tune_enums()
+        self.assertNotIn("__getattr__", vars(meta))
+        for kind in (State, Requires, EnvelopeKind, OutcomeKind):
+            for name, member in kind.__members__.items():
+                self.assertIs(getattr(kind, name), member)
+        with self.assertRaises(AttributeError):
+            _ = State.NO_SUCH  # type: ignore[attr-defined]
+
+        class Coloured(enum.Enum):
+            name_of = "a member"
+            value = "one whose name is a property's"  # type: ignore[assignment]
+
+        self.assertEqual(Coloured.name_of.name, "name_of")
+        self.assertIs(Coloured.value, Coloured["value"])
 
 
 class UnwritablePlaces(SynchronousTestCase):

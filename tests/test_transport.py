@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import select
 import socket
 
-from twisted.internet import abstract, base, error, tcp
+from twisted.internet import abstract, base, epollreactor, error, main, tcp
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
@@ -16,7 +18,9 @@ from mta.association.transport import (
     AssociationServer,
     SocketOptions,
     abort_now,
+    do_poll,
     hand_over,
+    hasten,
     send_now,
 )
 from mta.model import FourTuple
@@ -105,6 +109,20 @@ class TwistedAsWeKnowIt(SynchronousTestCase):
         self.assertIn("self._connectDone()", inspect.getsource(tcp.Client.doConnect))
         self.assertIn("self.numberAccepts", inspect.getsource(tcp.Port.startListening))
 
+    def test_turning(self) -> None:
+        """The epoll reactor's loop is the one that ours stands for."""
+        epoll, source = epollreactor.EPollReactor, inspect.getsource
+        self.assertIn("self.doIteration(", source(base.ReactorBase.mainLoop))
+        self.assertIs(epoll.doIteration, epoll.doPoll)
+        for word in ("self._poller.poll(timeout, len(self._selectables))", "self._selectables[fd]",
+                     "log.callWithLogger(selectable, _drdw, selectable, fd, event)"):  # fmt: skip
+            self.assertIn(word, source(epoll.doPoll))
+        self.assertIn(
+            "self._disconnectSelectable(selectable, why, inRead)", source(epoll._doReadOrWrite)
+        )
+        self.assertIn("self.socket.recv(self.bufferSize)", source(tcp.Connection.doRead))
+        self.assertIn("self.protocol.dataReceived(data)", source(tcp.Connection._dataReceived))
+
     def test_kernel_constants(self) -> None:
         """A real socket takes every option that we set."""
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -119,6 +137,103 @@ class TwistedAsWeKnowIt(SynchronousTestCase):
         self.addCleanup(v6.close)
         SocketOptions().apply(v6, connecting=True)
         self.assertEqual(v6.getsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT), 1)
+
+
+class PaperReactor:
+    """What `do_poll` asks of the epoll reactor; `ready` is the next answer of its poller."""
+
+    def __init__(self, *selectables: object) -> None:
+        self._selectables = dict(enumerate(selectables))
+        self._poller = self
+        self.ready: list[tuple[int, int]] | OSError = []
+        self.asked: list[tuple[float, int]] = []
+        self.ended: list[tuple[object, object, bool]] = []
+        self.long_way: list[tuple[object, int]] = []
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        self.asked.append((timeout, most))
+        if isinstance(self.ready, OSError):
+            raise self.ready
+        return self.ready
+
+    def _disconnectSelectable(self, selectable: object, why: object, in_read: bool) -> None:
+        self.ended.append((selectable, why, in_read))
+
+    def _doReadOrWrite(self, selectable: object, fd: int, event: int) -> None:
+        self.long_way.append((selectable, event))
+
+
+class Turning(SynchronousTestCase):
+    """A turn of the reactor's loop as associations have it."""
+
+    def setUp(self) -> None:
+        self.socket: PaperSocket = PaperKernel().make(socket.AF_INET, socket.SOCK_STREAM)
+        self.protocol = Quiet()
+        self.server = AssociationServer(
+            self.socket, self.protocol, ("192.0.2.1", 1), None, 1, MemoryReactorClock()
+        )
+        self.other = abstract.FileDescriptor(MemoryReactorClock())
+        self.reactor = PaperReactor(self.server, self.other)
+
+    def turn(self, *ready: tuple[int, int]) -> None:
+        self.reactor.ready = list(ready)
+        do_poll(self.reactor, None)
+
+    def test_what_is_read(self) -> None:
+        """Octets reach the protocol; the end of them ends the reading side."""
+        self.socket.inbox = [b"one", b"two", b""]
+        self.turn((0, select.EPOLLIN))
+        self.turn((0, select.EPOLLIN))
+        self.assertEqual((self.protocol.received, self.reactor.ended), (b"onetwo", []))
+        self.turn((0, select.EPOLLIN))
+        self.assertEqual(self.reactor.ended, [(self.server, main.CONNECTION_DONE, True)])
+        self.assertEqual(self.reactor.asked, [(-1, 2)] * 3)
+
+    def test_nothing_there_after_all(self) -> None:
+        """A wake-up for nothing is nothing; a reset ends the association."""
+        self.turn((0, select.EPOLLIN))
+        self.assertEqual(self.reactor.ended, [])
+        self.socket.is_closed = True  # recv fails for good
+        self.turn((0, select.EPOLLIN))
+        self.assertEqual(self.reactor.ended, [(self.server, main.CONNECTION_LOST, True)])
+
+    def test_a_protocol_that_breaks(self) -> None:
+        """A defect ends its own association, and is logged; the others are served."""
+        fault = RuntimeError("defect")
+
+        def broken(data: bytes) -> None:
+            raise fault
+
+        self.protocol.dataReceived = broken
+        self.socket.inbox = [b"one"]
+        self.turn((0, select.EPOLLIN), (1, select.EPOLLIN))
+        self.assertEqual(self.reactor.ended, [(self.server, fault, True)])
+        self.assertEqual(self.reactor.long_way, [(self.other, select.EPOLLIN)])
+        self.assertEqual([f.value for f in self.flushLoggedErrors(RuntimeError)], [fault])
+
+    def test_the_long_way(self) -> None:
+        """Writing, hanging up and other descriptors are Twisted's; one that has gone is nobody's."""
+        both = select.EPOLLIN | select.EPOLLHUP
+        self.turn((0, select.EPOLLOUT), (0, both), (1, select.EPOLLIN), (7, select.EPOLLIN))
+        self.assertEqual(
+            self.reactor.long_way,
+            [(self.server, select.EPOLLOUT), (self.server, both), (self.other, select.EPOLLIN)],
+        )
+
+    def test_interrupted(self) -> None:
+        """A signal is no fault; whatever else the poller says is."""
+        self.reactor.ready = InterruptedError(errno.EINTR, "")
+        do_poll(self.reactor, 1.5)
+        self.assertEqual(self.reactor.asked, [(1.5, 2)])
+        self.reactor.ready = OSError(errno.EBADF, "")
+        with self.assertRaises(OSError):
+            do_poll(self.reactor, 1.5)
+
+    def test_other_reactors(self) -> None:
+        """They keep their own loop."""
+        reactor = MemoryReactorClock()
+        hasten(reactor)
+        self.assertFalse(hasattr(reactor, "doIteration"))
 
 
 class DirectSendAndAbort(SynchronousTestCase):

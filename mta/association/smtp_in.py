@@ -312,11 +312,11 @@ class SmtpResponder(Protocol):
             self._failed_with(error)
 
     def _ask(self, answer: Reply | None | Deferred[Reply | None]) -> None:
-        if isinstance(answer, Deferred):
+        if answer is None or not isinstance(answer, Deferred):
+            self._machine.answer(answer)
+        else:
             self._waiting = answer
             answer.addCallbacks(self._answered, self._failed)
-        else:
-            self._machine.answer(answer)
 
     def _answered(self, reply: Reply | None) -> None:
         self._waiting = None

@@ -122,6 +122,7 @@ class Agent:
         "_floor",
         "_hop",
         "_job",
+        "_limits",
         "_opening_seconds",
         "_recording",
         "_refused",
@@ -282,6 +283,7 @@ class Agent:
         spool, clock = floor.spool, floor.clock
         via = floor.via(hop, sender, self._opening_seconds)
         fitting = Fitting(spool, sender, floor.telemetry)
+        self._limits: ILimits | None = ILimits(sender, None)
         slot = sender.slot
         results: list[Result] = []
         preparing: Deferred[tuple[Outcome, ...]] | None = None
@@ -491,8 +493,7 @@ class Agent:
 
     def _has_served(self, carried: int) -> bool:
         """This association is to carry no further message."""
-        limits = ILimits(self.sender, None)
-        is_spent = limits is not None and limits.is_spent
+        is_spent = self._limits is not None and self._limits.is_spent
         return is_spent or carried >= self._floor.messages_per_association
 
     async def _rest(self) -> Job | None:

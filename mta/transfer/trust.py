@@ -29,6 +29,7 @@ class TrustedClock:
         on_doubt: Callable[[str], object],
     ) -> None:
         self._clock = clock
+        self.monotonic = clock.monotonic
         self._on_trust = on_trust
         self._on_doubt = on_doubt
         self._stamp = clock.wall()
@@ -39,9 +40,6 @@ class TrustedClock:
 
     def call_later(self, seconds: float, call: Callable[..., object], *arguments: object) -> ITimer:
         return self._clock.call_later(seconds, call, *arguments)
-
-    def monotonic(self) -> float:
-        return self._clock.monotonic()
 
     def wall(self) -> float:
         if self.suspicion:
