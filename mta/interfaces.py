@@ -30,6 +30,7 @@ from mta.model import (
     BodyType,
     Challenge,
     Claim,
+    ClientCertificate,
     Connector,
     ContentForm,
     Doubt,
@@ -329,6 +330,19 @@ class ITlsManners(ITls):
         """After a handshake with `verify`: its certificate is for one of these: host names,
         IP addresses, or `*.example.com`, any name below that. @raise PermanentFailure: it is not.
         """
+
+
+class ITlsAsking(ITls):
+    """Add-on of ITls: a responder can ask who its clients are."""
+
+    def asking() -> Any:
+        """What `accepting` gives; a certificate is asked for. A handshake fails for none of its
+        faults, nor for its absence, and nothing is resumed. @raise StartRefused: the authorities
+        that clients' certificates may be from cannot be read.
+        """
+
+    def shown(handle: Any) -> ClientCertificate | None:
+        """After such a handshake: what the client showed."""
 
 
 class ISurroundings(Interface):
@@ -785,6 +799,16 @@ class IPresentedReception(Interface):
         is open. Everything begins anew as with `connected`, and is answered like it; but one
         association it stays, for the journal and for its end. `helo` and `user` are what it has
         said and who it has proved to be, b"" and "" for nothing yet.
+        """
+
+
+class ICertifies(Interface):
+    """Add-on of IReception: a certificate is part of who a client is."""
+
+    def certified(certificate: ClientCertificate | None) -> str:
+        """After `secured`, where clients are asked: what this one showed. Answers how far that is
+        trusted, in Postfix's words: Anonymous, Untrusted, Trusted, Verified. Whom it refuses for it
+        hears so by the answer of `connected` or `helo`, whichever comes next.
         """
 
 

@@ -400,10 +400,13 @@ class Proven:
 class TlsManner:
     """How an initiator begins a handshake. With `verify` a chain that leads to no trusted authority
     ends it. `minimum` is the oldest version, "1.2" or "1.3"; "" is what the process speaks.
+    `certificate` is what a server that asks is shown: "" nothing, "own" what the virtual server
+    shows its clients, otherwise the files of the chain and of the key.
     """
 
     verify: bool
     minimum: str = ""
+    certificate: str | tuple[str, str] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -804,6 +807,26 @@ UNKNOWN_HOST = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """What a client showed under TLS, and has the key of. `fingerprint` is SHA-256 of its DER form,
+    in hexadecimal; `subject` and `issuer` are common names, foreign text. `fault` says why no
+    authority that we trust vouches for it, "" when one does; `is_listed`: its fingerprint is among
+    those that the listener knows.
+    """
+
+    fingerprint: str
+    subject: str
+    issuer: str
+    fault: str
+    is_listed: bool = False
+
+    @property
+    def trust(self) -> str:
+        """In Postfix's words."""
+        return "Verified" if self.is_listed else "Untrusted" if self.fault else "Trusted"
+
+
+@dataclass(frozen=True, slots=True)
 class PeerInfo:
     """Who is at the far end of an inbound association, and where it arrived."""
 
@@ -822,6 +845,7 @@ class PeerInfo:
     """The socket's ends where a load balancer, or XCLIENT, has named `host` and `port`: those of a
     client who is not at the far end of any socket of ours. None: they are the socket's.
     """
+    certificate: ClientCertificate | None = None
     name: str = ""
     """The host's, as XCLIENT has said; "" for all others, for nobody looks it up."""
 

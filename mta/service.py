@@ -63,6 +63,8 @@ from mta.telemetry import Event, Telemetry, Transition
 from mta.tenant import Bridgehead
 from mta.wire.smtp.grammar import parse_mailbox
 
+WHO_MAY_RELAY = ("relay_from", "relay_certificates")
+"""What an open listener takes over by a reload."""
 FIXED = (
     "virtual_server",
     "node",
@@ -483,16 +485,16 @@ class MTAService(Service):
 
 def _merged(old: Config, new: Config) -> Config:
     """`new` where a running process can change, `old` where it cannot. A listener that is open
-    takes over `relay-from`, which is asked for each association.
+    takes over who may relay, which is asked for each association.
     """
     fresh = {block.name: block.settings for block in new.listeners}
 
     def listener(block: ListenerBlock) -> ListenerBlock:
         wanted = fresh.get(block.name)
-        if wanted is None or not hasattr(wanted, "relay_from"):
+        given = {key: getattr(wanted, key) for key in WHO_MAY_RELAY if hasattr(wanted, key)}
+        if not given:
             return block
-        changed = block.settings.model_copy(update={"relay_from": wanted.relay_from})
-        return replace(block, settings=changed)
+        return replace(block, settings=block.settings.model_copy(update=given))
 
     kept: dict[str, Any] = {block: getattr(old, block) for block in FIXED}
     kept["listeners"] = tuple(listener(block) for block in old.listeners)
@@ -531,4 +533,4 @@ def _differs(old: Any, new: Any) -> bool:
 
 def _fixed_part(settings: Settings) -> dict[str, Any]:
     """Who may relay is taken over by a reload (`_merged`)."""
-    return settings.model_dump(exclude={"relay_from"})
+    return settings.model_dump(exclude=set(WHO_MAY_RELAY))

@@ -194,6 +194,7 @@ def is_within(host: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
     return any(address.version == n.version and address in n for n in networks)
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 
 
@@ -230,6 +231,18 @@ def parse_domain_pattern(value: Any) -> str:
 
 DomainPattern = Annotated[str, BeforeValidator(parse_domain_pattern)]
 """As parse_domain_pattern has it."""
+
+
+def parse_fingerprint(value: Any) -> str:
+    """SHA-256, as openssl prints it (with or without colons): 64 hexadecimal digits, lower case."""
+    text = str(value).strip().lower().replace(":", "")
+    if not _SHA256.fullmatch(text):
+        raise ValueError(f"{str(value)!r} is no SHA-256 fingerprint: 32 octets in hexadecimal")
+    return text
+
+
+Fingerprint = Annotated[str, BeforeValidator(parse_fingerprint)]
+"""As parse_fingerprint has it."""
 
 
 def misplaced(place: tuple[str | int, ...], value: Any, words: str) -> ValidationError:

@@ -96,8 +96,10 @@ class Disconnected(NamedTuple):
 
 
 class Secured(NamedTuple):
-    """TLS was established. `trust` is Anonymous (a client), Untrusted (not asked who it is) or
-    Verified. Postfix: `Untrusted TLS connection established to host[address]:25: TLSv1.3 with ...`.
+    """TLS was established. `trust` is of a server Untrusted (not asked who it is) or Verified; of a
+    client Anonymous (no certificate), Untrusted, Trusted (by an authority) or Verified (by its
+    fingerprint). Postfix: `Untrusted TLS connection established to host[address]:25: TLSv1.3 with
+    ...`.
     """
 
     association: str
@@ -106,6 +108,8 @@ class Secured(NamedTuple):
     peer: str
     trust: str
     session: str
+    fingerprint: str = ""
+    """Of a client's certificate: SHA-256, in hexadecimal."""
 
 
 class Accepted(NamedTuple):

@@ -51,6 +51,7 @@ from mta.model import (
     Route,
     VirtualServer,
 )
+from mta.policy.certificates import CertificateRule
 from mta.policy.new_body import Bounds
 from mta.policy.submission import SubmissionRule
 from mta.transfer.dispatch import Dispatch
@@ -218,6 +219,15 @@ class Bridgehead:
             for block in config.listeners
             if isinstance(block.settings, LmtpListenerSettings)
         } | {SUBMIT: Bounds(config.admin.submit_size)}
+        intake.certificates = {
+            block.name: CertificateRule(
+                block.settings.client_certificates == "require",
+                frozenset(block.settings.relay_certificates),
+            )
+            for block in config.listeners
+            if isinstance(block.settings, LmtpListenerSettings)
+            and block.settings.client_certificates != "none"
+        }
         former, self._front.intake = self._front.intake, intake
         if former is not None:
             former.stop()

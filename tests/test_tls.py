@@ -26,6 +26,7 @@ from mta.testing.sink import Sink
 NAME = "vs1.example.org"
 BACK = "back.example.com"
 BEHIND = "203.0.113.30"
+FRIENDS = "relay-from: [192.0.2.0/24]"
 
 
 class Client(Protocol):
@@ -94,10 +95,10 @@ class TlsTestCase(SynchronousTestCase):
         return set(names.value.get_values_for_type(x509.DNSName))
 
     def behind(
-        self, front: Lab, pair: Pair, tls: str = "offer", listener: str = "", name: str = BACK
+        self, front: Lab, pair: Pair, tls: str = "offer", listener: str = FRIENDS, name: str = BACK
     ) -> Lab:
         """A bridgehead at the place of the first one's hub, with that certificate. `listener` are
-        further keys of its listener.
+        the further keys of its listener.
         """
         return Lab(
             "x",
@@ -109,7 +110,7 @@ tls:
   trust: {self.trust}
   certificates: [{{chain: {pair.chain}, key-file: {pair.key}}}]
 listeners:
-  - {{kind: smtp, port: 25, tls: {tls}, relay-from: [192.0.2.0/24]{listener}}}
+  - {{kind: smtp, port: 25, tls: {tls}, {listener}}}
 connectors:
   - name: mailboxes
     kind: smtp

@@ -143,7 +143,8 @@ class PostfixLines:
         program, way = ("smtpd", "from") if e.direction == "in" else ("smtp", "to")
         peer = _client(e.peer) if e.direction == "in" else neutral(e.peer, 300)
         text = f"{e.trust} TLS connection established {way} {peer}: {neutral(e.session)}"
-        return [(program, INFO, f"{text} assoc={e.association}")]
+        shown = f" fingerprint={_pairs(e.fingerprint)}" if e.fingerprint else ""
+        return [(program, INFO, f"{text} assoc={e.association}{shown}")]
 
     def _accepted(self, epoch: int, e: Accepted) -> list[tuple[str, int, str]]:
         sender = mailbox(e.sender)
@@ -332,6 +333,11 @@ def _utc(seconds: int) -> str:
 
 
 _BEFORE_MAIL = frozenset(("CONNECT", "HELO", "EHLO", "LHLO", "STARTTLS", "AUTH", "XCLIENT"))
+
+
+def _pairs(fingerprint: str) -> str:
+    """As openssl and Postfix print it: AB:CD:..."""
+    return bytes.fromhex(fingerprint).hex(":").upper()
 
 
 def _client(client: str) -> str:

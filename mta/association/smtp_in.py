@@ -28,12 +28,14 @@ from mta.association.xclient import client_of, tell
 from mta.errors import Failure, Fenced, Full, MTAError, SpoolError, TenureRevoked, Unknown
 from mta.interfaces import (
     IAuthenticatingReception,
+    ICertifies,
     IChunkedReception,
     IClock,
     IPresentedReception,
     IReception,
     ISecured,
     ITls,
+    ITlsAsking,
 )
 from mta.model import PeerInfo, Reply
 from mta.telemetry import Rejected as RejectedEvent
@@ -92,12 +94,16 @@ class SmtpResponder(Protocol):
         telemetry: Telemetry,
         on_lost: Callable[[SmtpResponder], None] | None = None,
         tls: ITls | None = None,
+        asks: ITlsAsking | None = None,
         readmit: Callable[[SmtpResponder, PeerInfo], Reply | PrivilegesOf] | None = None,
     ) -> None:
-        """`readmit` is asked when the peer comes to speak for another, where that is offered."""
+        """With `asks` clients are asked for a certificate, which the reception judges. `readmit` is
+        asked when the peer comes to speak for another, where that is offered.
+        """
         self.peer = peer
         self._readmit = readmit
         self._tls = tls
+        self._asks = asks
         self._is_securing = False
         self._machine = machine
         self._reception = reception
@@ -166,20 +172,30 @@ class SmtpResponder(Protocol):
         assert self._tls is not None, "the listener offers TLS with what it needs for it"
         self._is_securing = True
         self._deadline.set(self._timeouts.handshake)
-        self.transport.startTLS(self._tls.accepting())
+        asks = self._asks
+        self.transport.startTLS(self._tls.accepting() if asks is None else asks.asking())
 
     def handshakeCompleted(self) -> None:
         """IHandshakeListener. What was said before is forgotten, by both sides."""
         assert self._tls is not None
         self._is_securing = False
-        session = self._tls.describe(self.transport.getHandle())
+        handle, reception = self.transport.getHandle(), self._reception
+        session = self._tls.describe(handle)
         peer = self.peer = replace(self.peer, tls=session)
-        self._telemetry.event(Secured(peer.association, "in", peer.client, "Anonymous", session))
-        secured = ISecured(self._reception, None)
+        secured = ISecured(reception, None)
         if secured is not None:
             secured.secured(session)
+        trust, fingerprint = "Anonymous", ""
+        if self._asks is not None:
+            certificate = self._asks.shown(handle)
+            trust = ICertifies(reception).certified(certificate)
+            fingerprint = "" if certificate is None else certificate.fingerprint
+        self._telemetry.event(
+            Secured(peer.association, "in", peer.client, trust, session, fingerprint)
+        )
         is_greeting = self._machine.state is State.GREETING
-        self._machine.secured()
+        known = IAuthenticatingReception(reception, None)
+        self._machine.secured(relays=known is not None and known.admitted)
         if is_greeting:
             self._guarded(SmtpResponder._ask_connected, None)
         self._pump()

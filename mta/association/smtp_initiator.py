@@ -13,8 +13,9 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from mta.association.dane import Dane, Demanded, Proof
+from mta.association.flusher import Flusher
 from mta.association.secret import UnusableSecret, identify
-from mta.association.smtp_out import Flusher, SmtpSender
+from mta.association.smtp_out import SmtpSender
 from mta.association.smtp_settings import (
     LmtpConnectorSettings,
     SmtpConnectorSettings,
@@ -31,7 +32,7 @@ from mta.interfaces import (
     ITenure,
     ITlsManners,
 )
-from mta.model import NextHop
+from mta.model import NextHop, TlsManner
 from mta.wire.dane import Demand
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.client_auth import Authentication
@@ -74,6 +75,9 @@ class SmtpInitiator:
         self._exceptions = {each.domain: each.terms() for each in settings.tls_exceptions}
         words = {settings.tls, *(terms.word for terms in self._exceptions.values())}
         self._dane = Dane(surroundings) if "dane" in words else None
+        self._certificate = settings.shown()
+        if self._certificate:  # one that cannot be used is refused now
+            ITlsManners(surroundings.tls).opening_in("", TlsManner(False, "", self._certificate))
         self._clock = surroundings.clock
         self._doors = surroundings.doors
         self._flusher = Flusher(surroundings.clock)
@@ -122,7 +126,8 @@ class SmtpInitiator:
         tls, proof = ITlsManners(self._surroundings.tls), None
         if wanted.demand is Demand.PROOF:
             proof = Proof(wanted.records, wanted.names, tls, self._clock)
-        return TlsWish(tls, wanted.name, terms, self._surroundings.telemetry, proof)
+        telemetry = self._surroundings.telemetry
+        return TlsWish(tls, wanted.name, terms, telemetry, proof, self._certificate)
 
     async def _open(self, tenure: ITenure, hop: NextHop) -> ISender:
         """Where TLS is only a wish, a server that cannot do it is asked anew without, and for an

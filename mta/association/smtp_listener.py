@@ -29,6 +29,7 @@ from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, StartRefused
 from mta.interfaces import (
     IAuthenticatingReception,
+    ICertifies,
     IChunkedReception,
     IClock,
     IDrains,
@@ -39,6 +40,7 @@ from mta.interfaces import (
     IRevocable,
     ISurroundings,
     ITenure,
+    ITlsAsking,
 )
 from mta.model import PeerInfo, Reply
 from mta.settings import is_within
@@ -123,6 +125,10 @@ class SmtpListener:
         )
         self._tls = surroundings.tls
         self._security = self._secure(settings.tls)
+        self._asks: ITlsAsking | None = None
+        if settings.client_certificates != "none":
+            self._asks = ITlsAsking(surroundings.tls)
+            self._asks.asking()  # authorities that cannot be read are refused now
         self._open: dict[SmtpResponder, None] = {}
         self._clients: dict[str, int] = {}
         self._drained: list[Deferred[None]] = []
@@ -137,9 +143,10 @@ class SmtpListener:
         """@raise StartRefused: TLS is a must here, and there is no certificate for it."""
         if self._tls.has_certificate:
             return _SECURITY[wanted]
-        if wanted in {"require", "implicit"}:
+        asks = self.settings.client_certificates
+        if wanted in {"require", "implicit"} or asks != "none":
             raise StartRefused(
-                f"listener {self.name} cannot do `tls: {wanted}`",
+                f"listener {self.name} cannot do `tls: {wanted}`, `client-certificates: {asks}`",
                 "no certificate is configured",
                 "give one for the network name in tls.certificates",
             )
@@ -192,6 +199,10 @@ class SmtpListener:
         except MTAError as error:
             self._surroundings.telemetry.notice("warning", "association", f"{self.name}: {error}")
             return TurnedAway(_NOT_NOW, clock)
+        if self._asks is not None and not ICertifies.providedBy(reception):
+            text = f"{self.name}: nobody judges the certificates that clients are asked for"
+            self._surroundings.telemetry.notice("error", "association", text)
+            return TurnedAway(_NOT_NOW, clock)
         is_chunking = self.settings.chunking and IChunkedReception.providedBy(reception)
         privileges = self._privileges(peer, reception)
         machine = ChunkingResponder if is_chunking else Responder
@@ -214,6 +225,7 @@ class SmtpListener:
             peer,
             self.settings.timeouts,
             tls=self._tls,
+            asks=self._asks,
             clock=clock,
             telemetry=self._surroundings.telemetry,
             on_lost=self._ended,

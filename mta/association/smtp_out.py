@@ -21,7 +21,8 @@ from zope.interface import implementer
 
 from mta import errors
 from mta.association.deadline import Deadline
-from mta.association.tls import handshake_fault
+from mta.association.flusher import Flusher
+from mta.association.tls import alert_of, handshake_fault
 from mta.association.tls_wish import TlsWish
 from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, PermanentFailure, TransientFailure
@@ -73,24 +74,6 @@ from mta.wire.smtp.client_states import (
 Outcomes = tuple[Outcome, ...]
 _AT_ONCE = 65536
 """Octets of output under which a following envelope is waited for, to leave in the same write."""
-
-
-class Flusher:
-    """Lets many senders write at the end of a reactor turn, by one timer for all of them."""
-
-    def __init__(self, clock: IClock) -> None:
-        self._clock = clock
-        self._waiting: list[SmtpSender] = []
-
-    def soon(self, sender: SmtpSender) -> None:
-        self._waiting.append(sender)
-        if len(self._waiting) == 1:
-            self._clock.call_later(0, self._flush)
-
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for sender in waiting:
-            sender.flush()
 
 
 @implementer(ISender, IEnds, IBodyTypes, ICheckpoints, ILimits, INotifies, IDeliversBy)
@@ -341,7 +324,9 @@ class SmtpSender(Protocol):
         self._deadline.cancel()
         if self._machine.state is State.HANDSHAKE:
             self._not_secured(handshake_fault(reason.value))
-        self._handle(self._machine.connection_lost())
+        alert = alert_of(reason.value)
+        why = (f"the connection was lost: TLS: {alert}",) if alert else ()
+        self._handle(self._machine.connection_lost(*why))
         if self._is_adopted:
             self._tenure.disown(self)
         closed, self._closed = self._closed, []

@@ -5,16 +5,17 @@ Law: every default has its reason in its description, and none is laxer than RFC
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mta.association.tls_settings import TlsExceptionSettings
+from mta.association.tls_settings import CertificateSettings, TlsExceptionSettings
 from mta.association.tls_terms import Word
 from mta.settings import (
     Boolean,
     Count,
     Duration,
+    Fingerprint,
     Network,
     Port,
     SecretFileSetting,
@@ -111,6 +112,19 @@ class LmtpListenerSettings(Settings):
         description="none | offer: STARTTLS, where `tls.certificates` are given | require: no MAIL"
         " before it | implicit: TLS before the greeting, as on port 465.",
     )
+    client_certificates: Literal["none", "ask", "require"] = Field(
+        default="none",
+        description="Under TLS, ask clients for a certificate: none | ask: the log and Received say"
+        " what it is worth, `relay-certificates` what it is good for | require: whoever shows"
+        " neither one from an authority in `tls.client-trust` nor one of `relay-certificates` is"
+        " told 421 4.7.1 (with `tls: require` or implicit).",
+    )
+    relay_certificates: tuple[Fingerprint, ...] = Field(
+        default=(),
+        description="Fingerprints (SHA-256) of certificates whose clients may send to any routable"
+        " recipient: `openssl x509 -noout -fingerprint -sha256 -in FILE`. Neither their dates nor"
+        " their authority counts.",
+    )
     banner: str = Field(
         default="",
         max_length=400,
@@ -166,6 +180,19 @@ class LmtpListenerSettings(Settings):
     timeouts: ListenerTimeouts = Field(
         default_factory=ListenerTimeouts, description="How long clients may take."
     )
+
+    @model_validator(mode="after")
+    def _somebody_is_asked(self) -> Self:
+        wanted = self.client_certificates
+        if wanted == "none":
+            if self.relay_certificates:
+                words = "nobody is asked for one: say `client-certificates: ask`, or require"
+                raise misplaced(("relay-certificates",), self.relay_certificates, words)
+        elif self.tls == "none" or (wanted == "require" and self.tls == "offer"):
+            words = f"{wanted}: without TLS nobody shows one, and `tls: {self.tls}` lets clients be"
+            words += " without; say `tls: require`, or implicit"
+            raise misplaced(("client-certificates",), wanted, words)
+        return self
 
     @field_validator("proxy_from", "xclient_from")
     @classmethod
@@ -299,6 +326,13 @@ class WireConnectorSettings(Settings):
         " bridgeheads the name of the bridgehead.",
     )
 
+    certificate: Literal["own"] | CertificateSettings | None = Field(
+        default=None,
+        description="What servers are shown that ask for a certificate: own: that of the virtual"
+        " server, from `tls.certificates` | {chain: ..., key-file: ...}: another, as there. The"
+        " files are read again when they change. Without it, nothing.",
+    )
+
     @field_validator("tls_exceptions")
     @classmethod
     def _distinct(cls, value: tuple[TlsExceptionSettings, ...]) -> tuple[TlsExceptionSettings, ...]:
@@ -309,6 +343,19 @@ class WireConnectorSettings(Settings):
                 raise misplaced((index, "domain"), each.domain, words)
             seen.add(each.domain)
         return value
+
+    @model_validator(mode="after")
+    def _somebody_sees_it(self) -> Self:
+        if self.certificate and {self.tls, *(e.tls for e in self.tls_exceptions)} == {"none"}:
+            raise misplaced(("certificate",), self.certificate, "nobody sees it with `tls: none`")
+        return self
+
+    def shown(self) -> str | tuple[str, str]:
+        """See TlsManner."""
+        found = self.certificate
+        if isinstance(found, CertificateSettings):
+            return (found.chain, found.key_file)
+        return found or ""
 
 
 class AuthSettings(Settings):

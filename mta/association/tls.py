@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -24,18 +24,30 @@ from zope.interface import implementer
 
 from mta.association.tls_settings import CertificateSettings, TlsSettings
 from mta.errors import PermanentFailure, StartRefused
-from mta.interfaces import IClock, ITlsManners
-from mta.model import TlsManner
+from mta.interfaces import IClock, ITlsAsking, ITlsManners
+from mta.model import ClientCertificate, TlsManner
 from mta.telemetry import Telemetry
 
 LOOK_SECONDS = 10.0
 """How often, at most, the files are looked at; only when somebody begins a handshake."""
 SOON_SECONDS = 14 * 86400.0
 """A certificate that ends sooner is named in the log."""
+LONGEST_NAME = 64
+"""Characters of a common name (X.520 ub-common-name); what is longer is cut."""
+_FAULTS = {
+    9: "it is not valid yet",
+    10: "it has expired",
+    18: "it is signed by itself",
+    19: "its authority is not one of ours",
+    20: "its authority is not one of ours",
+    21: "its authority is not one of ours",
+    26: "it is not for clients",
+}
+"""X509_V_ERR_...; the rest by number."""
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}|\*")
 
 
-@implementer(ITlsManners)
+@implementer(ITlsManners, ITlsAsking)
 class Tls:
     """One for a process. @raise StartRefused: a file cannot be used, or none is for our name."""
 
@@ -49,9 +61,11 @@ class Tls:
         self._identities: list[_Identity] = []
         self._stamps: tuple[object, ...] = ()
         self._looked_at = 0.0
-        self._openers: dict[TlsManner, Any] = {}
+        self._openers: dict[TlsManner, _Opener] = {}
+        self._is_asking = False
+        """Somebody asks clients who they are: contexts for that are made too."""
         if settings.certificates:
-            self._stamps = self._stamp()
+            self._stamps = _stamp(settings.certificates)
             self._identities = self._load()
             self._looked_at = clock.monotonic()
         if settings.trust is not None:
@@ -68,12 +82,37 @@ class Tls:
         self._look_again()
         return _Accepting(self._identities[0].context)
 
+    def asking(self) -> Any:
+        """See ITlsAsking."""
+        if not self._is_asking:
+            self._is_asking = True
+            self._identities = self._load()
+        self._look_again()
+        asking = self._identities[0].asking
+        assert asking is not None, "contexts that ask were made with the others"
+        return _Accepting(asking)
+
+    def shown(self, handle: Any) -> ClientCertificate | None:
+        """See ITlsAsking."""
+        from cryptography.hazmat.primitives.hashes import SHA256
+
+        found = handle.get_peer_certificate()
+        if found is None:
+            return None
+        certificate = found.to_cryptography()
+        return ClientCertificate(
+            certificate.fingerprint(SHA256()).hex(),
+            _common_name(certificate, "subject"),
+            _common_name(certificate, "issuer"),
+            handle.judgement.fault,
+        )
+
     def _look_again(self) -> None:
         now = self._clock.monotonic()
         if now - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = now
-        stamps = self._stamp()
+        stamps = _stamp(self._settings.certificates)
         if stamps == self._stamps:
             return
         self._stamps = stamps
@@ -84,37 +123,19 @@ class Tls:
         else:
             self._telemetry.notice("info", "tls", "the certificates were read again")
 
-    def _stamp(self) -> tuple[object, ...]:
-        found: list[object] = []
-        for pair in self._settings.certificates:
-            for path in (pair.chain, pair.key_file):
-                try:
-                    stat = os.stat(path)
-                except OSError as fault:
-                    found.append(fault.errno)
-                else:
-                    found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
-        return tuple(found)
-
     def _load(self) -> list[_Identity]:
         """@raise StartRefused."""
-        from OpenSSL import SSL
-
         found: list[_Identity] = []
         for pair in self._settings.certificates:
             names, ends = _read_names(pair.chain)
             same = [one for one in found if one.names == names]
             if same:  # another kind of key for the same names: OpenSSL chooses
-                _use(same[0].context, pair)
+                identity = same[0]
             else:
-                context = SSL.Context(SSL.TLS_METHOD)
-                self._configure(context)
-                _use(context, pair)
-                found.append(_Identity(names, context))
-            left = ends - self._clock.wall()
-            if left < SOON_SECONDS:
-                when = "has expired" if left <= 0 else f"ends in {left / 86400:.0f} days"
-                self._telemetry.notice("warning", "tls", f"{pair.chain} {when}")
+                identity = _Identity(names, self._context(), self._asking_context())
+                found.append(identity)
+            identity.take(pair)
+            self._tell_end(pair.chain, ends)
         ours = [one for one in found if one.covers(self._network_name)]
         if not ours:
             listed = ", ".join(sorted(name for one in found for name in one.names))
@@ -125,22 +146,50 @@ class Tls:
             )
         found.sort(key=lambda one: one is not ours[0])
         for one in found:
-            one.context.set_tlsext_servername_callback(_Chooser(found))
+            one.context.set_tlsext_servername_callback(_Chooser(found, is_asking=False))
+            if one.asking is not None:
+                one.asking.set_tlsext_servername_callback(_Chooser(found, is_asking=True))
         return found
 
-    def _configure(self, context: Any, minimum: str = "") -> None:
+    def _tell_end(self, path: str, ends: float) -> None:
+        left = ends - self._clock.wall()
+        if left < SOON_SECONDS:
+            when = "has expired" if left <= 0 else f"ends in {left / 86400:.0f} days"
+            self._telemetry.notice("warning", "tls", f"{path} {when}")
+
+    def _asking_context(self) -> Any:
+        """None while nobody asks. What was proved in one association proves nothing in the next:
+        a session would not be judged again. None is kept, and no ticket of another context fits.
+        """
         from OpenSSL import SSL
 
+        if not self._is_asking:
+            return None
+        context = self._context()
+        context.set_session_id(b"mta asking")
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_options(SSL.OP_NO_TICKET)
+        context.set_verify(SSL.VERIFY_PEER, _judge)
+        authorities = self._settings.client_authorities
+        if authorities is not None:
+            self._load_authorities(context, authorities)
+        return context
+
+    def _context(self, minimum: str = "") -> Any:
+        from OpenSSL import SSL
+
+        context = SSL.Context(SSL.TLS_METHOD)
         oldest = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
         context.set_min_proto_version(oldest[minimum or self._settings.minimum])
         context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
         context.set_session_id(b"mta")
+        return context
 
     # --- others ---
 
     def opening(self, name: str, verify: bool) -> Any:
         """See ITls."""
-        return _Opening(self._opener(TlsManner(verify)), name)
+        return self.opening_in(name, TlsManner(verify))
 
     def opening_in(self, name: str, manner: TlsManner) -> Any:
         """See ITlsManners."""
@@ -149,34 +198,79 @@ class Tls:
     def _opener(self, manner: TlsManner) -> Any:
         """A context for each manner: no session of one is a proof under another, and none is kept.
 
-        @raise StartRefused: `tls.trust` cannot be used.
+        @raise StartRefused: a file cannot be used.
         """
-        from OpenSSL import SSL
+        opener = self._openers.get(manner)
+        if opener is None:
+            pairs = self._shown_in(manner)
+            opener = _Opener(self._make_opener(manner, pairs), _stamp(pairs))
+            opener.looked_at = self._clock.monotonic()
+            self._openers[manner] = opener
+        elif manner.certificate:
+            self._renew(opener, manner)
+        return opener.context
 
-        context = self._openers.get(manner)
-        if context is not None:
-            return context
-        context = SSL.Context(SSL.TLS_METHOD)
-        self._configure(context, manner.minimum)
-        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        if manner.verify:
-            self._trust(context)
-            context.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, is_ok: bool(is_ok))
-        self._openers[manner] = context
-        return context
+    def _shown_in(self, manner: TlsManner) -> tuple[CertificateSettings, ...]:
+        """What a server that asks is shown."""
+        wanted = manner.certificate
+        if not wanted:
+            return ()
+        if isinstance(wanted, tuple):
+            return (CertificateSettings(chain=wanted[0], key_file=wanted[1]),)
+        if not self._identities:
+            raise StartRefused(
+                "certificate: own",
+                "there is none",
+                "give one for the network name in tls.certificates",
+            )
+        return tuple(self._identities[0].pairs)
 
-    def _trust(self, context: Any) -> None:
-        from OpenSSL import SSL
-
-        trust = self._settings.trust
+    def _renew(self, opener: _Opener, manner: TlsManner) -> None:
+        """The files may have changed."""
+        now = self._clock.monotonic()
+        if now - opener.looked_at < LOOK_SECONDS:
+            return
+        opener.looked_at = now
+        pairs = self._shown_in(manner)
+        stamps = _stamp(pairs)
+        if stamps == opener.stamps:
+            return
+        opener.stamps = stamps
         try:
-            if trust is None:
+            opener.context = self._make_opener(manner, pairs)
+        except StartRefused as fault:
+            text = f"{fault}; servers are shown the former certificate"
+            self._telemetry.notice("error", "tls", text)
+
+    def _make_opener(self, manner: TlsManner, pairs: Sequence[CertificateSettings]) -> Any:
+        from OpenSSL import SSL
+
+        context = self._context(manner.minimum)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        for pair in pairs:
+            _, ends = _read_names(pair.chain)
+            _use(context, pair)
+            if manner.certificate != "own":  # of which it is told already
+                self._tell_end(pair.chain, ends)
+        if manner.verify:
+            if self._settings.trust is None:
                 context.set_default_verify_paths()
             else:
-                context.load_verify_locations(trust)
+                self._load_authorities(context, self._settings.trust)
+            context.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, is_ok: bool(is_ok))
+        return context
+
+    def _load_authorities(self, context: Any, path: str) -> None:
+        from OpenSSL import SSL
+
+        try:
+            context.load_verify_locations(path)
         except SSL.Error as fault:
+            is_trust = path == self._settings.trust
             raise StartRefused(
-                f"tls.trust {trust} cannot be used", _words(fault), "it must hold certificates, PEM"
+                f"tls.{'trust' if is_trust else 'client-trust'} {path} cannot be used",
+                _words(fault),
+                "it must hold certificates, PEM",
             ) from None
 
     def check_name(self, handle: Any, name: str) -> None:
@@ -219,11 +313,22 @@ class Tls:
 
 
 class _Identity:
-    """The names of a certificate, lower case, and the context that shows it."""
+    """The names of a certificate, lower case, and the contexts that show it: `asking` that for
+    clients who are asked for theirs.
+    """
 
-    def __init__(self, names: frozenset[str], context: Any) -> None:
+    def __init__(self, names: frozenset[str], context: Any, asking: Any) -> None:
         self.names = names
         self.context = context
+        self.asking = asking
+        self.pairs: list[CertificateSettings] = []
+
+    def take(self, pair: CertificateSettings) -> None:
+        """@raise StartRefused."""
+        self.pairs.append(pair)
+        for context in (self.context, self.asking):
+            if context is not None:
+                _use(context, pair)
 
     def covers(self, name: str) -> bool:
         """RFC 9525 6.3: a wildcard stands for exactly one label."""
@@ -234,8 +339,9 @@ class _Identity:
 class _Chooser:
     """OpenSSL's SNI callback: who asks for a name that we have gets its certificate."""
 
-    def __init__(self, identities: Sequence[_Identity]) -> None:
+    def __init__(self, identities: Sequence[_Identity], is_asking: bool) -> None:
         self._identities = identities
+        self._is_asking = is_asking
 
     def __call__(self, connection: Any) -> None:
         asked = connection.get_servername()
@@ -244,8 +350,47 @@ class _Chooser:
         name = asked.decode("ascii", "replace").lower()
         for identity in self._identities:
             if identity.covers(name):
-                connection.set_context(identity.context)
+                connection.set_context(identity.asking if self._is_asking else identity.context)
                 return
+
+
+class _Opener:
+    """The context of one manner, and how the files looked of which it was made."""
+
+    def __init__(self, context: Any, stamps: tuple[object, ...]) -> None:
+        self.context = context
+        self.stamps = stamps
+        self.looked_at = 0.0
+
+
+class _Judgement:
+    """What OpenSSL found of the chain that a client shows, in one handshake."""
+
+    __slots__ = ("_faults", "_is_through")
+
+    def __init__(self) -> None:
+        self._faults: list[str] = []
+        self._is_through = False
+
+    def found(self, number: int, depth: int, is_ok: bool) -> None:
+        if not is_ok:
+            self._faults.append(_FAULTS.get(number, f"fault {number} of X.509"))
+        elif not depth:
+            self._is_through = True
+
+    @property
+    def fault(self) -> str:
+        if self._faults:
+            return self._faults[0]
+        return "" if self._is_through else "it was not judged"
+
+
+def _judge(connection: Any, _certificate: object, number: int, depth: int, is_ok: int) -> bool:
+    """OpenSSL's callback for each certificate of the chain. The handshake goes on, whatever it is:
+    who may do what is for others to say, and in words that the client can read.
+    """
+    connection.judgement.found(number, depth, bool(is_ok))
+    return True
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -258,7 +403,9 @@ class _Accepting:
     def serverConnectionForTLS(self, _protocol: object) -> Any:
         from OpenSSL import SSL
 
-        return SSL.Connection(self._context, None)
+        connection: Any = SSL.Connection(self._context, None)
+        connection.judgement = _Judgement()  # its app data is Twisted's
+        return connection
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -279,6 +426,20 @@ class _Opening:
             if self._name:  # RFC 6066 section 3: no literal addresses
                 connection.set_tlsext_host_name(self._name.encode("ascii", "replace"))
         return connection
+
+
+def _stamp(pairs: Iterable[CertificateSettings]) -> tuple[object, ...]:
+    """Changes when one of the files does."""
+    found: list[object] = []
+    for pair in pairs:
+        for path in (pair.chain, pair.key_file):
+            try:
+                stat = os.stat(path)
+            except OSError as fault:
+                found.append(fault.errno)
+            else:
+                found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
 
 
 def _use(context: Any, pair: CertificateSettings) -> None:
@@ -326,6 +487,17 @@ def _names_of(certificate: Any) -> frozenset[str]:
     return frozenset(name.lower() for name in names)
 
 
+def _common_name(certificate: Any, whose: str) -> str:
+    """Of its `subject` or `issuer`; "" where there is none, or it is damaged."""
+    from cryptography.x509.oid import NameOID
+
+    try:
+        found = getattr(certificate, whose).get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError:
+        return ""
+    return str(found[0].value)[:LONGEST_NAME] if found else ""
+
+
 def is_below(pattern: str, shown: str) -> bool:
     """Whether a name of a certificate lies below *.example.com; that itself does, too."""
     above, tail = shown[: 1 - len(pattern)], shown[1 - len(pattern) :]
@@ -340,7 +512,12 @@ def _words(fault: Any) -> str:
 
 def handshake_fault(reason: BaseException | None) -> str:
     """Why a handshake came to nothing, in words."""
+    return alert_of(reason) or str(reason) or type(reason).__name__
+
+
+def alert_of(reason: BaseException | None) -> str:
+    """Why TLS ended a connection, behind the handshake too: with version 1.3 a server that does not
+    want our certificate says so there. "" where it was not TLS.
+    """
     args = getattr(reason, "args", ())
-    if args and isinstance(args[0], list):
-        return _words(reason)
-    return str(reason) or type(reason).__name__
+    return _words(reason) if args and isinstance(args[0], list) else ""

@@ -47,6 +47,16 @@ class TlsSettings(Settings):
         description="Certificates of the authorities (PEM) that `tls: verify` trusts; by default"
         " the system's.",
     )
+    client_trust: Path | None = Field(
+        default=None,
+        description="Certificates of the authorities (PEM) that a client's may be from, where a"
+        " listener asks; by default those in `trust`, if that is given, and never the system's, who"
+        " certify everybody.",
+    )
+
+    @property
+    def client_authorities(self) -> str | None:
+        return self.client_trust or self.trust
 
 
 class TlsExceptionSettings(Settings):

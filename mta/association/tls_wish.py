@@ -29,6 +29,8 @@ class TlsWish(NamedTuple):
     terms: TlsTerms
     telemetry: Telemetry
     proof: Proof | None = None
+    certificate: str | tuple[str, str] = ""
+    """See TlsManner."""
 
     @property
     def asks(self) -> bool:
@@ -37,7 +39,8 @@ class TlsWish(NamedTuple):
 
     def opening(self) -> Any:
         """What Twisted's startTLS wants."""
-        manner = TlsManner(self.terms.word == "verify", self.terms.minimum)
+        terms = self.terms
+        manner = TlsManner(terms.word == "verify", terms.minimum, self.certificate)
         return self.tls.opening_in(self.name, manner)
 
     def check(self, handle: Any) -> None:

@@ -110,9 +110,11 @@ class _Loading:
         rules.distinct_listeners(tree, self._listener_names, self._listener_ports)
         rules.distinct_connectors(tree)
         rules.certificate_there(tree, single["tls"], listeners)
+        rules.clients_known(tree, single["tls"], listeners)
         rules.somebody_to_ask(tree, listeners)
         if connectors_are_right:  # else their positions are not those of the file
             rules.validation_there(tree, single["resolver"], connectors)
+            rules.own_certificate_there(tree, single["tls"], connectors)
             rules.exceptions_meet_somebody(tree, connectors)
         rules.sharing_said(tree, blocks[Selection.CLUSTER], spool)
         if postmaster is not None and connectors_are_right:

@@ -96,12 +96,45 @@ def sharing_said(tree: Tree, cluster: PluginBlock | None, spool: PluginBlock | N
         )
 
 
+def clients_known(tree: Tree, tls: Any, listeners: list[ListenerBlock]) -> None:
+    """Where clients have to show a certificate, it is said whose."""
+    if tls is None or tls.client_authorities is not None:
+        return
+    for index, block in enumerate(listeners):
+        wanted = getattr(block.settings, "client_certificates", "none")
+        if wanted == "require" and not getattr(block.settings, "relay_certificates", ()):
+            tree.report(
+                ("listeners", index, "client-certificates"),
+                "require: nobody's certificate would do; name their authorities in"
+                " tls.client-trust, or fingerprints in relay-certificates",
+            )
+
+
+def own_certificate_there(tree: Tree, tls: Any, connectors: list[ConnectorBlock]) -> None:
+    """A connector that shows the virtual server's certificate has one to show."""
+    if tls is None or tls.certificates:
+        return
+    for index, block in enumerate(connectors):
+        if getattr(block.settings, "certificate", None) == "own":
+            tree.report(
+                ("connectors", index, "certificate"),
+                "own: there is none; give one for the network name in tls.certificates",
+            )
+
+
 def certificate_there(tree: Tree, tls: Any, listeners: list[ListenerBlock]) -> None:
-    """A listener for which TLS is a must has a certificate to show."""
+    """A listener for which TLS is a must, or which asks under it, has a certificate to show."""
     if tls is None or tls.certificates:
         return
     for index, block in enumerate(listeners):
         wanted = getattr(block.settings, "tls", "")
+        asks = getattr(block.settings, "client_certificates", "none")
+        if wanted == "offer" and asks == "ask":
+            tree.report(
+                ("listeners", index, "client-certificates"),
+                "ask: without a certificate of our own there is no TLS; give one for the network"
+                " name in tls.certificates",
+            )
         if wanted in {"require", "implicit"}:
             tree.report(
                 ("listeners", index, "tls"),

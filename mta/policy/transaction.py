@@ -33,7 +33,7 @@ class Association:
     """
 
     __slots__ = (
-        "_by_network",
+        "_by_itself",
         "admitted",
         "client",
         "helo",
@@ -56,12 +56,16 @@ class Association:
         self.peer = peer
         self.client = peer.client
         self.vip = vip or peer.local_host
-        self.admitted = self._by_network = admitted
+        self.admitted = self._by_itself = admitted
         self.submission = submission
         self.user = self.mechanism = ""
         self.helo = b""
         self.protocol = peer.protocol
         self.notes: dict[str, Any] = {}
+
+    def admit(self) -> None:
+        """It may relay by what it is, whatever it says."""
+        self.admitted = self._by_itself = True
 
     def identify(self, user: str, mechanism: str) -> None:
         """It has said who it is, and may relay (RFC 3848: with ESMTPSA)."""
@@ -74,7 +78,7 @@ class Association:
         if self.user:
             self.protocol = self.protocol.removesuffix("A")
         self.user = self.mechanism = ""
-        self.admitted = self._by_network
+        self.admitted = self._by_itself
 
 
 @implementer(IStoredForm, ISaslMechanism, IEditableHeader, IEditableBody)

@@ -20,11 +20,13 @@ from mta.interfaces import (
     ITenure,
 )
 from mta.model import Address, PeerInfo, VirtualServer
+from mta.policy.certificates import CertificateRule
 from mta.policy.new_body import Bounds
 from mta.policy.relay import Network, is_admitted
 from mta.policy.submission import SubmissionRule
 from mta.policy.transaction import Association
 from mta.telemetry import Telemetry
+from mta.transfer.certified import CertifiedReception
 from mta.transfer.desk import Desk, Offer
 from mta.transfer.reception import Reception
 from mta.transfer.repeats import Repeats
@@ -39,8 +41,9 @@ class Intake:
 
     `admit` maps a listener's name to its `relay-from` networks; a listener that is not in it
     admits nobody. `submission` has the rules of those listeners where mail is handed in, `bounds`
-    what a message of each may be. `offer` is told of each message that became ours, after its
-    reply. Intakes that follow one another in one process share `repeats`.
+    what a message of each may be, `certificates` the rules of those that ask clients for theirs.
+    `offer` is told of each message that became ours, after its reply. Intakes that follow one
+    another in one process share `repeats`.
     """
 
     def __init__(  # noqa: PLR0917 - one argument a collaborator
@@ -59,6 +62,7 @@ class Intake:
     ) -> None:
         self.admit: Mapping[str, tuple[Network, ...]] = {}
         self.submission: Mapping[str, SubmissionRule] = {}
+        self.certificates: Mapping[str, CertificateRule] = {}
         self._desk = Desk(
             spool,
             routing,
@@ -83,6 +87,9 @@ class Intake:
 
     def reception(self, tenure: ITenure, peer: PeerInfo) -> Reception:
         """Its methods may raise Fenced or TenureRevoked: abort the association, say nothing."""
+        asks = self.certificates.get(peer.listener)
+        if asks is not None:
+            return CertifiedReception(self._desk, tenure, peer, self._associate, asks)
         return Reception(self._desk, tenure, peer, self._associate)
 
     def _associate(self, peer: PeerInfo) -> Association:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from mta.model import PeerInfo
+from mta.model import ClientCertificate, PeerInfo
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = tuple(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
@@ -79,6 +79,8 @@ def received_from(
     using = b""
     if peer.tls:
         using = b"\r\n\t(using %b)" % peer.tls.encode("ascii", "replace").translate(_TO_CLAUSE)
+    if peer.certificate is not None:
+        using += _certified(peer.certificate)
     keyword = protocol.encode("ascii", "replace").translate(_TO_NAME)
     if not show_client:
         return b"Received: %b%b with %b\r\n\tid " % (by, using, keyword)
@@ -92,6 +94,16 @@ def received_from(
         by,
         keyword,
     )
+
+
+def _certified(certificate: ClientCertificate) -> bytes:
+    """In Postfix's words."""
+    subject, issuer = (
+        name.encode("ascii", "replace").translate(_TO_CLAUSE)
+        for name in (certificate.subject, certificate.issuer)
+    )
+    verdict = b"not verified" if certificate.trust == "Untrusted" else b"verified OK"
+    return b'\r\n\t(Client CN "%b", Issuer "%b" (%b))' % (subject, issuer, verdict)
 
 
 def received_field(shared: bytes, queue_id: str, recipient: bytes, date: bytes) -> bytes:

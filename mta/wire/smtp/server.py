@@ -184,9 +184,12 @@ class Responder(Authentication):
             b"250%b%b\r\n" % (b" " if word is words[-1] else b"-", word) for word in words
         )
 
-    def secured(self) -> None:
-        """TLS is there, and nothing that was said before counts (RFC 3207 section 4.2)."""
+    def secured(self, *, relays: bool = False) -> None:
+        """TLS is there, and nothing that was said before counts (RFC 3207 section 4.2). `relays`:
+        the client may relay, by what it has shown.
+        """
         self.security = Security.PRESENT
+        self._relays |= relays
         self.helo = b""
         self.is_authenticated = False
         self._hello, self._mail_parameters = self._offer()
