@@ -125,6 +125,14 @@ class PermanentFailure(Failure):
     exit_code = os.EX_UNAVAILABLE
 
 
+class NotProven(PermanentFailure):
+    """Under TLS a server did not prove who it is. `result` is RFC 8460's word for it (4.3)."""
+
+    def __init__(self, what: str, why: str = "", *, result: str) -> None:
+        super().__init__(what, why)
+        self.result = result
+
+
 class Unfit(PermanentFailure):
     """This far end lacks what the message needs (an extension); another of its kind may have it."""
 

@@ -32,6 +32,8 @@ from mta.admin.metrics import Exposition, QueueGauges
 from mta.admin.sdnotify import Notifier
 from mta.admin.sinks import deaf_syslog
 from mta.admin.submit import SubmitServer
+from mta.admin.tls_reports import TlsReports
+from mta.admin.tls_tally import Sender
 from mta.association.endpoints import Doors
 from mta.association.tls import Tls
 from mta.association.transport import SocketOptions, hasten
@@ -76,6 +78,7 @@ FIXED = (
     "log",
     "resolver",
     "tls",
+    "tls_reports",
 )
 """Blocks that a running process keeps; a change in them is named and waits for a restart."""
 
@@ -147,6 +150,7 @@ class MTAService(Service):
         )
         telemetry.attach(self._on_event)  # before the log, whose lines bear the epoch
         telemetry.attach(self._log)
+        self._reports = self._tls_reports(node)
         self._notifier = Notifier(os.environ, clock)
         self._resolver = DnsResolver(config.resolver, self._doors, clock, telemetry)
         self._surroundings = Surroundings(
@@ -162,6 +166,10 @@ class MTAService(Service):
             tls=Tls(config.tls, config.virtual_server.network_name, clock, telemetry),
         )
         refuse_privileged_ports(listener_ports(config.listeners), uid)
+        if config.tls_reports.directory is not None:
+            inside = os.path.join(config.tls_reports.directory, "day")
+            remedy = "give the directory of tls-reports to the MTA's user, or name another"
+            refuse_unwritable(inside, "reports", remedy, uid=uid, makes_directories=True)
         if config.log.to.startswith("/"):
             remedy = "name another file in log.to, or stderr"
             refuse_unwritable(config.log.to, "the log", remedy, uid=uid)
@@ -225,6 +233,7 @@ class MTAService(Service):
                 forget=self.tenant.forget,
                 probe=self.overview.probe,
                 accept_clock=self.tenant.accept_clock,
+                tls_reports=self._reports,
             ),
             clock,
             telemetry,
@@ -278,6 +287,8 @@ class MTAService(Service):
         self._admin_ports.clear()
         self.overview.readiness.stop()
         self._control.stop()
+        if self._reports is not None:
+            await self._reports.stop()
         self._notifier.stop()
         self._executor.stop()
         self._log.stop()
@@ -323,6 +334,19 @@ class MTAService(Service):
         """Build a plugin from its block of the configuration."""
         surroundings = self._surroundings.granted(block.factory, self._doors)
         return create(block.factory, block.settings, surroundings)
+
+    def _tls_reports(self, node: str) -> TlsReports | None:
+        config, settings = self._config, self._config.tls_reports
+        if settings.directory is None:
+            return None
+        sender = Sender(
+            settings.organization or config.virtual_server.network_name,
+            settings.contact or str(config.postmaster),
+            node,
+        )
+        reports = TlsReports(settings, sender, self.clock, self._executor, self.telemetry)
+        self.telemetry.attach(reports.observe)
+        return reports
 
     def _open_admin(self) -> None:
         admin = self._config.admin

@@ -201,6 +201,23 @@ class Removed(NamedTuple):
     queue_id: str
 
 
+class TlsAttempt(NamedTuple):
+    """What came of TLS with one server of a domain that mail was for, for reports (RFC 8460 4.3).
+    `result` is "" for a success; `receiving` and `sending` are the addresses of both ends.
+    """
+
+    domain: str
+    policy: str
+    """tlsa, sts or no-policy-found"""
+    policy_strings: tuple[str, ...]
+    policy_hosts: tuple[str, ...]
+    mx: str
+    receiving: str
+    sending: str
+    result: str
+    reason: str
+
+
 class Transition(NamedTuple):
     """A machine changed its state; `reason` is for people."""
 
@@ -240,6 +257,7 @@ Event = (
     | Reported
     | Doubted
     | Removed
+    | TlsAttempt
     | Transition
     | Command
     | Notice

@@ -57,7 +57,7 @@ class Run:
         return self.out.splitlines()
 
 
-class Commanding(SynchronousTestCase):
+class CommandTestCase(SynchronousTestCase):
     """The programs against the real commands; the answers lie ready in a socket pair."""
 
     def run_with(
@@ -88,6 +88,8 @@ class Commanding(SynchronousTestCase):
         self.assertEqual([{"command": c, "arguments": a} for c, a in asked], requests)
         return Run(code, out.getvalue(), err.getvalue(), requests)
 
+
+class Commanding(CommandTestCase):
     def test_status(self) -> None:
         """mta status is readable, --json is the facts; both before or after the command."""
         house = House()

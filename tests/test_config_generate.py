@@ -77,11 +77,12 @@ class SampleTests(SynchronousTestCase):
             block = re.split(r"\n\n", block)[0].removeprefix("#")
             block = re.sub(r"(?m)^\s*#?[a-z-]+:$", "", block.partition("\n")[2])
             self.assertRegex(block, r"(?m)^  [a-z-]+: \S", name)
+            field = name.replace("-", "_")
             with_keys = text + f"\n{name}:\n{block}\n"
             self.assertEqual(
-                getattr(before, name), getattr(load(with_keys, "x", Catalogue().find), name)
+                getattr(before, field), getattr(load(with_keys, "x", Catalogue().find), field)
             )
-            self.assertIsInstance(getattr(before, name), schema)
+            self.assertIsInstance(getattr(before, field), schema)
 
     def test_width(self) -> None:
         """It is read on terminals: no line is over 100 columns."""

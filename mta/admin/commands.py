@@ -21,6 +21,7 @@ from mta.admin.doubts import doubt_facts
 from mta.admin.lines import rfc3339
 from mta.admin.probe import LEVELS, Probed
 from mta.admin.text import neutral
+from mta.admin.tls_reports import TlsReports, is_day
 from mta.errors import MTAError
 from mta.interfaces import IClock, IContent, IRouting, ISpool
 from mta.model import (
@@ -80,6 +81,8 @@ class Facts:
     """A level of mta.admin.probe.LEVELS, and whether a standby that could take over is well too."""
     accept_clock: Callable[[], bool]
     """The operator vouches for a suspect clock; False when it was not suspect."""
+    tls_reports: TlsReports | None = None
+    """None: none are kept."""
 
 
 class Commands:
@@ -104,6 +107,7 @@ class Commands:
             "probe": self._probe,
             "cluster-accept-clock": self._accept_clock,
             "trace": self._trace,
+            "tls-report": self._tls_report,
         }
 
     @property
@@ -231,6 +235,30 @@ class Commands:
         given.end()
         self._facts.spool()
         return {"changed": self._facts.accept_clock()}
+
+    async def _tls_report(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
+        """The reports of a day (today's unless given), of one domain or all, as they are kept."""
+        domain, day = given.text("domain"), given.text("day")
+        given.end()
+        reports = self._facts.tls_reports
+        if reports is None:
+            remedy = "name a directory in tls-reports, and start the MTA anew"
+            raise UsageFault("no reports of TLS are kept here", remedy=remedy)
+        day = day or reports.today()
+        if not is_day(day):
+            raise UsageFault(f"{neutral(day, 40)!r} is no day", remedy="write 2026-11-24")
+        await reports.flush()
+        try:
+            domains = [domain] if domain else await reports.domains(day)
+            number = 0
+            for start in range(0, len(domains), PAGE):
+                found = await reports.read(day, domains[start : start + PAGE])
+                number += len(found)
+                for document in found:
+                    await _told(emit(document))
+        except OSError as error:
+            raise MTAError("the reports cannot be read", str(error)) from None
+        return {"day": day, "reports": number}
 
     async def _trace(self, given: _Arguments, emit: Emit) -> dict[str, Any]:
         """What lately happened to one message; with `wait` not before something did to each of its

@@ -28,6 +28,7 @@ from mta.telemetry import (
     Removed,
     Reported,
     Secured,
+    TlsAttempt,
     Transferred,
     Transition,
 )
@@ -95,6 +96,7 @@ class PostfixLines:
             Reported: self._reported,
             Doubted: self._doubted,
             Removed: self._removed,
+            TlsAttempt: self._nothing,
             Transition: self._transition,
             Command: self._command,
             Notice: self._notice,
@@ -232,6 +234,10 @@ class PostfixLines:
         text = f"{e.queue_id}: " if e.queue_id else ""
         return [(e.room, severity, f"{_MARKS.get(severity, '')}{text}{neutral(e.text)}")]
 
+    def _nothing(self, epoch: int, event: Any) -> list[tuple[str, int, str]]:
+        """Another event of the same says it."""
+        return []
+
     def _other(self, epoch: int, event: Any) -> list[tuple[str, int, str]]:
         """An event of a plugin: its name and its fields."""
         facts = " ".join(f"{key}={value}" for key, value in _fields(event).items())
@@ -257,6 +263,8 @@ class JSONLines:
     def lines(self, wall: float, epoch: int, event: Any) -> list[str]:
         severity = INFO
         kind = type(event)
+        if kind is TlsAttempt:
+            return []
         if kind is Notice:
             severity = SEVERITIES.get(event.level, WARNING)
             if severity > self._least:

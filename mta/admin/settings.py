@@ -1,4 +1,4 @@
-"""The `log:` and `admin:` blocks of the configuration."""
+"""The `log:`, `admin:` and `tls-reports:` blocks of the configuration."""
 
 from __future__ import annotations
 
@@ -102,6 +102,28 @@ class AdminSettings(Settings):
         if value is not None:
             http_endpoint(value)
         return value
+
+
+class TlsReportSettings(Settings):
+    """`tls-reports:`"""
+
+    directory: str | None = Field(
+        default=None,
+        pattern=r"^/",
+        description="Keep what came of TLS with the servers of each domain that mail went to by MX,"
+        " in RFC 8460's form: a file for each domain and day, below this directory of this node"
+        " (below node.state-directory, say). They are data for a program that sends them; off"
+        " unless given.",
+    )
+    keep: Duration = Field(default=1209600.0, ge=86400.0, description="For how long: whole days.")
+    organization: str = Field(
+        default="",
+        max_length=200,
+        description="The organization-name in them; by default the network name.",
+    )
+    contact: str = Field(
+        default="", max_length=320, description="The contact-info; by default the postmaster."
+    )
 
 
 def http_endpoint(value: str) -> tuple[str, int]:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from mta.errors import MTAError, PermanentFailure, StartRefused, TransientFailure
+from mta.association.tls_results import UNTRUSTED, result_of
+from mta.errors import MTAError, NotProven, PermanentFailure, StartRefused, TransientFailure
 from mta.interfaces import IClock, ISecureResolver, ISurroundings, ITls
 from mta.model import NextHop, Tlsa
 from mta.wire.dane import (
@@ -94,7 +95,7 @@ class Proof(NamedTuple):
         """After a handshake in which nobody was asked. @raise PermanentFailure: it is another."""
         chain = list(handle.get_peer_cert_chain() or ())
         if not chain:
-            raise PermanentFailure("DANE: the server showed no certificate")
+            raise NotProven("DANE: the server showed no certificate", result=UNTRUSTED)
         if is_end_entity(self.records, _shown(chain[0])):
             return
         self._check_authority(chain)
@@ -120,7 +121,7 @@ class Proof(NamedTuple):
             except (crypto.Error, ValueError):
                 continue  # the zone took something else for a certificate; it matches nothing
         if not anchors:
-            raise PermanentFailure("DANE: no TLSA record is for the certificate")
+            raise NotProven("DANE: no TLSA record is for the certificate", result=UNTRUSTED)
         store = crypto.X509Store()
         for anchor in anchors:
             store.add_cert(anchor)
@@ -129,8 +130,9 @@ class Proof(NamedTuple):
         try:
             crypto.X509StoreContext(store, chain[0], chain[1:]).verify_certificate()
         except crypto.X509StoreContextError as wrong:
-            raise PermanentFailure(
-                "DANE: the certificate's chain is not good", str(wrong)
+            number = wrong.errors[0] if wrong.errors else 0
+            raise NotProven(
+                "DANE: the certificate's chain is not good", str(wrong), result=result_of(number)
             ) from None
 
 

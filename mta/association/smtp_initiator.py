@@ -21,6 +21,7 @@ from mta.association.smtp_settings import (
     SmtpConnectorSettings,
     WireConnectorSettings,
 )
+from mta.association.tls_attempts import Attempt
 from mta.association.tls_terms import TlsTerms, choose
 from mta.association.tls_wish import Plainly, TlsWish
 from mta.errors import TransientFailure
@@ -141,13 +142,21 @@ class SmtpInitiator:
                 self._warn(f"connector {hop.connector!r} to {hop.relay}: {fault}")
                 raise TransientFailure(hop.relay, _UNUSABLE, enhanced="4.3.5") from None
         terms = choose(self._settings.tls, self._exceptions, hop.domain)
+        attempt = self._attempt(tenure, hop)
         if terms.word == "dane":
             assert self._dane is not None, "some terms say dane"
-            wanted = await self._dane.demanded(hop)
+            try:
+                wanted = await self._dane.demanded(hop)
+            except TransientFailure as failure:
+                if attempt is not None:
+                    attempt.no_records(failure.why)
+                raise
             secrecy = _DANE_SECRECY[wanted.demand]
         else:
             wanted = Demanded(Demand.WISH, hop.name or hop.host)
             secrecy = _SECRECY[terms.word]
+        if attempt is not None:
+            attempt.demanded(wanted)
         if secrecy is Secrecy.IF_OFFERED and self._plainly.holds(hop, self._clock.monotonic()):
             secrecy = Secrecy.NEVER
         while True:
@@ -156,8 +165,10 @@ class SmtpInitiator:
             timeout = self._settings.timeouts.connect
             await self._doors.connect(tenure, hop.host, hop.port, sender, timeout)
             try:
-                return await sender.opened()
-            except TransientFailure:
+                opened = await sender.opened()
+            except TransientFailure as failure:
+                if attempt is not None:
+                    attempt.failed(sender, failure)
                 if sender.auth_fault:
                     who = f"connector {hop.connector!r} to {hop.relay}"
                     self._warn(f"{who}: not authenticated: {sender.auth_fault}")
@@ -165,9 +176,19 @@ class SmtpInitiator:
                     if sender.tls_fault and terms.is_exception:
                         self._warn(f"{hop.relay}: tls: {terms} ({terms.why}): {sender.tls_fault}")
                     raise
+            else:
+                if attempt is not None:
+                    attempt.opened(sender, secrecy)
+                return opened
             self._plainly.remember(hop, self._clock.monotonic())
             self._warn(f"{hop.relay}: without TLS: {sender.tls_fault}")
             secrecy = Secrecy.NEVER
+
+    def _attempt(self, tenure: ITenure, hop: NextHop) -> Attempt | None:
+        """Mail that goes by MX is for a domain to which it can be reported."""
+        if hop.destination == hop.connector:
+            return None
+        return Attempt(self._surroundings.telemetry, tenure, hop)
 
     def _warn(self, text: str) -> None:
         self._surroundings.telemetry.notice("warning", "association", text)

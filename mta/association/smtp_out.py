@@ -23,6 +23,7 @@ from mta import errors
 from mta.association.deadline import Deadline
 from mta.association.flusher import Flusher
 from mta.association.tls import alert_of, handshake_fault
+from mta.association.tls_results import OTHER
 from mta.association.tls_wish import TlsWish
 from mta.association.transport import abort_now, send_now
 from mta.errors import MTAError, PermanentFailure, TransientFailure
@@ -101,6 +102,9 @@ class SmtpSender(Protocol):
         self._deriving: Deferred[bytes] | None = None
         self.tls_fault = ""
         """Why TLS came to nothing; "" as long as it did not."""
+        self.tls_result = ""
+        """The same in RFC 8460's words."""
+        self._opening: Any = None
         self._ends_with = "4.4.2"
         self._wish = wish
         self.slot = slot
@@ -143,6 +147,10 @@ class SmtpSender(Protocol):
     @property
     def can_overlap(self) -> bool:
         return self._machine.pipelines
+
+    @property
+    def is_secure(self) -> bool:
+        return self._machine.is_secure
 
     @property
     def is_spent(self) -> bool:
@@ -323,7 +331,7 @@ class SmtpSender(Protocol):
         self._is_lost = True
         self._deadline.cancel()
         if self._machine.state is State.HANDSHAKE:
-            self._not_secured(handshake_fault(reason.value))
+            self._not_secured(handshake_fault(reason.value), self._opening.result)
         alert = alert_of(reason.value)
         why = (f"the connection was lost: TLS: {alert}",) if alert else ()
         self._handle(self._machine.connection_lost(*why))
@@ -369,7 +377,7 @@ class SmtpSender(Protocol):
 
     def _expired(self) -> None:
         if self._machine.state is State.HANDSHAKE:
-            self._not_secured("it took too long")
+            self._not_secured("it took too long", OTHER)
         else:
             self._handle(self._machine.expire())
 
@@ -378,7 +386,8 @@ class SmtpSender(Protocol):
     def _on_start_tls(self, event: StartTls) -> None:
         wish, transport = self._wish, self.transport
         assert wish is not None, "nobody asked for TLS"
-        cast(Any, transport).startTLS(wish.opening())
+        self._opening = wish.opening()
+        cast(Any, transport).startTLS(self._opening)
 
     def handshakeCompleted(self) -> None:
         """IHandshakeListener. Who the peer is comes before anything is said to it."""
@@ -388,7 +397,7 @@ class SmtpSender(Protocol):
         try:
             wish.check(handle)
         except MTAError as fault:
-            self._not_secured(str(fault), enhanced="4.7.5")
+            self._not_secured(str(fault), getattr(fault, "result", OTHER), enhanced="4.7.5")
             return
         trust = "Verified" if wish.asks else "Untrusted"
         session = wish.tls.describe(handle)
@@ -396,8 +405,8 @@ class SmtpSender(Protocol):
         self._machine.secured(verified=wish.asks)
         self.flush()
 
-    def _not_secured(self, why: str, enhanced: str = "4.4.2") -> None:
-        self.tls_fault = why
+    def _not_secured(self, why: str, result: str, enhanced: str = "4.4.2") -> None:
+        self.tls_fault, self.tls_result = why, result
         self._ends_with = enhanced
         wish = self._wish
         if wish is not None:

@@ -22,8 +22,9 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from mta.association.tls_results import MISMATCH, result_of, words_of
 from mta.association.tls_settings import CertificateSettings, TlsSettings
-from mta.errors import PermanentFailure, StartRefused
+from mta.errors import NotProven, PermanentFailure, StartRefused
 from mta.interfaces import IClock, ITlsAsking, ITlsManners
 from mta.model import ClientCertificate, TlsManner
 from mta.telemetry import Telemetry
@@ -34,16 +35,6 @@ SOON_SECONDS = 14 * 86400.0
 """A certificate that ends sooner is named in the log."""
 LONGEST_NAME = 64
 """Characters of a common name (X.520 ub-common-name); what is longer is cut."""
-_FAULTS = {
-    9: "it is not valid yet",
-    10: "it has expired",
-    18: "it is signed by itself",
-    19: "its authority is not one of ours",
-    20: "its authority is not one of ours",
-    21: "its authority is not one of ours",
-    26: "it is not for clients",
-}
-"""X509_V_ERR_...; the rest by number."""
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}|\*")
 
 
@@ -257,7 +248,7 @@ class Tls:
                 context.set_default_verify_paths()
             else:
                 self._load_authorities(context, self._settings.trust)
-            context.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, is_ok: bool(is_ok))
+            context.set_verify(SSL.VERIFY_PEER, _demand)
         return context
 
     def _load_authorities(self, context: Any, path: str) -> None:
@@ -286,8 +277,10 @@ class Tls:
             else:
                 verify_ip_address(handle, name)
         except (VerificationError, CertificateError) as fault:
-            raise PermanentFailure(
-                f"the certificate is not for {name}", str(fault) or type(fault).__name__
+            raise NotProven(
+                f"the certificate is not for {name}",
+                str(fault) or type(fault).__name__,
+                result=MISMATCH,
             ) from None
 
     def check_names(self, handle: Any, names: tuple[str, ...]) -> None:
@@ -303,7 +296,7 @@ class Tls:
             except PermanentFailure:
                 continue
             return
-        raise PermanentFailure(f"the certificate is not for {' or '.join(names)}")
+        raise NotProven(f"the certificate is not for {' or '.join(names)}", result=MISMATCH)
 
     def describe(self, handle: Any) -> str:
         """See ITls."""
@@ -364,33 +357,40 @@ class _Opener:
 
 
 class _Judgement:
-    """What OpenSSL found of the chain that a client shows, in one handshake."""
+    """What OpenSSL found of the chain that the other end shows, in one handshake."""
 
-    __slots__ = ("_faults", "_is_through")
+    __slots__ = ("_is_through", "number")
 
     def __init__(self) -> None:
-        self._faults: list[str] = []
+        self.number = 0
+        """Of the first fault; 0: none."""
         self._is_through = False
 
     def found(self, number: int, depth: int, is_ok: bool) -> None:
         if not is_ok:
-            self._faults.append(_FAULTS.get(number, f"fault {number} of X.509"))
+            self.number = self.number or number
         elif not depth:
             self._is_through = True
 
     @property
     def fault(self) -> str:
-        if self._faults:
-            return self._faults[0]
+        if self.number:
+            return words_of(self.number)
         return "" if self._is_through else "it was not judged"
 
 
 def _judge(connection: Any, _certificate: object, number: int, depth: int, is_ok: int) -> bool:
-    """OpenSSL's callback for each certificate of the chain. The handshake goes on, whatever it is:
-    who may do what is for others to say, and in words that the client can read.
+    """OpenSSL's callback for each certificate of a client's chain. The handshake goes on, whatever
+    it is: who may do what is for others to say, and in words that the client can read.
     """
     connection.judgement.found(number, depth, bool(is_ok))
     return True
+
+
+def _demand(connection: Any, _certificate: object, number: int, depth: int, is_ok: int) -> bool:
+    """The same of a server's chain: what is not good ends the handshake."""
+    connection.judgement.found(number, depth, bool(is_ok))
+    return bool(is_ok)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -415,11 +415,18 @@ class _Opening:
     def __init__(self, context: Any, name: str) -> None:
         self._context = context
         self._name = name
+        self._judgement = _Judgement()
+
+    @property
+    def result(self) -> str:
+        """Of a handshake that failed: RFC 8460's word for it."""
+        return result_of(self._judgement.number)
 
     def clientConnectionForTLS(self, _protocol: object) -> Any:
         from OpenSSL import SSL
 
-        connection = SSL.Connection(self._context, None)
+        connection: Any = SSL.Connection(self._context, None)
+        connection.judgement = self._judgement
         try:
             ip_address(self._name)
         except ValueError:

@@ -17,6 +17,7 @@ from mta.cli import queue
 from mta.cli.client import Daemon, find
 from mta.cli.output import CommandFailed, as_json, fail, say, shown, table
 from mta.cli.status import show as show_status
+from mta.cli.tls_report import tls_report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit 0 also on a standby node that could take over, 69 on one that could not",
     )
+    report = add(
+        "tls-report",
+        _asking(tls_report),
+        "what came of TLS with the servers of each domain, as it would be reported (RFC 8460)",
+    )
+    report.add_argument("domain", nargs="?", default="", metavar="DOMAIN")
+    report.add_argument("--day", default="", metavar="DATE", help="2026-11-24, UTC; default: today")
     send = add("send", _send, "submit one message and say what became of it")
     send.add_argument("--to", action="append", required=True, metavar="ADDRESS")
     send.add_argument("--from", dest="sender", metavar="ADDRESS", help="default: you")

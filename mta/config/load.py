@@ -135,7 +135,11 @@ class _Loading:
             filename=tree.filename,
             digest=hashlib.sha256(self._text.encode("utf-8", "surrogatepass")).hexdigest(),
             shared_digest=_shared_digest(tree.root),
-            **{name: cast(Any, single[name]) for name in SINGLE_BLOCKS if name != "virtual-server"},
+            **{
+                name.replace("-", "_"): cast(Any, single[name])
+                for name in SINGLE_BLOCKS
+                if name != "virtual-server"
+            },
         )
 
     # -- single blocks

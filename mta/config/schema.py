@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from mta.admin.settings import AdminSettings, LogSettings
+from mta.admin.settings import AdminSettings, LogSettings, TlsReportSettings
 from mta.association.tls_settings import TlsSettings
 from mta.config import names
 from mta.interfaces import (
@@ -253,12 +253,13 @@ SINGLE_BLOCKS: dict[str, type[Settings]] = {
     "queue": QueueSettings,
     "resolver": ResolverSettings,
     "tls": TlsSettings,
+    "tls-reports": TlsReportSettings,
     "log": LogSettings,
     "admin": AdminSettings,
 }
 """Blocks that no plugin has a say in."""
 
-NODES_OWN = frozenset(("node", "log", "admin"))
+NODES_OWN = frozenset(("node", "tls-reports", "log", "admin"))
 """Blocks that may differ from node to node of one virtual server."""
 
 HELP: dict[str, str] = {
@@ -277,6 +278,7 @@ HELP: dict[str, str] = {
     "queue": "how long messages are tried, how often, and how many at once",
     "resolver": "where names are looked up",
     "tls": "certificates of the virtual server, and whom we trust",
+    "tls-reports": "what came of TLS with the servers of each domain, kept for whoever reports it",
     "log": "where the log goes and what it looks like",
     "admin": "how operators and this machine's programs reach the daemon",
 }
@@ -307,6 +309,7 @@ class Config:
     queue: QueueSettings
     resolver: ResolverSettings
     tls: TlsSettings
+    tls_reports: TlsReportSettings
     log: LogSettings
     admin: AdminSettings
     filename: str

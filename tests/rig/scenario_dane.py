@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from hashlib import sha256
@@ -18,6 +19,7 @@ from tests.rig.dnssec import VALIDATOR, Forger, Validator, Zones, spoiled
 from tests.rig.ground import (
     PEER,
     UNPACKED,
+    VIRTUAL,
     expect,
     peer_environment,
     run,
@@ -72,6 +74,53 @@ def scenario_dane_is_refused_elsewhere(rig: Rig) -> None:
     rig.add_virtual()
     rig.start_mta(wait=False)
     rig.wait_online()
+
+
+def scenario_reports(rig: Rig) -> None:
+    """What came of each domain's mail is in its report of the day, also after a restart: who met its
+    records, who did not, whose could not be looked up, and from which address we came.
+    """
+    Validator(rig, between(rig))
+    directory = os.path.join(rig.directory, "reports")
+    names = ("key.example", "authority.example", "wrong.example", "bogus.example", "plain.example")
+    send(rig, *names, extra=f"tls-reports: {{directory: {directory}}}")
+    delivered(rig, "key.example", "authority.example", "plain.example")
+    waits(rig, "wrong.example", "4.7.5", "no TLSA record is for the certificate")
+    waits(rig, "bogus.example", "4.7.0", "DANE: the look-up of _25._tcp.mx.bogus.example (TLSA)")
+    reported(rig, directory)
+    rig.end()
+    rig.restart()
+    reported(rig, directory)
+
+
+def reported(rig: Rig, directory: str) -> None:
+    said = rig.command("--json", "tls-report").stdout.splitlines()
+    reports = {}
+    for report in map(json.loads, said):
+        for each in report["policies"]:
+            policy, summary = each["policy"], each["summary"]
+            details = each.get("failure-details", [])
+            reports[policy["policy-domain"]] = (
+                policy["policy-type"],
+                summary["total-successful-session-count"] > 0,
+                sorted({detail["result-type"] for detail in details}),
+            )
+            for detail in details:
+                expect(detail["sending-mta-ip"] == VIRTUAL, f"we came from {detail}")
+                expect(detail["receiving-ip"] == PEER, f"we spoke with {detail}")
+    expected = {
+        "key.example": ("tlsa", True, []),
+        "authority.example": ("tlsa", True, []),
+        "wrong.example": ("tlsa", False, ["certificate-not-trusted"]),
+        "bogus.example": ("tlsa", False, ["dnssec-invalid"]),
+        "plain.example": ("no-policy-found", True, []),
+    }
+    expect(reports == expected, f"the reports are {reports}")
+    (day,) = os.listdir(directory)
+    expect(
+        sorted(os.listdir(os.path.join(directory, day))) == sorted(f"{d}.json" for d in expected),
+        "the files are others than the reports",
+    )
 
 
 VERDICTS = {
@@ -134,9 +183,10 @@ def between(rig: Rig) -> Zones:
     return zones
 
 
-def send(rig: Rig, *domains: str) -> None:
+def send(rig: Rig, *domains: str, extra: str = "") -> None:
     """One message to somebody at each."""
-    rig.online(connectors=CONNECTORS, extra="resolver: {servers: [127.0.0.1], dnssec: true}")
+    resolver = "resolver: {servers: [127.0.0.1], dnssec: true}"
+    rig.online(connectors=CONNECTORS, extra=f"{resolver}\n{extra}")
     client = Client(rig)
     client.hello()
     for domain in domains:
