@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from mta.admin.commands import entry_facts
 from mta.model import (
     Envelope,
     Notify,
     Outcome,
     OutcomeKind,
+    QueueEntry,
     Recipient,
     Reply,
     Requires,
@@ -399,3 +401,18 @@ class WordsTests(SynchronousTestCase):
         content = self.report(Action.RELAYED, remark="You asked.")
         self.assertNotIn(b"do not send further reports", content)
         self.assertIn(b"handed to the servers below.\r\nYou asked.\r\n", content)
+
+
+class ShownTests(SynchronousTestCase):
+    def test_operator_sees_it(self) -> None:
+        """`mta queue show` says until when, and what then."""
+        for envelope, date, words in (
+            (message(), "2027-01-15T08:10:00Z", "IN_TIME"),
+            (message(requires=Requires(24)), "2027-01-15T08:10:00Z", "IN_TIME|TRACE"),
+            (message(requires=Requires.NOTHING, deliver_by=None), "", "NOTHING"),
+        ):
+            entry = QueueEntry("1", 100, envelope, fresh_state(envelope), False)
+            facts = entry_facts(entry, full=True)
+            self.assertTrue(facts["deliver_by"].startswith(date[:19]), facts["deliver_by"])
+            self.assertEqual(bool(facts["deliver_by"]), bool(date))
+            self.assertEqual(facts["requires"], words)

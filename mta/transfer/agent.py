@@ -5,9 +5,8 @@ INTENT durable, in one batch with the RESULT of the message before it; the commi
 No commit point comes before the RESULT of the last one on this slot is durable. After content was
 let go nobody else is asked in the same attempt (RFC 5321 4.5.3.2.6, RFC 1047). Cancelling is safe
 at every await: what is known by then is handed to the spool before the agent is gone, be it only
-that nothing is known. If the spool takes no more, the next owner finds it in doubt.
-
-`prepare` of the next message overlaps `commit` of the last one where the association can.
+that nothing is known. If the spool takes no more, the next owner finds it in doubt. `prepare` of
+the next message overlaps `commit` of the last one where the association can.
 """
 
 from __future__ import annotations
@@ -113,6 +112,9 @@ class Floor(Protocol):
     def postpone(self, job: Job, seconds: float) -> None:
         """Not attempted; later."""
 
+    def is_overtaken(self, job: Job) -> bool:
+        """Its sender's time is over, and so is it; no server was told of it."""
+
 
 class Agent:
     """The life of one slot. `run` is the coroutine that dispatch starts and owns."""
@@ -188,8 +190,7 @@ class Agent:
                 return
             self._job = job
             if fresh_attempt:
-                self._stages = [job.route, *job.route.alternatives]
-                self._untried = []
+                self._stages, self._untried = [job.route, *job.route.alternatives], []
                 self._failure = self._refused = self._unfit = None
             sender = await self._reach(job)
             self._job = None
@@ -229,6 +230,7 @@ class Agent:
     async def _reach(self, job: Job) -> ISender | None:
         """The first server that lets us in, going on where the attempt stands. None: nobody."""
         floor = self._floor
+        job.is_begun = False
         while True:
             while not self._untried:
                 if not self._stages:
@@ -298,6 +300,9 @@ class Agent:
         following: Job | None = None
         try:
             while job is not None:
+                if job.message.envelope.deliver_by is not None and floor.is_overtaken(job):
+                    job = self._more(carried)
+                    continue
                 message, recipients = job.message, job.recipients
                 try:
                     if preparing is None:
@@ -480,7 +485,7 @@ class Agent:
         except (SpoolError, KeyError):
             return None  # asked again in its turn, where the problem is told
         if isinstance(opened, Deferred):
-            opened.addCallbacks(_close, _swallow)
+            opened.addCallbacks(lambda content: content.close(), _swallow)
             return None
         return opened
 
@@ -565,12 +570,8 @@ class Agent:
             except (Fenced, CancelledError):
                 raise
             except SpoolError as problem:
-                floor.telemetry.notice(
-                    "error",
-                    "transfer",
-                    f"an outcome cannot be recorded, trying again in {pause:g} s: {problem}",
-                    results[0].queue_id,
-                )
+                text = f"an outcome cannot be recorded, trying again in {pause:g} s: {problem}"
+                floor.telemetry.notice("error", "transfer", text, results[0].queue_id)
                 try:
                     await sleep(floor.clock, pause)
                 except CancelledError:
@@ -590,10 +591,6 @@ class Agent:
 def _close_quietly(sender: ISender) -> None:
     """Nobody waits for its end; should it have none, the tenure's closes the transport."""
     maybeDeferred(sender.close).addErrback(_swallow)
-
-
-def _close(content: IContent) -> None:
-    content.close()
 
 
 def _swallow(_failure: object) -> None:

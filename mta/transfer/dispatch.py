@@ -22,7 +22,6 @@ from mta.interfaces import (
     IClock,
     IResolver,
     IRouting,
-    ISender,
     ISpool,
     ITenure,
     ITimer,
@@ -45,7 +44,7 @@ from mta.transfer.division import Division, Part
 from mta.transfer.doubts import DoubtLog, Doubts
 from mta.transfer.endings import Endings, plain
 from mta.transfer.finishing import Finishing
-from mta.transfer.hops import Hop, HopFinder, HopHealth
+from mta.transfer.hops import HopFinder, HopHealth
 from mta.transfer.ledger import Ledger
 from mta.transfer.outcomes import reply_of
 from mta.transfer.patience import Patience
@@ -55,7 +54,7 @@ from mta.transfer.settings import QueueSettings
 from mta.transfer.settle import Rules
 from mta.transfer.standing import Standing
 from mta.transfer.tasks import Alarm, Tasks
-from mta.transfer.via import Via, via_of
+from mta.transfer.via import Vias
 from mta.transfer.work import Job, Message
 
 _BATCH = 200
@@ -108,7 +107,6 @@ class Dispatch:
         self._schedule: Schedule[Job] = Schedule(
             settings.associations, settings.destination_retry, max(settings.backoff)
         )
-        self._patience = Patience(self._schedule, self.ledger, self.clock)
         self._endings = Endings(self)
         self.unfit = self._endings.unfit
         may_hold = any(c.in_doubt is InDoubt.HOLD for c, _ in self._connectors.values())
@@ -121,6 +119,10 @@ class Dispatch:
         )
         self._idle: dict[Agent, None] = {}
         self._tasks = Tasks(self._fault, self._idle_now)
+        self._patience = Patience(
+            self._schedule, self.ledger, self.clock, self._tasks, self._endings, self._wake_at
+        )
+        self.is_overtaken = self._patience.is_overtaken
         self._loading = 0
         self._is_running = False
         self._is_draining = False
@@ -130,8 +132,7 @@ class Dispatch:
         self._alarm = Alarm(self.clock, self.pump, _LONGEST_WAIT)
         self._idle_timer: ITimer | None = None
         self._drained: list[Deferred[None]] = []
-        self._vip = str(tenure.addresses[0].external)
-        self._externals = {str(a.bind): str(a.external) for a in tenure.addresses}
+        self.via = Vias(tenure, self._connectors, self.clock).of
         gauge = telemetry.gauge
         active, plan = self.ledger.active, self._schedule
         gauge("mta_queue_active", "Messages in work.").read = lambda: float(len(active))
@@ -214,6 +215,7 @@ class Dispatch:
         if not self._is_running or self._is_draining:
             return
         now, wall = self.clock.monotonic(), self.clock.wall()
+        over = self._patience.look(wall)
         self._standing.lift(now)
         avoid = self._avoided(now)
         room = self._settings.active_limit - len(self.ledger.active) - self._loading
@@ -242,6 +244,8 @@ class Dispatch:
         self._wake_in(_LONGEST_WAIT if due is None else max(0.05, due - wall))
         if probe is not None:
             self._wake_in(probe - now)
+        if over is not None:
+            self._wake_in(over - wall)
 
     def retry_now(self, queue_ids: Sequence[str] = ()) -> None:
         """An operator made these due: destinations that rest are tried at once."""
@@ -351,15 +355,17 @@ class Dispatch:
             return
         if lane.queued >= self._lane_limit and message.jobs == 1:
             self._has_more = True
-            lesser = schedule.pop_lesser(lane, grade)
-            self.postpone(lesser or job, 0.0)  # in the spool, where its turn comes as well
-            if lesser is None:
+            lesser = schedule.pop_lesser(lane, grade) or job
+            self.postpone(lesser, self._patience.pause(lesser))  # its turn comes in the spool too
+            if lesser is job:
                 return
         if doubt is not None and not lane.associations:
             is_busy = schedule.has_work(route.destination)
             if self._doubts.must_wait(message.queue_id, self.clock.monotonic(), is_busy):
                 self.postpone(job, _DOUBT_PAUSE)
                 return
+        if message.envelope.deliver_by is not None:
+            self._patience.watch(job)
         idle = lane.idle
         while idle:
             agent = idle.pop()
@@ -385,6 +391,8 @@ class Dispatch:
             if job.message.is_gone:
                 self.postpone(job, 0.0)
                 continue
+            if job.message.envelope.deliver_by is not None and self.is_overtaken(job):
+                continue
             return job
         return None
 
@@ -392,6 +400,7 @@ class Dispatch:
         if self._is_draining:
             self.postpone(job, 0.0)
             return
+        job.is_begun = False
         self._schedule.push_back(job.lane, job, job.grade)
         if not is_next:
             self._fill()
@@ -422,11 +431,6 @@ class Dispatch:
             self._standing.reached(lane)
             self._has_more = True
             self._wake_in(0.0)
-
-    def via(self, hop: Hop, sender: ISender, connecting: float) -> Via:
-        connector = self._connectors[hop.hop.connector][0]
-        vip = self._externals.get(sender.source, self._vip)
-        return via_of(connector, hop, sender, connecting, vip=vip, clock=self.clock)
 
     def recorded(self, journalling: Deferred[None], results: Sequence[Result]) -> None:
         """Last words of an agent that was cut off: nobody waits for them."""
@@ -472,7 +476,9 @@ class Dispatch:
 
     def postpone(self, job: Job, seconds: float) -> None:
         """Not attempted; its message goes back when its other jobs are done."""
-        message = job.message
+        if job.is_settled:
+            return
+        job.is_settled, message = True, job.message
         message.jobs -= 1
         if seconds:
             due = self.clock.wall() + seconds

@@ -66,12 +66,17 @@ class Endings:
 
     async def over(self, message: Message) -> None:
         """The time that its sender gave is over: it goes back, not to be tried again (RFC 2852)."""
-        pending, known = message.state.pending, message.state.recipients
-        last = next((known[i].reply for i in pending if known[i].reply), "")
+        await self.overtaken(_nowhere(message, message.state.pending))
+
+    async def overtaken(self, job: Job) -> None:
+        """It was, while the job waited; or its sender is to hear that it is late."""
+        known = job.message.state.recipients
+        last = next((known[i].reply for i in job.recipients if known[i].reply), "")
+        last = last or job.lane.last_reply
         text = "not delivered in the time that its sender gave" + (last and f"; last: {last}")
-        job = _nowhere(message, pending)
-        outcomes = _all(job, OutcomeKind.DEFERRED, Reply(451, "4.4.7", (plain(text),)))
-        await self._conclude(job, outcomes, Via("none", "error"))
+        reply = Reply(451, "4.4.7", (plain(text),))
+        via = Via(job.lane.connector or "none", "error")
+        await self._conclude(job, _all(job, OutcomeKind.DEFERRED, reply), via)
 
     async def unfit(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
         """Nobody who was reached can take it as it is. Where somebody was not, he is waited for."""
@@ -83,8 +88,11 @@ class Endings:
         self, job: Job, lane: Lane[Job], kind: OutcomeKind, reply: Reply, by: str = "error"
     ) -> None:
         """All of the job ends with what is known of its destination. The log names whoever learned
-        it: the kind that tried, or Postfix's `error` where nobody did.
+        it: the kind that tried, or Postfix's `error` where nobody did. What ended already, because
+        its time was over while a server was looked for, has ended.
         """
+        if job.is_settled:
+            return
         await self._conclude(job, _all(job, kind, reply), Via(lane.connector, by))
 
     async def _conclude(self, job: Job, outcomes: Sequence[Outcome], via: Via) -> None:

@@ -75,6 +75,7 @@ class Ledger:
         """
         message = job.message
         message.jobs -= 1
+        job.is_settled = True
         message.is_journalled = True
         state = settled.state
         retry_in = None

@@ -53,6 +53,7 @@ class Naming:
 
     def prepare(self, job: Job, content: IContent) -> Deferred[tuple[Outcome, ...]]:
         message, recipients, size_octets = job.message, job.recipients, content.size_octets
+        job.is_begun = True
         envelope = envelope_for(content, message.envelope)
         checkpoints = self._checkpoints
         if checkpoints is None:

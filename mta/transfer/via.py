@@ -5,7 +5,9 @@ Law: facts that were learnt when it was opened; one object serves all messages t
 
 from __future__ import annotations
 
-from mta.interfaces import IClock, IDeliversBy, INotifies, ISender
+from collections.abc import Mapping
+
+from mta.interfaces import IAssociationKind, IClock, IDeliversBy, INotifies, ISender, ITenure
 from mta.model import Connector, InDoubt
 from mta.transfer.hops import Hop
 from mta.transfer.settle import HandedOn
@@ -65,24 +67,36 @@ class Via:
             self.handed_on = HandedOn.IN_TIME if delivers_by else HandedOn.UNTIMED
 
 
-def via_of(
-    connector: Connector, hop: Hop, sender: ISender, connecting: float, *, vip: str, clock: IClock
-) -> Via:
-    """`clock` is the queue's: what is left of a message's time is counted by it."""
-    delivers_by = False
-    if IDeliversBy.providedBy(sender):
-        sender.keep_time(clock)
-        delivers_by = sender.delivers_by
-    return Via(
-        connector.name,
-        hop.kind.name,
-        relay=sender.relay,
-        source=sender.source,
-        slot=sender.slot,
-        peer=hop.peer,
-        connecting=connecting,
-        hold_unknown=connector.in_doubt is InDoubt.HOLD,
-        vip=vip,
-        notifies=INotifies.providedBy(sender) and sender.notifies,
-        delivers_by=delivers_by,
-    )
+class Vias:
+    """Of one dispatch. `clock` is the queue's: what is left of a message's time goes by it."""
+
+    def __init__(
+        self,
+        tenure: ITenure,
+        connectors: Mapping[str, tuple[Connector, IAssociationKind]],
+        clock: IClock,
+    ) -> None:
+        self._connectors = connectors
+        self._clock = clock
+        self._vip = str(tenure.addresses[0].external)
+        self._externals = {str(a.bind): str(a.external) for a in tenure.addresses}
+
+    def of(self, hop: Hop, sender: ISender, connecting: float) -> Via:
+        connector = self._connectors[hop.hop.connector][0]
+        delivers_by = False
+        if IDeliversBy.providedBy(sender):
+            sender.keep_time(self._clock)
+            delivers_by = sender.delivers_by
+        return Via(
+            connector.name,
+            hop.kind.name,
+            relay=sender.relay,
+            source=sender.source,
+            slot=sender.slot,
+            peer=hop.peer,
+            connecting=connecting,
+            hold_unknown=connector.in_doubt is InDoubt.HOLD,
+            vip=self._externals.get(sender.source, self._vip),
+            notifies=INotifies.providedBy(sender) and sender.notifies,
+            delivers_by=delivers_by,
+        )

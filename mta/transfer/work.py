@@ -55,7 +55,16 @@ class Message:
 class Job:
     """One message's recipients for one destination: what one transfer carries."""
 
-    __slots__ = ("doubt", "grade", "lane", "message", "recipients", "route")
+    __slots__ = (
+        "doubt",
+        "grade",
+        "is_begun",
+        "is_settled",
+        "lane",
+        "message",
+        "recipients",
+        "route",
+    )
 
     def __init__(
         self,
@@ -74,6 +83,10 @@ class Job:
         self.grade = grade
         self.doubt = doubt
         """They may have it already: the peer that it was let go to is asked first."""
+        self.is_begun = False
+        """A server has been told of it: it is its agent's until it has an outcome."""
+        self.is_settled = False
+        """Its end is known, though it may stand in a lane or an agent's hand: nobody begins it."""
 
     def rest(self, recipients: tuple[int, ...]) -> Job:
         """A job of the same message, for those of its recipients that its transfer left over."""
