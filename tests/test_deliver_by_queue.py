@@ -139,6 +139,20 @@ class ReturnedTests(SynchronousTestCase):
         self.assertIn(b"Status: 5.4.7\r\n", content)
         self.assertIn(b"does not offer DELIVERBY", content)
 
+    def test_no_time_by_a_suspect_clock(self):
+        """What a server would not take for want of time waits while the clock is not believed."""
+        bench = Bench(settings=QueueSettings(jitter=0.0))
+        bench.dispatch.rules.may_expire = False
+        bench.kind.on_prepare = lambda *_: fail(
+            Unfit("hub", "0 seconds are left", code=554, enhanced="5.4.7")
+        )
+        name = bench.offer(**timed(bench, 3600.0))
+        self.assertEqual(told(bench), [])
+        self.assertEqual(bench.transferred(name)[0].reply, "451 4.4.7 hub: 0 seconds are left")
+        bench.dispatch.rules.may_expire = True
+        pass_time(bench, 301)
+        self.assertEqual(told(bench)[0][0], "failed")
+
     def test_some_of_them(self):
         """Who was delivered in time is not in the report, and hears nothing."""
         bench = Bench(settings=QueueSettings(jitter=0.0))

@@ -79,8 +79,14 @@ class Endings:
         await self._conclude(job, _all(job, OutcomeKind.DEFERRED, reply), via)
 
     async def unfit(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
-        """Nobody who was reached can take it as it is. Where somebody was not, he is waited for."""
-        kind = OutcomeKind.FAILED if isinstance(failure, Unfit) else OutcomeKind.DEFERRED
+        """Nobody who was reached can take it as it is. Where somebody was not, he is waited for; so
+        is a clock that can be believed, by what may be refused because too little time is left.
+        """
+        is_timed = job.message.envelope.deliver_by is not None
+        is_final = isinstance(failure, Unfit) and (
+            not is_timed or self._desk.ledger.rules.may_expire
+        )
+        kind = OutcomeKind.FAILED if is_final else OutcomeKind.DEFERRED
         reply = reply_of(failure, transient=kind is OutcomeKind.DEFERRED)
         await self.told(job, lane, kind, reply)
 
