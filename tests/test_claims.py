@@ -6,7 +6,7 @@ import errno
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -98,6 +98,7 @@ class WhoMayClaim(SynchronousTestCase):
         records = [decode_epoch(6, b""), record(7, "b", of("b", 3))]
         self.assertTrue(judge([of("a", 7)], records, "a", 0.0, 10.0).may)
 
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
         st.lists(
             st.tuples(
