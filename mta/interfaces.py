@@ -919,6 +919,12 @@ class IDeliversBy(Interface):
         """
 
 
+class IPriorities(Interface):
+    """Add-on of ISender: the far end may not be told how urgent a message is (RFC 6710)."""
+
+    tunnels: bool = Attribute("It cannot, and a header field is to tell it (RFC 6758).")
+
+
 class ILimits(Interface):
     """Add-on of ISender: the far end may say how much it takes of one association (RFC 9422)."""
 

@@ -128,6 +128,7 @@ class Accepted(NamedTuple):
     sasl_method: str = ""
     sasl_username: str = ""
     """Both "" for a client that has not said who it is."""
+    priority: int = 0
 
 
 class Rejected(NamedTuple):

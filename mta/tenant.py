@@ -53,6 +53,7 @@ from mta.model import (
 )
 from mta.policy.certificates import CertificateRule
 from mta.policy.new_body import Bounds
+from mta.policy.priority import PriorityRule
 from mta.policy.submission import SubmissionRule
 from mta.transfer.dispatch import Dispatch
 from mta.transfer.doubts import DoubtLog
@@ -227,6 +228,12 @@ class Bridgehead:
             for block in config.listeners
             if isinstance(block.settings, LmtpListenerSettings)
             and block.settings.client_certificates != "none"
+        }
+        intake.priorities = {SUBMIT: PriorityRule()} | {
+            block.name: PriorityRule(terms.limit, terms.user_limit)
+            for block in config.listeners
+            if isinstance(block.settings, LmtpListenerSettings)
+            and (terms := block.settings.mt_priority).offer
         }
         former, self._front.intake = self._front.intake, intake
         if former is not None:

@@ -363,7 +363,9 @@ class RubbishTests(SynchronousTestCase):
         machine = responder(State.IDLE, errors=1000)
         events = say(machine, octets + b"\r\n")
         self.assertFalse([e for e in events if isinstance(e, Mail | Data | End | Chunk)])
-        self.assertLessEqual(machine.take_output().count(b"\r\n"), octets.count(b"\n") + 1)
+        lines = machine.take_output().split(b"\r\n")
+        replies = [line for line in lines if line[3:4] == b" "]  # EHLO's has more lines
+        self.assertLessEqual(len(replies), octets.count(b"\n") + 1)
 
     def test_browser(self) -> None:
         """A browser that a web page sends to port 25 is cut off at its first line."""

@@ -157,6 +157,8 @@ class PostfixLines:
         where = "smtpd"
         if e.client.startswith("uid="):
             where, came = "pickup", f"{e.queue_id}: {neutral(e.client)} from=<{sender}>"
+        if e.priority:
+            came += f", priority={e.priority}"
         return [
             (where, INFO, came),
             ("cleanup", INFO, f"{e.queue_id}: message-id={_message_id(e.message_id)}"),

@@ -120,6 +120,7 @@ class SmtpInitiator:
             flusher=self._flusher,
             executor=self._surroundings.executor,
             checkpoint=self._checkpoint,
+            tunnel=self._settings.priority_field,
             wish=wish,
         )
 

@@ -46,6 +46,7 @@ from mta.model import PeerInfo, Reply
 from mta.settings import is_within
 from mta.wire.smtp.deliver_by import DeliverBy
 from mta.wire.smtp.offers import Offer
+from mta.wire.smtp.priority import PriorityTerms
 from mta.wire.smtp.release import FutureRelease
 from mta.wire.smtp.reply import render
 from mta.wire.smtp.server import Privileges, Responder
@@ -266,6 +267,9 @@ class SmtpListener:
             offers.append(FutureRelease(seconds, latest))
         if self.settings.deliver_by:
             offers.append(DeliverBy(int(self.settings.deliver_by_least)))
+        priorities = self.settings.mt_priority.of_machine()
+        if priorities is not None:
+            offers.append(priorities)
         return offers
 
     def _terms(self, known: IAuthenticatingReception | None) -> AuthTerms:
@@ -335,7 +339,13 @@ def build_submission_responder(
     """The responder for this node's own programs (submit.sock). `host` sets the size limit."""
     settings = settings or SmtpListenerSettings(limits=ListenerLimits(size=0, line=0), tls="none")
     return SmtpResponder(
-        Responder(tenure.network_name.encode(), Role.SMTP, settings.of_machine()),
+        Responder(
+            tenure.network_name.encode(),
+            Role.SMTP,
+            settings.of_machine(),
+            relays=True,
+            offers=[PriorityTerms()],
+        ),
         host.reception(tenure, peer),
         peer,
         settings.timeouts,

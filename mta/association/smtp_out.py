@@ -37,6 +37,7 @@ from mta.interfaces import (
     IExecutor,
     ILimits,
     INotifies,
+    IPriorities,
     IRevocable,
     ISender,
     ITenure,
@@ -77,7 +78,7 @@ _AT_ONCE = 65536
 """Octets of output under which a following envelope is waited for, to leave in the same write."""
 
 
-@implementer(ISender, IEnds, IBodyTypes, ICheckpoints, ILimits, INotifies, IDeliversBy)
+@implementer(ISender, IEnds, IBodyTypes, ICheckpoints, ILimits, INotifies, IDeliversBy, IPriorities)
 @implementer(IPushProducer, IRevocable, IHandshakeListener)
 class SmtpSender(Protocol):
     """One association that we opened. Made by SmtpInitiator and LmtpInitiator."""
@@ -94,6 +95,7 @@ class SmtpSender(Protocol):
         flusher: Flusher,
         executor: IExecutor,
         checkpoint: bool = False,
+        tunnel: bool = True,
         wish: TlsWish | None = None,
     ) -> None:
         self.auth_fault = ""
@@ -116,6 +118,7 @@ class SmtpSender(Protocol):
         self._clock = clock
         self._flusher = flusher
         self._checkpoint = checkpoint
+        self._tunnel = tunnel
         self._deadline = Deadline(clock, self._expired)
         self._waited: Wait | None = None
         self._is_lost = False
@@ -264,7 +267,11 @@ class SmtpSender(Protocol):
             self._handle(events)
         return done
 
-    # -- INotifies
+    # -- INotifies, IPriorities
+
+    @property
+    def tunnels(self) -> bool:
+        return self._tunnel and b"MT-PRIORITY" not in self._machine.extensions
 
     @property
     def notifies(self) -> bool:

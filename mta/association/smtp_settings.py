@@ -25,6 +25,7 @@ from mta.settings import (
 )
 from mta.wire.smtp.client_states import Timeouts
 from mta.wire.smtp.limits import Limits
+from mta.wire.smtp.priority import PriorityTerms
 
 # --- listeners --------------------------------------------------------------------------------
 
@@ -82,6 +83,40 @@ class ListenerTimeouts(Settings):
         description="From MAIL to the final dot, so that a client that sends an octet now and "
         "then cannot hold a connection for ever.",
     )
+
+
+class PrioritySettings(Settings):
+    """The `mt-priority:` of a listener."""
+
+    offer: Boolean = Field(
+        default=True,
+        description="Let clients that may relay say how urgent a message is, -9 to 9: it overtakes"
+        " lesser mail for the same destination (MT-PRIORITY, RFC 6710). Where MAIL says nothing the"
+        " field MT-Priority does (RFC 6758); it is taken out. no: neither counts, the field stays.",
+    )
+    profile: Literal["none", "MIXER", "STANAG4406", "NSEP"] = Field(
+        default="none",
+        description="The assignment policy to announce (RFC 6710 section 8). All 19 values are told"
+        " apart whatever it is.",
+    )
+    limit: int = Field(
+        default=9,
+        ge=-9,
+        le=9,
+        description="The most that a client in `relay-from` can ask for. Who asks for more gets"
+        " this, and is told 2.3.6.",
+    )
+    user_limit: int = Field(
+        default=9,
+        ge=-9,
+        le=9,
+        description="The same for a client that has said who it is (AUTH).",
+    )
+
+    def of_machine(self) -> PriorityTerms | None:
+        if not self.offer:
+            return None
+        return PriorityTerms(b"" if self.profile == "none" else self.profile.encode())
 
 
 class LmtpListenerSettings(Settings):
@@ -152,6 +187,10 @@ class LmtpListenerSettings(Settings):
         le=999_999_999.0,
         description="The least time that a message with BY=...;R must have, in whole seconds; it is"
         " announced, and less is refused with 555. 0s: any time.",
+    )
+    mt_priority: PrioritySettings = Field(
+        default_factory=PrioritySettings,
+        description="How urgent clients may say that their messages are.",
     )
     requiretls: Boolean = Field(
         default=True,
@@ -324,6 +363,11 @@ class WireConnectorSettings(Settings):
         description="Destinations for which something else than `tls` holds; the most specific"
         " alone counts. With `delivery: mx` a destination is the domain of the mail, with"
         " bridgeheads the name of the bridgehead.",
+    )
+    priority_field: Boolean = Field(
+        default=True,
+        description="Tell the priority of a message by the field MT-Priority where the server does"
+        " not offer MT-PRIORITY (RFC 6758). Messages without a priority get none.",
     )
 
     certificate: Literal["own"] | CertificateSettings | None = Field(

@@ -119,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--subject", default="")
     send.add_argument("--body", help="the text; default: standard input")
     send.add_argument(
+        "--priority", type=int, choices=range(-9, 10), metavar="N", help="-9 to 9 (RFC 6710)"
+    )
+    send.add_argument(
         "--wait", type=int, default=5, metavar="SECONDS", help="for the outcome; 60 at most"
     )
     return parser

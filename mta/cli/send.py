@@ -26,7 +26,7 @@ def run(given: argparse.Namespace) -> int:
         sender = addresses(given.sender)[0] if given.sender not in {"", "<>"} else b""
     user, full_name = who(given.environ)
     order = smtp.Order(
-        message=Message(BytesIO(text(given.to, given.sender, given.subject, body))),
+        message=Message(BytesIO(text(given.to, given.sender, given.subject, body, given.priority))),
         sender=sender,
         user=user,
         full_name=full_name if sender is None else "",
@@ -45,11 +45,15 @@ def run(given: argparse.Namespace) -> int:
     return receipt.exit_code
 
 
-def text(to: list[str], sender: str | None, subject: str, body: str) -> bytes:
+def text(
+    to: list[str], sender: str | None, subject: str, body: str, priority: int | None = None
+) -> bytes:
     """The message: what is missing here (Date, Message-ID, From) is added on the way."""
     head = b"To: " + _field(", ".join(to)) + b"\n"
     if sender:
         head += b"From: " + _field(sender) + b"\n"
+    if priority is not None:  # a field whoever takes the message knows, or passes on (RFC 6758)
+        head += b"MT-Priority: %d\n" % priority
     head += b"Subject: " + encoded(_one_line(subject)) + b"\n"
     head += b"MIME-Version: 1.0\nContent-Type: text/plain; charset=utf-8\n"
     head += b"Content-Transfer-Encoding: " + (b"7bit" if body.isascii() else b"8bit") + b"\n"

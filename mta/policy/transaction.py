@@ -19,6 +19,7 @@ from mta.interfaces import (
     IStoredForm,
 )
 from mta.model import NULL_ADDRESS, Address, ContentForm, PeerInfo, Recipient
+from mta.policy.priority import PriorityRule
 from mta.policy.revision import Revision
 from mta.policy.submission import SubmissionRule
 from mta.wire.fields import FieldChange, changed_fields, field_text, must_be_editable
@@ -28,8 +29,8 @@ class Association:
     """What is known of the peer for as long as it is connected; shared by its transactions.
 
     `client` is how logs name it; `vip` the virtual address that it came to, as peers know it;
-    `submission` the rule of a submission listener. `user` and `mechanism` are "" until it has said
-    who it is.
+    `submission` the rule of a submission listener, `priorities` that of one that takes any; `user`
+    and `mechanism` are "" until it has said who it is.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Association:
         "mechanism",
         "notes",
         "peer",
+        "priorities",
         "protocol",
         "submission",
         "user",
@@ -52,12 +54,14 @@ class Association:
         admitted: bool,
         vip: str = "",
         submission: SubmissionRule | None = None,
+        priorities: PriorityRule | None = None,
     ) -> None:
         self.peer = peer
         self.client = peer.client
         self.vip = vip or peer.local_host
         self.admitted = self._by_itself = admitted
         self.submission = submission
+        self.priorities = priorities
         self.user = self.mechanism = ""
         self.helo = b""
         self.protocol = peer.protocol
@@ -108,6 +112,7 @@ class Transaction:
         "is_spared",
         "kept",
         "parameters",
+        "priority",
         "queue_id",
         "recipient",
         "revision",
@@ -127,6 +132,7 @@ class Transaction:
         self.kept: list[Recipient] = []
         self._known: set[bytes] = set()
         self.recipient: Recipient | None = None
+        self.priority = 0
         self.queue_id = ""
         self.headers = b""
         self.content_form = ContentForm.DOT_STUFFED

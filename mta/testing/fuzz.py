@@ -29,6 +29,7 @@ from mta.wire.smtp.client_auth import Authentication
 from mta.wire.smtp.content import END_OF_DATA, Stuffer
 from mta.wire.smtp.deliver_by import DeliverBy
 from mta.wire.smtp.limits import COMMAND_LIMIT, Limits
+from mta.wire.smtp.priority import PriorityTerms
 from mta.wire.smtp.reply import ReplyReader
 from mta.wire.smtp.server import Privileges, Responder
 from mta.wire.smtp.server_auth import NO_AUTH, RESPONSE_LIMIT, AuthTerms
@@ -90,8 +91,8 @@ class _Host:
             limits,
             checkpoint=checkpoint,
             auth=terms,
-            relays=True,
-            offers=[DeliverBy(10)],
+            relays=not auth,
+            offers=[DeliverBy(10), PriorityTerms()],
             xclient=xclient,
         )
         self._privileges = Privileges(checkpoint, True, xclient)

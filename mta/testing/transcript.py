@@ -11,7 +11,8 @@ A transcript begins with comments and `key: value` settings up to an empty line:
                                                             chunking, starttls (a must: starttls!),
                                                             auth (under TLS), auth-clear (always),
                                                             deliver-by, deliver-by=SECONDS,
-                                                            xclient (always) and xclient-once
+                                                            xclient (always) and xclient-once,
+                                                            priority, priority=PROFILE
     hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on";
                                                             `-` where there is no enhanced code;
                                                             auth, and response <what it holds>;
@@ -25,8 +26,8 @@ Then lines, each with who speaks:
     A: prepare 1 <a@x> <b@y> <c@y>      what our own side is told to do (initiator only);
        options: size=100 8bit binary chunked
        transid=1@x (a new named transaction) resend=1@x (the same again)
-       utf8 (its header needs SMTPUTF8) ret=FULL envid=QQ1 by=600;RT (what is left of its
-       time), and behind a recipient notify=SUCCESS,DELAY orcpt=rfc822;x
+       utf8 (its header needs SMTPUTF8) ret=FULL envid=QQ1 priority=3 by=600;RT (what is left of
+       its time), and behind a recipient notify=SUCCESS,DELAY orcpt=rfc822;x
     E: ...        the events of the machine
 Lines of the far end that follow one another arrive in one piece.
 Escapes: \\r \\n \\0 \\t \\\\ \\xNN; `x\\*1000` is 1000 times `x`. Any other backslash is one.
@@ -52,6 +53,7 @@ from mta.wire.smtp.grammar import parse_path
 from mta.wire.smtp.limits import Limits
 from mta.wire.smtp.notification import notify_of
 from mta.wire.smtp.offers import Offer
+from mta.wire.smtp.priority import PriorityTerms
 from mta.wire.smtp.server import Privileges, Responder
 from mta.wire.smtp.server_auth import NO_AUTH, AuthTerms
 from mta.wire.smtp.server_chunks import ChunkingResponder
@@ -192,8 +194,13 @@ def _terms(offers: Sequence[str]) -> AuthTerms:
 
 
 def _offered(offers: Sequence[str]) -> list[Offer]:
-    words = [offer.partition("=") for offer in offers]
-    return [DeliverBy(int(least or 0)) for word, _, least in words if word == "deliver-by"]
+    made: list[Offer] = []
+    for word, _, value in (offer.partition("=") for offer in offers):
+        if word == "deliver-by":
+            made.append(DeliverBy(int(value or 0)))
+        elif word == "priority":
+            made.append(PriorityTerms(value.encode()))
+    return made
 
 
 class _Responding:
@@ -219,7 +226,7 @@ class _Responding:
             checkpoint="checkpoint" in offers,
             security=security,
             auth=_terms(offers),
-            relays=True,
+            relays="auth" not in offers and "auth-clear" not in offers,
             offers=_offered(offers),
             xclient=bool({"xclient", "xclient-once"} & set(offers)),
         )
@@ -463,6 +470,7 @@ def _envelope(sender: Address, words: Sequence[str]) -> Envelope:
         ret_full=asked["ret"] == "FULL" if "ret" in asked else None,
         requires=requires,
         deliver_by=0.0 if "by" in asked else None,
+        priority=int(asked.get("priority", "0")),
     )
 
 

@@ -78,6 +78,7 @@ class Acceptance:
                 association.vip,
                 association.mechanism,
                 association.user,
+                envelope.priority,
             )
         )
         # Durable, epoch re-read: now 250, and the message moves on behind it.

@@ -309,7 +309,7 @@ class Agent:
                         began_at = clock.monotonic()
                         opened = spool.content(message.queue_id)
                         content = await opened if isinstance(opened, Deferred) else opened
-                        if fitting.must_convert(message.envelope):
+                        if fitting.must_change(message.envelope):
                             content = await fitting.fit(message, content)
                         preparing = naming.prepare(job, content)
                     settled = await preparing
@@ -478,7 +478,7 @@ class Agent:
 
     def _resident(self, job: Job, fitting: Fitting) -> IContent | None:
         """The content for an overlapping prepare, if it is at hand without waiting."""
-        if fitting.must_convert(job.message.envelope):
+        if fitting.must_change(job.message.envelope):
             return None
         try:
             opened = self._floor.spool.content(job.message.queue_id)

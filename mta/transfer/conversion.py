@@ -1,4 +1,5 @@
-"""Fits contents to what the far end of one association takes: converted where it takes less.
+"""Fits contents to what the far end of one association takes: converted where it takes less, with
+the field MT-Priority before it where it has no ear for priorities (RFC 6758 section 3.3).
 
 Law: what is sent in another encoding than it came in is decided before anything of it is said to
 the far end; what cannot be converted is offered as it is, and refused by the sender's machine
@@ -10,10 +11,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
-from mta.interfaces import IBodyTypes, IContent, ISender, ISpool
+from mta.interfaces import IBodyTypes, IContent, IPriorities, ISender, ISpool
 from mta.model import BodyType, ContentForm, Envelope, Requires
 from mta.telemetry import Telemetry
 from mta.transfer.work import Message
@@ -27,17 +28,25 @@ _RANKS = {BodyType.SEVEN_BIT: 0, BodyType.EIGHT_BIT_MIME: 1, BodyType.BINARY_MIM
 class Fitting:
     """Of one association."""
 
-    __slots__ = ("_rank", "_relay", "_spool", "_takes", "_telemetry")
+    __slots__ = ("_rank", "_relay", "_spool", "_takes", "_telemetry", "_tunnels")
 
     def __init__(self, spool: ISpool, sender: ISender, telemetry: Telemetry) -> None:
         types = IBodyTypes(sender, None)
         self._takes = BodyType.BINARY_MIME if types is None else types.takes
         self._rank = _RANKS[self._takes]
+        hearing = IPriorities(sender, None)
+        self._tunnels = hearing is not None and hearing.tunnels
         self._spool = spool
         self._relay = sender.relay
         self._telemetry = telemetry
 
-    def must_convert(self, envelope: Envelope) -> bool:
+    def must_change(self, envelope: Envelope) -> bool:
+        """The far end is not to have it as it is stored."""
+        if envelope.priority and self._tunnels:
+            return True
+        return envelope.body_type is not BodyType.SEVEN_BIT and self._must_convert(envelope)
+
+    def _must_convert(self, envelope: Envelope) -> bool:
         """The far end does not take it as it is, and it may be changed."""
         body = envelope.body_type
         if body is BodyType.SEVEN_BIT or _RANKS[body] <= self._rank:
@@ -48,6 +57,16 @@ class Fitting:
         """What to send in the place of `content`, which is used up. @raise Corrupt, Unavailable,
         KeyError: as ISpool.content.
         """
+        envelope = message.envelope
+        if self._must_convert(envelope):
+            content = await self._convert(message, content)
+        if envelope.priority and self._tunnels:
+            # No stored header has this field: `mta.transfer.priorities` takes it out.
+            field = b"MT-Priority: %d\r\n" % envelope.priority
+            content = Fronted(field, content, envelope_for(content, envelope))
+        return content
+
+    async def _convert(self, message: Message, content: IContent) -> IContent:
         envelope = message.envelope
         is_stuffed = envelope.content_form is ContentForm.DOT_STUFFED
         survey = Survey(self._takes, is_stuffed=is_stuffed)
@@ -110,9 +129,29 @@ class Converted:
             self._source.close()
 
 
+@implementer(IContent)
+class Fronted:
+    """A content with a header field before it."""
+
+    def __init__(self, front: bytes, content: IContent, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.size_octets = len(front) + content.size_octets
+        resident = content.resident
+        self.resident = None if resident is None else (front, *resident)
+        self._front = front
+        self._content = content
+
+    def read(self) -> Deferred[bytes]:
+        front, self._front = self._front, b""
+        return succeed(front) if front else self._content.read()
+
+    def close(self) -> None:
+        self._content.close()
+
+
 def envelope_for(content: IContent, envelope: Envelope) -> Envelope:
     """What `content` of a message with this envelope travels under."""
-    return content.envelope if isinstance(content, Converted) else envelope
+    return content.envelope if isinstance(content, Converted | Fronted) else envelope
 
 
 async def _all(pieces: tuple[bytes, ...]) -> AsyncIterator[bytes]:

@@ -46,6 +46,7 @@ def envelope_of(  # noqa: PLR0917 - a fact each
         deliver_by=transaction.deliver_by,
         received_at=wall,
         trace_hops=hops,
+        priority=transaction.priority,
         association=association.peer.association,
         ordinal=ordinal,
         client=association.client,

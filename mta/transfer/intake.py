@@ -22,6 +22,7 @@ from mta.interfaces import (
 from mta.model import Address, PeerInfo, VirtualServer
 from mta.policy.certificates import CertificateRule
 from mta.policy.new_body import Bounds
+from mta.policy.priority import PriorityRule
 from mta.policy.relay import Network, is_admitted
 from mta.policy.submission import SubmissionRule
 from mta.policy.transaction import Association
@@ -41,9 +42,9 @@ class Intake:
 
     `admit` maps a listener's name to its `relay-from` networks; a listener that is not in it
     admits nobody. `submission` has the rules of those listeners where mail is handed in, `bounds`
-    what a message of each may be, `certificates` the rules of those that ask clients for theirs.
-    `offer` is told of each message that became ours, after its reply. Intakes that follow one
-    another in one process share `repeats`.
+    what a message of each may be, `certificates` the rules of those that ask clients for theirs,
+    `priorities` of those that take any. `offer` is told of each message that became ours, after its
+    reply. Intakes that follow one another in one process share `repeats`.
     """
 
     def __init__(  # noqa: PLR0917 - one argument a collaborator
@@ -63,6 +64,7 @@ class Intake:
         self.admit: Mapping[str, tuple[Network, ...]] = {}
         self.submission: Mapping[str, SubmissionRule] = {}
         self.certificates: Mapping[str, CertificateRule] = {}
+        self.priorities: Mapping[str, PriorityRule] = {}
         self._desk = Desk(
             spool,
             routing,
@@ -95,7 +97,8 @@ class Intake:
     def _associate(self, peer: PeerInfo) -> Association:
         admitted = is_admitted(peer, self.admit.get(peer.listener, ()))
         vip = self._desk.external.get(peer.local_host, peer.local_host)
-        return Association(peer, admitted, vip, self.submission.get(peer.listener))
+        rule = self.submission.get(peer.listener)
+        return Association(peer, admitted, vip, rule, self.priorities.get(peer.listener))
 
     def stop(self) -> None:
         """Cancel what policies still do for messages gone by."""

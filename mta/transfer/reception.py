@@ -49,6 +49,7 @@ from mta.transfer.enveloping import envelope_of
 from mta.transfer.header_block import HeaderScan, message_id, received_count
 from mta.transfer.identity import CHALLENGE, Identity
 from mta.transfer.later_legs import LaterLegs
+from mta.transfer.priorities import PriorityIntake
 from mta.transfer.stamp import Stamp
 from mta.transfer.wishes import read_time
 from mta.wire.dsn import original_recipient
@@ -88,6 +89,7 @@ class Reception:
         "_is_unacknowledged",
         "_is_unread",
         "_ordinal",
+        "_priorities",
         "_repeat",
         "_scan",
         "_staging",
@@ -129,6 +131,7 @@ class Reception:
         self._association = association
         self._introduction = Transaction(association) if desk.introduces else None
         self._stamp = Stamp(desk, association, self._tenure.network_name)
+        self._priorities = PriorityIntake(association)
 
     def connected(self) -> Answer:
         # An owner re-reads its epoch at each association that it accepts.
@@ -285,7 +288,8 @@ class Reception:
             except (Full, Unavailable) as error:
                 return self._refused(store_reply(error), "MAIL")
         answer = desk.chain.ask("mail", transaction)
-        return None if answer is None else self._answer(answer, "MAIL")
+        said = None if answer is None else self._answer(answer, "MAIL")
+        return self._priorities.noted(said, transaction) if parameters else said
 
     def rcpt(self, recipient: Address, parameters: dict[bytes, bytes | None]) -> Answer:
         desk, transaction = self._desk, self._present()
@@ -375,8 +379,8 @@ class Reception:
         transaction.queue_id = staging.queue_id
         if self._text is not None:
             transaction.content_form = ContentForm.OPAQUE
+        self._priorities.begin(transaction, desk.edits)
         if desk.edits:
-            transaction.header_can_change = b"TRANSID" not in transaction.parameters
             bounds = desk.bounds.get(peer.listener, NO_BOUNDS)
             transaction.revision = Revision(transaction, staging, bounds, self._exchange)
         if desk.streams:
@@ -399,16 +403,15 @@ class Reception:
             # final dot in one group (RFC 2920 3.1). A message in one piece says it by itself.
             self._is_unread = False
             self._entry.write()
-        is_header = transaction.header_can_change and not scan.complete
+        is_header = self._priorities.holds_back and not scan.complete
         pause = None if is_header else staging.write(chunk)
         transaction.size_octets += len(chunk)
-        if not self._has_eight_bits and not chunk.isascii():
-            self._has_eight_bits = True
+        self._has_eight_bits = self._has_eight_bits or not chunk.isascii()
         body_at = 0
         if not scan.complete:
             body_at = scan.feed(chunk)
-            if is_header and body_at < len(chunk):
-                pause = staging.write(chunk[body_at:])
+            if is_header and scan.complete:
+                pause = self._priorities.complete(staging, scan, transaction, chunk, body_at)
             if stream is not None and scan.complete:
                 transaction.headers, transaction.header_is_whole = scan.block, not scan.is_cut
                 pause = both(pause, stream.feed("headers", b""))
@@ -427,9 +430,11 @@ class Reception:
             return fail(TenureRevoked("end of data", "the tenure ended while it was received"))
         if self._repeat is not None:
             return self._end_again(self._repeat, fault)
-        _, scan, stream, transaction = self._content()
+        staging, scan, stream, transaction = self._content()
         was_complete = scan.complete
         scan.finish()
+        if not was_complete and self._priorities.holds_back:
+            self._priorities.complete(staging, scan, transaction, b"", 0)
         if stream is None or fault is not None:
             return self._judge(fault)
         if not was_complete:

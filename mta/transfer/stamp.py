@@ -56,7 +56,8 @@ class Stamp:
         kept = transaction.kept
         date = desk.dates.at(wall)
         only = kept[0].address.text if len(kept) == 1 else b""
-        text = received_field(shared, transaction.queue_id, only, date) + transaction.stands_before
+        text = received_field(shared, transaction.queue_id, only, date, transaction.priority)
+        text += transaction.stands_before
         return text + b"\r\n" if needs_separator(block) else text
 
     def _received(self, protocol: str) -> bytes:

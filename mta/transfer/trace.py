@@ -106,10 +106,20 @@ def _certified(certificate: ClientCertificate) -> bytes:
     return b'\r\n\t(Client CN "%b", Issuer "%b" (%b))' % (subject, issuer, verdict)
 
 
-def received_field(shared: bytes, queue_id: str, recipient: bytes, date: bytes) -> bytes:
+def received_field(
+    shared: bytes, queue_id: str, recipient: bytes, date: bytes, priority: int = 0
+) -> bytes:
     """The whole field. `recipient` is b"" unless the message has exactly one: a field that named
-    several would tell each of the others, blind copies included (RFC 5321 7.2).
+    several would tell each of the others, blind copies included (RFC 5321 7.2). `priority` is a
+    clause of RFC 6710, where there is any.
     """
+    clause = b" PRIORITY %d" % priority if priority else b""
     if recipient and not recipient.translate(None, _GRAPHIC):
-        return b"%b%b\r\n\tfor <%b>; %b\r\n" % (shared, queue_id.encode(), recipient, date)
-    return b"%b%b; %b\r\n" % (shared, queue_id.encode(), date)
+        return b"%b%b\r\n\tfor <%b>%b; %b\r\n" % (
+            shared,
+            queue_id.encode(),
+            recipient,
+            clause,
+            date,
+        )
+    return b"%b%b%b; %b\r\n" % (shared, queue_id.encode(), clause, date)

@@ -69,6 +69,18 @@ def fields_of(block: bytes) -> bytes:
     return block[:at]
 
 
+def without_field(block: bytes, name: bytes) -> tuple[bytes, list[bytes]]:
+    """`block` without the fields of that `name` (in lower case), and their values as they stand."""
+    at, kept, values = 0, [], []
+    while found := _FIELD.match(block, at):
+        if found[1].lower() == name:
+            values.append(found[0].partition(b":")[2])
+        else:
+            kept.append(found[0])
+        at = found.end()
+    return b"".join(kept) + block[at:], values
+
+
 def must_be_editable(can_change: bool) -> None:
     """@raise LocalProtocolError: it is in the store already."""
     if not can_change:

@@ -3,7 +3,8 @@
 Law: pure. Nothing is said that the peer does not offer; one command is one line. SMTPUTF8 is said
 only where an address or the header needs it, so that plain mail reaches every peer.
 RFC 5321 4.1.1.2 and 4.1.1.3, RFC 1870, RFC 6152, RFC 3030, RFC 3461 5.2.1, RFC 6531 3.2, RFC 8689
-4.2, RFC 1845, RFC 2852 4.1.4.
+4.2, RFC 6710 4.2 (a priority is said wherever it is heard, 0 too: so it overrules a header field),
+RFC 1845, RFC 2852 4.1.4.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ def commands(
         if isinstance(by, Reply):
             return by
         words += by
+    if envelope is not None and b"MT-PRIORITY" in extensions:
+        words += b" MT-PRIORITY=%d" % envelope.priority
     if envelope is not None and b"DSN" in extensions and asks(envelope):
         everyone = envelope.recipients
         words += mail_words(envelope)

@@ -11,7 +11,7 @@ from mta.wire.smtp.grammar import Checks
 
 
 class Offer(Protocol):
-    """FutureRelease and DeliverBy are."""
+    """FutureRelease, DeliverBy and PriorityTerms are."""
 
     @property
     def word(self) -> bytes:

@@ -10,7 +10,8 @@ event that wants an answer (the first group below) by `answer` before the next; 
 
 RFC 5321 (SMTP), RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME),
 RFC 2034 (ENHANCEDSTATUSCODES), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 8689
-(REQUIRETLS), RFC 9422 (LIMITS), RFC 1845 (CHECKPOINT, of which only whole transactions are kept).
+(REQUIRETLS), RFC 9422 (LIMITS), RFC 4865 (FUTURERELEASE), RFC 2852 (DELIVERBY), RFC 6710
+(MT-PRIORITY), RFC 1845 (CHECKPOINT, of which only whole transactions are kept).
 RFC 4954 (AUTH) is server_auth.py's, XCLIENT's attributes are xclient.py's.
 """
 
