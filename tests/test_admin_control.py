@@ -547,6 +547,7 @@ class Reading(SynchronousTestCase):
         house = House([entry(1, reply="451 later")])
         _, done = house.connect().ask("queue-show", id=queue_id(1, 1), headers=True)
         self.assertEqual("pending", done["recipients"][0]["status"])
+        self.assertEqual((done["priority"], done["grade"]), (0, "normal"))
         self.assertEqual(["Received: x", "Subject: \\x1b[2Jhi"], done["headers"])
         self.assertTrue(house.queue.opened.closed)
         _, missing = house.connect().ask("queue-show", id="nothing")

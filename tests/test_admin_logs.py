@@ -106,6 +106,13 @@ class Shapes(SynchronousTestCase):
             r"^<19>.* mta/spool\[42\]: error: x$",
         )
 
+    def test_priority(self) -> None:
+        """A message that has one says so behind its client, and only such a message."""
+        plain, urgent = postfix(ACCEPTED)[0], postfix(ACCEPTED._replace(priority=-3))[0]
+        self.assertEqual(urgent, plain + ", priority=-3")
+        local = postfix(ACCEPTED._replace(client="uid=7", priority=9))[0]
+        self.assertTrue(local.endswith("uid=7 from=<a@b.example>, priority=9"), local)
+
     def test_connect_and_disconnect(self) -> None:
         """connect from, lost connection after, disconnect from, as smtpd says them."""
         self.assertEqual(

@@ -455,6 +455,12 @@ class Printing(SynchronousTestCase):
             output.table(["A", "B"], [["long value", None], ["x", [1, True]]])
         self.assertEqual("A           B\nlong value  -\nx           1, yes\n", out.getvalue())
 
+    def test_priority(self) -> None:
+        """mta send --priority writes the field that whoever takes the message knows (RFC 6758)."""
+        field = b"\nMT-Priority: -4\n"
+        self.assertIn(field, send.text(["a@b.example"], None, "s", "x", -4))
+        self.assertNotIn(b"MT-Priority", send.text(["a@b.example"], None, "s", "x"))
+
     def test_the_story_of_a_message(self) -> None:
         """mta send says where each copy lies or what keeps it."""
         receipt = smtp.Receipt("Q1", "250 2.0.0 Ok: queued as Q1")

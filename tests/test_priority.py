@@ -177,6 +177,14 @@ class IntakeTests(SynchronousTestCase):
         self.assertEqual(kept, 0)
         self.assertTrue(content.endswith(HEAD % b""))
 
+    def test_programs_of_this_node(self) -> None:
+        """They need no parameter: the field is enough."""
+        house = self.house()
+        send(house.reception("", uid=1000), HEAD % b"MT-Priority: -6\r\n")
+        kept, content = self.taken(house)
+        self.assertEqual(kept, -6)
+        self.assertIn(b"PRIORITY -6; ", content)
+
     def test_switched_off(self) -> None:
         """A listener that takes none leaves the field to whoever comes behind us."""
         house = self.house(None)

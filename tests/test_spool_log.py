@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -20,15 +21,17 @@ from mta.model import (
     Fencing,
     Guarantees,
     Intent,
+    QueueAct,
     QueueFilter,
     Result,
     Sharing,
     fresh_state,
 )
-from mta.spool import checkpoint, segment
+from mta.spool import checkpoint, envelopes, segment
 from mta.spool.directory import Directory
 from mta.spool.epoch import OwnEpoch, _take_slot, read_epochs, slots
 from mta.spool.ledger import Ledger
+from mta.spool.priorities import PRIORITIES
 from mta.testing.clock import VirtualClock
 from mta.testing.disk import ForgetfulDisk
 from mta.testing.spool_lab import DIRECTORY, LogLab
@@ -403,6 +406,24 @@ class OwnerTests(LogLab, SynchronousTestCase):
         assert self.due() == [names[0], names[2]]
         assert self.read(names[2]) == b"Received: by us\r\n" + b"2" * 3000
         assert names[1] in [notice.queue_id for notice in self.notices]
+
+    def test_a_priority_that_this_build_does_not_know(self) -> None:
+        """After a way back to an older build its message is named and held, and the others go; the
+        newer build has it again, whole.
+        """
+        self.spool = self.own("a")
+        names = [self.accept(envelope(priority=p)) for p in (4, 7, -4)]
+        self.spool = self.own("b")
+        with patch.object(envelopes, "PRIORITIES", PRIORITIES[:3]):  # those of the older build
+            error = self.refused(Corrupt, self.spool.load, names[1])
+            assert "5 is not one of 3 choices" in str(error)
+            assert self.due() == [names[0], names[2]]
+            self.result(self.spool.release("the newer build takes over again"))
+        self.spool = self.own("c")
+        assert self.spool.stats().messages == 3
+        assert self.result(self.spool.act([names[1]], QueueAct.RELEASE, NOW)) == [names[1]]
+        assert self.result(self.spool.load(names[1]))[0].priority == 7
+        assert names[1] in self.due()
 
     def test_bit_flip_in_a_record(self) -> None:
         """A damaged record is set aside at the takeover and named; the others survive."""
