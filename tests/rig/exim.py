@@ -9,7 +9,16 @@ from __future__ import annotations
 import os
 import re
 
-from tests.rig.ground import PEER, UNPACKED, Ground, Process, peer_environment, wait_until
+from tests.rig.ground import (
+    PEER,
+    PEERS,
+    UNPACKED,
+    Broken,
+    Ground,
+    Process,
+    peer_environment,
+    wait_until,
+)
 from tests.rig.postfix import USERS, add_users
 
 _CONFIGURATION = """\
@@ -46,6 +55,9 @@ class Exim:
         for path in (self.directory, f"{self.directory}/spool"):
             os.chown(path, owner, owner)
         self._program = os.path.join(UNPACKED, "usr/sbin/exim4")
+        if not os.path.exists(self._program):
+            with open(os.path.join(PEERS, "exim.missing"), encoding="utf-8") as file:
+                raise Broken(f"Exim 4.98 or newer could not be fetched: {file.read()[-300:]}")
         text = _CONFIGURATION.format(
             program=self._program,
             directory=self.directory,
