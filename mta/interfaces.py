@@ -1147,6 +1147,19 @@ class INewBody(Interface):
         """The message keeps what it has. Harmless when it was taken."""
 
 
+class IEditableReturn(ITransaction):
+    """Add-on of ITransaction: how its sender wants reports to be (RFC 3461 4.3, 4.4)."""
+
+    def replace_return(ret: bytes | None, envelope_id: bytes | None) -> None:
+        """In the end hook: RET (FULL or HDRS) and ENVID (xtext) are these, None for neither."""
+
+
+class IRefusedRecipient(ITransaction):
+    """Add-on of ITransaction: a recipient that is not taken."""
+
+    refusal: Reply | None = Attribute("In the refused hook: what `recipient` is answered.")
+
+
 class ISaslMechanism(ITransaction):
     """Add-on of ITransaction: how the peer has proved who it is."""
 
@@ -1159,7 +1172,8 @@ class IPolicy(Interface):
     Hooks may run twice and on a superseded node: side effects must be idempotent by queue id.
     In order: connect, helo, auth (the peer has proved who it is), mail, rcpt (once a recipient,
     after the relay rule had no objection), data, headers, body (once a piece), end. These may
-    refuse. Told only, the answer is ignored: queued (durable and answered), abort (a transaction
+    refuse. Waited for, the answer is ignored: refused (a recipient that the relay rule or a policy
+    did not take, IRefusedRecipient). Told only: queued (durable and answered), abort (a transaction
     that came to nothing), disconnect.
     """
 

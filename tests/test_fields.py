@@ -8,14 +8,25 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from mta.errors import LocalProtocolError
-from mta.interfaces import IContentEditor, IEditableHeader, ISaslMechanism
+from mta.interfaces import (
+    IContentEditor,
+    IEditableBody,
+    IEditableHeader,
+    IEditableReturn,
+    INewBody,
+    IRefusedRecipient,
+    ISaslMechanism,
+)
+from mta.model import ContentForm
 from mta.policy.milter import Milter, MilterSettings
+from mta.policy.new_body import NO_BOUNDS, NewBody
 from mta.policy.transaction import Association, Transaction
 from mta.testing.lab import Lab
 from mta.testing.policy_suite import sample_peers
 from mta.testing.surroundings import MemorySurroundings
 from mta.wire.fields import changed_fields, field_text
 from tests.memory_filter import CONTINUE, MemoryFilter, said
+from tests.scripted_spool import ScriptedSpool
 
 BLOCK = b"A: 1\r\nB: 2\r\n 2\r\na : 3\r\nA: 4\r\n"
 NAMES = st.sampled_from((b"A", b"a", b"B", b"C", b"", b"A b", b".A"))
@@ -78,7 +89,10 @@ class ContractTests(SynchronousTestCase):
     def test_contracts(self) -> None:
         """What policies are handed, and the policy that edits, are what the contracts say."""
         transaction = Transaction(Association(sample_peers()[0], admitted=False))
-        verifyObject(IEditableHeader, transaction)
+        for contract in (IEditableHeader, IEditableBody, IEditableReturn, IRefusedRecipient):
+            verifyObject(contract, transaction)
+        body = NewBody(ScriptedSpool().stage(""), ContentForm.OPAQUE, b"", NO_BOUNDS, False, id)
+        verifyObject(INewBody, body)
         verifyObject(ISaslMechanism, transaction)
         verifyObject(IContentEditor, Milter(MilterSettings(socket=SOCKET), MemorySurroundings()))
 

@@ -91,7 +91,7 @@ class Milter:
 
     name = "milter"
     hooks = frozenset({
-        *("connect", "helo", "mail", "rcpt", "data", "headers", "body", "end"),
+        *("connect", "helo", "mail", "rcpt", "refused", "data", "headers", "body", "end"),
         *("abort", "disconnect"),
     })  # fmt: skip
 

@@ -17,26 +17,18 @@ from mta.errors import Failure, MTAError, RemoteProtocolError, TransientFailure
 from mta.interfaces import (
     IClock,
     IEditableBody,
-    IEditableHeader,
     INewBody,
     IStoredForm,
     ISurroundings,
     ITransaction,
 )
-from mta.model import NULL_ADDRESS, Address, ContentForm, Recipient, Reply
+from mta.model import ContentForm, Recipient, Reply
 from mta.policy.deadline import Deadline
+from mta.policy.milter_changes import Changes
 from mta.policy.milter_connection import FilterConnection
 from mta.policy.milter_outage import Outage
 from mta.policy.milter_words import Words, parameters_of_mail, parameters_of_rcpt
-from mta.wire.milter.answers import (
-    AddField,
-    AddRecipient,
-    ChangeField,
-    ChangeSender,
-    Decision,
-    DeleteRecipient,
-    Quarantine,
-)
+from mta.wire.milter.answers import Decision
 from mta.wire.milter.dialogue import (
     Question,
     Stage,
@@ -53,8 +45,6 @@ from mta.wire.milter.dialogue import (
 from mta.wire.milter.header import split_header
 from mta.wire.milter.packets import CHUNK_OCTETS, Step
 from mta.wire.smtp.content import Unstuffer, unstuffed
-from mta.wire.smtp.grammar import parse_mailbox
-from mta.wire.text import printable
 
 if TYPE_CHECKING:
     from mta.policy.milter import MilterSettings
@@ -89,6 +79,8 @@ class Consultation:
         self._present: ITransaction | None = None
         """In the end hook: whose body may be replaced."""
         self._new_body: INewBody | None = None
+        self._asked_about: Recipient | None = None
+        """The last recipient that the filter heard of."""
         self._deadline = Deadline(self._clock)
 
     def ask(self, hook: str, transaction: ITransaction) -> Answer:
@@ -98,7 +90,9 @@ class Consultation:
         if hook == "mail":
             self._begin()
         elif hook not in _INTRODUCTION and self._is_settled:
-            return self._settled
+            return None if hook == "refused" else self._settled
+        elif hook == "refused" and not self._wants_refused(transaction):
+            return None
         if self._refusal is not None:
             return self._refusal
         if hook == "body":
@@ -124,6 +118,13 @@ class Consultation:
             connection.leave()
 
     # --- asking
+
+    def _wants_refused(self, transaction: ITransaction) -> bool:
+        """Of those that were not taken it hears if it wants to, and once."""
+        connection = self._connection
+        if connection is None or transaction.recipient is self._asked_about:
+            return False
+        return bool(connection.dialogue.steps & Step.REFUSED_RCPT)
 
     def _begin(self) -> None:
         self._is_settled, self._settled = False, None
@@ -211,9 +212,9 @@ class Consultation:
         if hook == "mail":
             parameters = parameters_of_mail(transaction.parameters)
             asked.append(on_mail(transaction.sender.text, parameters, words.mail))
-        elif hook == "rcpt":
-            recipient = transaction.recipient
-            assert recipient is not None, "the rcpt hook has one"
+        elif hook in ("rcpt", "refused"):
+            recipient = self._asked_about = transaction.recipient
+            assert recipient is not None, "these hooks have one"
             parameters = parameters_of_rcpt(recipient)
             asked.append(on_rcpt(recipient.address.text, parameters, words.rcpt))
         elif hook == "data":
@@ -288,7 +289,7 @@ class Consultation:
                 self.leave()
             return self._settle(None)
         if stage is Stage.RCPT:
-            return verdict.reply
+            return verdict.reply  # about this recipient alone
         if stage is Stage.CONNECT:
             self._refusal = verdict.reply
         elif stage is Stage.HELO:
@@ -296,65 +297,8 @@ class Consultation:
         return self._settle(verdict.reply)
 
     def _change(self, verdict: Verdict, transaction: ITransaction) -> None:
-        """All of it or nothing. @raise RemoteProtocolError: an address is none, or something must
-        stay as it is; PermanentFailure: the new body cannot be taken.
-        """
-        is_utf8 = b"SMTPUTF8" in transaction.parameters
-        sender: Address | None = None
-        recipients = list(transaction.recipients)
-        fields: list[AddField] = []
-        changes: list[tuple[bytes, int, bytes]] = []
-        reason = ""
-        leading_space = (
-            self._connection is not None and self._connection.dialogue.steps & Step.LEADING_SPACE
-        )
-        for change in verdict.changes:
-            if isinstance(change, AddField):
-                at = len(fields) if change.index is None else change.index
-                fields.insert(at, change)
-            elif isinstance(change, ChangeField):
-                changes.append((change.name, change.number, change.value))
-            elif isinstance(change, ChangeSender):
-                sender = _parsed(change.address, is_utf8) if change.address else NULL_ADDRESS
-            elif isinstance(change, AddRecipient):
-                address = _parsed(change.address, is_utf8)
-                if all(_key(r.address) != _key(address) for r in recipients):
-                    recipients.append(Recipient(address))
-            elif isinstance(change, DeleteRecipient):
-                gone = _key(_parsed(change.address, is_utf8))
-                recipients = [r for r in recipients if _key(r.address) != gone]
-            elif isinstance(change, Quarantine):
-                reason = change.reason or "the filter said so"
-        editable = IEditableHeader(transaction)
-        if changes and not editable.header_can_change:
-            why = "the client named the transaction (RFC 1845)"
-            raise RemoteProtocolError("the filter changes a header that must stay", why)
-        if self._new_body is not None and verdict.decision is not Decision.DISCARD:
-            self._new_body.take()
-        if changes:
-            editable.change_fields(changes)
-        for field in fields:
-            value = field.value.removeprefix(b" ") if leading_space else field.value
-            transaction.add_header(field.name, value)
-        if sender is not None:
-            transaction.replace_sender(sender)
-        if not recipients:
-            transaction.discard(f"filter {self._settings.socket} left no recipient")
-        elif tuple(recipients) != transaction.recipients:
-            transaction.set_recipients(recipients)
-        if reason:
-            transaction.hold(f"filter {self._settings.socket}: {reason}")
-
-
-def _parsed(text: bytes, is_utf8: bool) -> Address:
-    """@raise RemoteProtocolError."""
-    try:
-        return parse_mailbox(text, utf8=is_utf8)
-    except ValueError as error:
-        why = f"{printable(text[:80])}: {error}"
-        raise RemoteProtocolError("the filter gave an address that is none", why) from None
-
-
-def _key(address: Address) -> tuple[bytes, bytes]:
-    """Who counts as the same recipient: a local part's case matters, a domain's does not."""
-    return address.local, address.domain
+        """All of it or nothing. @raise RemoteProtocolError, PermanentFailure."""
+        changes = Changes(verdict.changes, transaction, f"filter {self._settings.socket}")
+        connection = self._connection
+        spaced = connection is not None and bool(connection.dialogue.steps & Step.LEADING_SPACE)
+        changes.make(None if verdict.decision is Decision.DISCARD else self._new_body, spaced)

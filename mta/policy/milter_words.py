@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from mta.interfaces import ISaslMechanism, ITransaction
+from mta.interfaces import IRefusedRecipient, ISaslMechanism, ITransaction
 from mta.model import Address, Notify, PeerInfo, Recipient
 
 _SOFTWARE = b"mta"
@@ -68,7 +68,7 @@ class Words:
             connect,
             _session(peer),
             {**content, **_user(transaction), **_mailbox(b"mail", transaction.sender)},
-            {**content, **({} if recipient is None else _mailbox(b"rcpt", recipient.address))},
+            {**content, **({} if recipient is None else _recipient(transaction, recipient))},
             content,
         )
 
@@ -104,6 +104,15 @@ def _user(transaction: ITransaction) -> dict[bytes, bytes]:
         return {}
     mechanism = ISaslMechanism(transaction).mechanism
     return {b"{auth_type}": mechanism.encode(), b"{auth_authen}": transaction.user.encode()}
+
+
+def _recipient(transaction: ITransaction, recipient: Recipient) -> dict[bytes, bytes]:
+    """Of one that is not taken they say why (SMFIP_RCPT_REJ)."""
+    refusal = IRefusedRecipient(transaction).refusal
+    if refusal is None:
+        return _mailbox(b"rcpt", recipient.address)
+    words = {b"mailer": b"error", b"host": refusal.enhanced.encode(), b"addr": refusal.lines[0]}
+    return {b"{rcpt_%b}" % name: value for name, value in words.items()}
 
 
 def _mailbox(kind: bytes, address: Address) -> dict[bytes, bytes]:

@@ -14,11 +14,13 @@ from zope.interface import implementer
 from mta.interfaces import (
     IEditableBody,
     IEditableHeader,
+    IEditableReturn,
     INewBody,
+    IRefusedRecipient,
     ISaslMechanism,
     IStoredForm,
 )
-from mta.model import NULL_ADDRESS, Address, ContentForm, PeerInfo, Recipient
+from mta.model import NULL_ADDRESS, Address, ContentForm, PeerInfo, Recipient, Reply
 from mta.policy.priority import PriorityRule
 from mta.policy.revision import Revision
 from mta.policy.submission import SubmissionRule
@@ -85,7 +87,14 @@ class Association:
         self.admitted = self._by_itself
 
 
-@implementer(IStoredForm, ISaslMechanism, IEditableHeader, IEditableBody)
+@implementer(
+    IStoredForm,
+    ISaslMechanism,
+    IEditableHeader,
+    IEditableBody,
+    IEditableReturn,
+    IRefusedRecipient,
+)
 class Transaction:
     """See IStoredForm. `kept` is the list of recipients accepted so far, each once.
 
@@ -115,6 +124,7 @@ class Transaction:
         "priority",
         "queue_id",
         "recipient",
+        "refusal",
         "revision",
         "sender",
         "size_octets",
@@ -133,6 +143,7 @@ class Transaction:
         self._known: set[bytes] = set()
         self.recipient: Recipient | None = None
         self.priority = 0
+        self.refusal: Reply | None = None
         self.queue_id = ""
         self.headers = b""
         self.content_form = ContentForm.DOT_STUFFED
@@ -231,6 +242,11 @@ class Transaction:
 
     def replace_sender(self, sender: Address) -> None:
         self.sender = sender
+
+    def replace_return(self, ret: bytes | None, envelope_id: bytes | None) -> None:
+        others = {k: v for k, v in self.parameters.items() if k not in (b"RET", b"ENVID")}
+        given = {b"RET": ret, b"ENVID": envelope_id}
+        self.parameters = others | {key: value for key, value in given.items() if value}
 
     def replace_recipient(self, recipient: Address) -> None:
         present = self.recipient

@@ -65,6 +65,7 @@ class Desk:
         self.chain = Chain(policies, clock, telemetry, settings.policy_timeout)
         self.streams = self.chain.wants("headers", "body")
         self.edits = any(IContentEditor.providedBy(policy) for policy in policies)
+        self.tells_refusals = self.chain.wants("refused")
         self.introduces = self.chain.wants("connect", "helo", "auth", "disconnect")
         self.bounds: Mapping[str, Bounds] = {}
         self.dates = DateCache()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
@@ -30,7 +30,6 @@ from mta.model import (
     AddressKind,
     ContentForm,
     MessageState,
-    Notify,
     PeerInfo,
     Recipient,
     Remembered,
@@ -50,20 +49,11 @@ from mta.transfer.header_block import HeaderScan, message_id, received_count
 from mta.transfer.identity import CHALLENGE, Identity
 from mta.transfer.later_legs import LaterLegs
 from mta.transfer.priorities import PriorityIntake
+from mta.transfer.refusals import BARE_SENDER, COMPLETE, LOOP, OVERTAKEN
 from mta.transfer.stamp import Stamp
-from mta.transfer.wishes import read_time
+from mta.transfer.wishes import candidate, read_time
 from mta.wire.dsn import original_recipient
 from mta.wire.mime.texts import TextScan
-
-LOOP: Final = Reply(554, "5.4.6", (b"Too many hops, this message is in a loop",))
-OVERTAKEN: Final = Reply(
-    451, "4.5.0", (b"Another connection has brought this transaction since, try again later",)
-)
-COMPLETE: Final = Reply(
-    554, "5.5.1", (b"That transaction is complete, nothing but the final dot may follow",)
-)
-BARE_SENDER: Final = Reply(553, "5.1.7", (b"Sender address needs a domain",))
-_NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
 
 Answer = Reply | None | Deferred[Reply | None]
 Associate = Callable[[PeerInfo], Association]
@@ -295,31 +285,22 @@ class Reception:
         desk, transaction = self._desk, self._present()
         decided = desk.relay.decide(recipient, self._association.admitted)
         if isinstance(decided, Reply):
-            return self._refused(decided, "RCPT", recipient)
-        notify, original = Notify.UNSET, b""
-        if parameters:
-            original = parameters.get(b"ORCPT") or b""
-            for word in (parameters.get(b"NOTIFY") or b"").upper().split(b","):
-                notify |= _NOTIFY.get(word, Notify.UNSET)
-        if decided is not recipient and not original:
-            original = original_recipient(recipient.text)
-        candidate = transaction.recipient = Recipient(decided, notify, original)
+            return self._refused_recipient(decided, candidate(recipient, recipient, parameters))
+        chosen = transaction.recipient = candidate(recipient, decided, parameters)
         answer = desk.chain.ask("rcpt", transaction)
-        if answer is None and transaction.recipient is candidate:
-            transaction.keep(candidate)
+        if answer is None and transaction.recipient is chosen:
+            transaction.keep(chosen)
             return None
         if isinstance(answer, Deferred):
             self._waiting = answer
-            return answer.addCallback(self._rcpt_answered, recipient, candidate)
-        return self._rcpt_answered(answer, recipient, candidate)
+            return answer.addCallback(self._rcpt_answered, recipient, chosen)
+        return self._rcpt_answered(answer, recipient, chosen)
 
-    def _rcpt_answered(
-        self, reply: Reply | None, recipient: Address, candidate: Recipient
-    ) -> Reply | None:
+    def _rcpt_answered(self, reply: Reply | None, recipient: Address, chosen: Recipient) -> Answer:
         self._waiting = None
         transaction = self._present()
-        final = transaction.recipient or candidate
-        if reply is None and final is not candidate:
+        final = transaction.recipient or chosen
+        if reply is None and final is not chosen:
             # A policy sends it elsewhere: the operator's word, but it still needs a route.
             decided = self._desk.relay.decide(final.address, True)
             if isinstance(decided, Reply):
@@ -328,9 +309,30 @@ class Reception:
                 final = replace(final, original=original_recipient(recipient.text))
         transaction.recipient = None
         if reply is not None:
-            return self._refused(reply, "RCPT", recipient)
+            return self._refused_recipient(reply, chosen, recipient)
         transaction.keep(final)
         return None
+
+    def _refused_recipient(
+        self, reply: Reply, refused: Recipient, named: Address | None = None
+    ) -> Answer:
+        """Whoever wants to hear of it does, before the client does."""
+        desk, transaction = self._desk, self._present()
+        self._refused(reply, "RCPT", named or refused.address)
+        if not desk.tells_refusals:
+            return reply
+        transaction.recipient, transaction.refusal = refused, reply
+        answer = desk.chain.ask("refused", transaction)
+        if isinstance(answer, Deferred):
+            self._waiting = answer
+            return answer.addCallback(self._refusal_told, reply)
+        return self._refusal_told(None, reply)
+
+    def _refusal_told(self, _: Reply | None, reply: Reply) -> Reply:
+        self._waiting = None
+        transaction = self._present()
+        transaction.recipient = transaction.refusal = None
+        return reply
 
     def reset(self) -> None:
         self._drop_content()

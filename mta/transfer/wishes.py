@@ -1,9 +1,9 @@
-"""What the parameters of MAIL come to in an envelope.
+"""What the parameters of MAIL and RCPT come to in an envelope.
 
 Law: what a client declares counts only where its content bears it out: 8BITMIME for plain ASCII, or
 SMTPUTF8 for a plain header, would only close ways that are open.
 
-RFC 6152, RFC 3030 (BODY), RFC 3461 4.3 and 4.4 (RET, ENVID), RFC 6531 (SMTPUTF8), RFC 4865
+RFC 6152, RFC 3030 (BODY), RFC 3461 4 (NOTIFY, ORCPT, RET, ENVID), RFC 6531 (SMTPUTF8), RFC 4865
 (HOLDFOR, HOLDUNTIL), RFC 8689 (REQUIRETLS), RFC 2852 (BY).
 """
 
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from mta.model import BodyType, Reply, Requires
+from mta.model import Address, BodyType, Notify, Recipient, Reply, Requires
+from mta.wire.dsn import original_recipient
 
 TOO_LATE: Final = Reply(501, "5.5.4", (b"Its time (BY) would be over before it may go (HOLD...)",))
+_NOTIFY: Final = {f.name.encode(): f for f in Notify if f.name}
 _BODY_TYPES: Final = {b.value.encode(): b for b in BodyType}
 
 
@@ -75,3 +77,15 @@ def _deferred_until(parameters: dict[bytes, bytes | None], wall: float) -> float
     seconds, until = parameters.get(b"HOLDFOR"), parameters.get(b"HOLDUNTIL")
     moment = wall + int(seconds) if seconds else float(int(until)) if until else 0.0
     return moment if moment > wall else None
+
+
+def candidate(named: Address, decided: Address, parameters: dict[bytes, bytes | None]) -> Recipient:
+    """A recipient that a client has `named`, and who it is to us."""
+    notify, original = Notify.UNSET, b""
+    if parameters:
+        original = parameters.get(b"ORCPT") or b""
+        for word in (parameters.get(b"NOTIFY") or b"").upper().split(b","):
+            notify |= _NOTIFY.get(word, Notify.UNSET)
+    if decided is not named and not original:
+        original = original_recipient(named.text)
+    return Recipient(decided, notify, original)

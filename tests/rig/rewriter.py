@@ -8,6 +8,9 @@ It does to each message what the message's field X-Do says, in words divided by 
     nul          with a NUL in it
     tempfail     451 at the end, whatever came before
     die          the process ends in the middle of the new body
+    rcpt         a recipient is added who wants no report, and another sender put in, with RET and ENVID
+
+It wants to hear of recipients that are not taken; X-Refused has what it heard of the last one.
 """
 
 from __future__ import annotations
@@ -21,15 +24,24 @@ import Milter  # type: ignore[import-not-found]
 _PIECE = 60_000
 
 
+@Milter.rejected_recipients  # type: ignore[untyped-decorator]
 class Rewriter(Milter.Base):  # type: ignore[misc]
     def __init__(self) -> None:
         self._words: dict[str, str] = {}
         self._pieces: list[bytes] = []
+        self._refused = ""
 
     def envfrom(self, sender: str, *parameters: str) -> Any:
-        self._words, self._pieces = {}, []
+        self._words, self._pieces, self._refused = {}, [], ""
         return Milter.CONTINUE
 
+    def envrcpt(self, recipient: str, *parameters: str) -> Any:
+        if self.getsymval("{rcpt_mailer}") == "error":
+            symbols = (self.getsymval("{rcpt_host}"), self.getsymval("{rcpt_addr}"))
+            self._refused = " ".join([recipient, *symbols])
+        return Milter.CONTINUE
+
+    @Milter.noreply  # type: ignore[untyped-decorator]
     def header(self, name: str, value: str) -> Any:
         if name.lower() == "x-do":
             pairs = [word.partition("=") for word in value.split()]
@@ -53,6 +65,11 @@ class Rewriter(Milter.Base):  # type: ignore[misc]
             self.replacebody(piece.upper())
         if "nul" in words:
             self.replacebody(b"a\0b")
+        if "rcpt" in words:
+            self.addrcpt("<added@example.com>", "NOTIFY=NEVER")
+            self.chgfrom("<other@example.net>", "RET=HDRS ENVID=rewritten")
+        if self._refused:
+            self.addheader("X-Refused", self._refused)
         if words:
             self.addheader("X-Done", " ".join(words))
             self.chgheader("Subject", 1, "rewritten")
@@ -60,5 +77,8 @@ class Rewriter(Milter.Base):  # type: ignore[misc]
 
 
 Milter.factory = Rewriter
-Milter.set_flags(Milter.CHGBODY | Milter.CHGHDRS | Milter.ADDHDRS)
+Milter.set_flags(
+    Milter.CHGBODY | Milter.CHGHDRS | Milter.ADDHDRS | Milter.ADDRCPT | Milter.CHGFROM
+    | Milter.ADDRCPT_PAR
+)  # fmt: skip
 Milter.runmilter("rewriter", sys.argv[1], 240)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from tests.rig.ground import ROOT, UNPACKED, Process, expect, peer_environment, wait_until
+from tests.rig.ground import PEER, ROOT, UNPACKED, Process, expect, peer_environment, wait_until
 from tests.rig.node import Rig
 from tests.rig.peers import Arrived, Client, Sink
+from tests.rig.postfix import Keeper
 from tests.rig.scenario_milter import OpenDkim
 
 MEBIBYTE = 1 << 20
@@ -85,9 +86,39 @@ def scenario_pymilter_refused(rig: Rig) -> None:
     expect(answer.startswith(b"250"), f"the next one hears {answer!r}")
     sink.wait(1)
     expect(len(sink.messages()) == 1, f"there arrived {len(sink.messages())} messages")
-    log = rig.log()
     for words in ("the new body cannot be taken: NUL octet", "answers again"):
-        expect(words in log, f"the log lacks {words!r}")
+        rig.wait_log(words)
+
+
+def scenario_pymilter_envelope(rig: Rig) -> None:
+    """A filter hears of recipients that are not taken, and of header fields without an answer each; who
+    it adds, and the sender that it puts in, come with their parameters, as Postfix sees them.
+    """
+    server, filtered = Keeper(rig), Rewriter(rig)
+    server.start()
+    filtered.start()
+    connector = f"""
+        - name: hub
+          kind: smtp
+          bridgeheads: ["{PEER}:25"]
+          address-spaces: [{{domain: example.com}}, {{domain: example.org}}]
+    """
+    rig.online(extra=_policies(filtered.socket), connectors=connector)
+    client = Client(rig)
+    client.hello()
+    client.say(b"MAIL FROM:<s@example.net> RET=FULL ENVID=old")
+    answer = client.say(b"RCPT TO:<x@nowhere.example>")
+    expect(answer.startswith(b"550"), f"a recipient without a way hears {answer!r}")
+    answer = _send(client, "rcpt", b"kept\r\n", begun=True)
+    expect(answer.startswith(b"250"), f"the message hears {answer!r}")
+    [kept] = server.wait(1)
+    asked = kept.records("named_attribute")
+    for wanted in ("envelope_id=rewritten", "ret_flags=2", "notify_flags=1"):
+        expect(wanted in asked, f"{wanted} is not among {asked}")
+    expect(kept.records("sender") == ["other@example.net"], f"it is from {kept.records('sender')}")
+    expect("added@example.com" in kept.records("recipient"), "the added recipient is not there")
+    expect("X-Refused: <x@nowhere.example> 5." in kept.text, f"X-Refused is not in {kept.text!r}")
+    expect("mta/milter[" not in rig.log(), "the log complains about a filter")
 
 
 class Rewriter:
@@ -120,8 +151,10 @@ def _policies(*sockets: str) -> str:
     return f"policies: [{', '.join(blocks)}]"
 
 
-def _send(client: Client, do: str, body: bytes) -> bytes:
-    for line in (b"MAIL FROM:<s@example.net>", b"RCPT TO:<b@example.com>", b"DATA"):
+def _send(client: Client, do: str, body: bytes, begun: bool = False) -> bytes:
+    """One message; with `begun` MAIL was said already."""
+    mail = () if begun else (b"MAIL FROM:<s@example.net>",)
+    for line in (*mail, b"RCPT TO:<b@example.com>", b"DATA"):
         answer = client.say(line)
         if not answer or answer[:1] not in b"23":
             return answer

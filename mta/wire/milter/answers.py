@@ -32,7 +32,7 @@ class Decision(enum.Enum):
     DISCARD = b"d"
     SHUT_DOWN = b"4"
     SKIP = b"s"
-    """Enough of the body: go on to the end."""
+    """Enough of these: no more header fields, say, or no more of the body."""
     PROGRESS = b"p"
     """None yet: the filter needs more time."""
     FAIL = b"f"
@@ -61,14 +61,18 @@ class ChangeField:
 
 @dataclass(frozen=True, slots=True)
 class ChangeSender:
-    """`address` without brackets; b"" is the null reverse-path."""
+    """`address` without brackets; b"" is the null reverse-path. `parameters` as behind MAIL."""
 
     address: bytes
+    parameters: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class AddRecipient:
+    """`parameters` as behind RCPT."""
+
     address: bytes
+    parameters: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +154,10 @@ def parse_change(letter: bytes, payload: bytes) -> Change:
         return AddRecipient(_address(*_texts(payload, 1)))
     if letter == b"-":
         return DeleteRecipient(_address(*_texts(payload, 1)))
-    if letter == b"e":
-        address, _, parameters = payload.partition(b"\0")
-        if parameters.strip(b"\0 "):
-            raise _broken("parameters of a sender, which are not taken", parameters)
-        return ChangeSender(_address(*_texts(address + b"\0", 1)))
+    if letter in (b"2", b"e"):
+        address, *others = _texts(payload, 2 if payload.count(b"\0") > 1 else 1)
+        kind = AddRecipient if letter == b"2" else ChangeSender
+        return kind(_address(address), *others)
     if letter == b"q":
         return Quarantine(printable(_texts(payload, 1)[0]))
     raise _broken("a change that is not carried out", letter + payload)

@@ -52,10 +52,11 @@ ACTIONS: Final = (
     | Action.CHANGE_SENDER
     | Action.NAME_MACROS
     | Action.REPLACE_BODY
+    | Action.ADD_RECIPIENT_PARAMETERS
 )
 """What is offered."""
-STEPS: Final = Step(0x1FFFFF) & ~Step.REFUSED_RCPT
-"""What is offered. Recipients that were refused before are no filter's matter."""
+STEPS: Final = Step(0x1FFFFF)
+"""What is offered. (Commands that nobody knows are told to no filter, whether it wants or not.)"""
 
 MOST_CHANGES: Final = 1000
 MOST_CHANGED_OCTETS: Final = 1_048_576
@@ -88,9 +89,9 @@ ANSWERS: Final = {
     Stage.CONNECT: _ALWAYS,
     Stage.HELO: _ALWAYS,
     Stage.MAIL: _OF_A_MESSAGE,
-    Stage.RCPT: _OF_A_MESSAGE,
+    Stage.RCPT: _OF_A_MESSAGE | {Decision.SKIP},
     Stage.DATA: _OF_A_MESSAGE,
-    Stage.HEADER: _OF_A_MESSAGE,
+    Stage.HEADER: _OF_A_MESSAGE | {Decision.SKIP},
     Stage.EOH: _OF_A_MESSAGE,
     Stage.BODY: _OF_A_MESSAGE | {Decision.SKIP},
     Stage.END: _OF_A_MESSAGE,
@@ -250,7 +251,7 @@ class Dialogue:
         self._asked: Stage | None = Stage.NEGOTIATION
         self._last = Stage.NEGOTIATION
         self._is_open = False
-        self._is_sated = False
+        self._sated: set[Stage] = set()
         self._changes: list[Change] = []
         self._changed_octets = 0
         offer = numbers(VERSION, ACTIONS, STEPS)
@@ -268,7 +269,7 @@ class Dialogue:
     @property
     def wants_body(self) -> bool:
         """More of this message's body would be heard."""
-        return not (self._is_sated or self.steps & Step.NO_BODY)
+        return not (Stage.BODY in self._sated or self.steps & Step.NO_BODY)
 
     def ask(self, questions: Iterable[Question]) -> Verdict | None:
         """Ask them one after the other, until one of them is decided. None: answers are awaited.
@@ -335,7 +336,7 @@ class Dialogue:
         if decision is Decision.SKIP:
             if not self.steps & Step.SKIP:
                 raise self._broken("SKIP, which was not negotiated")
-            self._is_sated = True
+            self._sated.add(stage)
             decision = Decision.CONTINUE
         if stage is Stage.END:
             self._is_open = False
@@ -360,7 +361,8 @@ class Dialogue:
             stage = self._last = question.stage
             if stage is Stage.MAIL:
                 self.abort()
-                self._is_open, self._is_sated = True, False
+                self._is_open = True
+                self._sated.clear()
             if self._is_unwanted(stage):
                 continue
             macros = self._chosen(question)
@@ -373,7 +375,7 @@ class Dialogue:
         return Verdict(Decision.CONTINUE, self._last)
 
     def _is_unwanted(self, stage: Stage) -> bool:
-        if stage is Stage.BODY and self._is_sated:
+        if stage in self._sated:
             return True
         if self.version < _SINCE.get(stage, OLDEST_VERSION):
             return True
