@@ -1196,6 +1196,13 @@ class IContentEditor(IPolicy):
     """
 
 
+class ISigner(IPolicy):
+    """Add-on marker of IPolicy: in the end hook it vouches for the content as it stands there. No
+    IContentEditor may stand behind it: where the factories name these two as what they provide,
+    that is refused when the configuration is read, otherwise at the start.
+    """
+
+
 class IDeliveryPolicy(IPolicy):
     """Add-on of IPolicy: wants to hear what became of messages."""
 

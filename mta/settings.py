@@ -305,3 +305,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=_key, populate_by_name=True
     )
+
+
+class WaitingSettings(Settings):
+    """The block of a policy that waits for something before it answers."""
+
+    def longest_waits(self) -> dict[tuple[str, ...], float]:
+        """By the key that bounds it (its path in the block): how many seconds one answer may take.
+        Each must be less than `intake.policy-timeout`; that is checked with the configuration.
+        """
+        return {}

@@ -52,6 +52,7 @@ from mta.model import (
     VirtualServer,
 )
 from mta.policy.certificates import CertificateRule
+from mta.policy.chain import check_order
 from mta.policy.new_body import Bounds
 from mta.policy.priority import PriorityRule
 from mta.policy.submission import SubmissionRule
@@ -123,6 +124,7 @@ class Bridgehead:
         builder = IRoutingBuilder(self._create(config.routing))
         routing = IRouting(builder.build(tuple(pair[0] for pair in connectors.values())))
         policies = [IPolicy(self._create(block)) for block in config.policies]
+        check_order(policies)
         self._config = config
         self._connectors: dict[str, tuple[Connector, IAssociationKind]] = connectors
         self.routing = routing

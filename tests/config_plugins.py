@@ -13,14 +13,26 @@ from mta.interfaces import (
     IAuthenticator,
     IClusterResource,
     IConnectorFactory,
+    IContentEditor,
     IListenerKind,
     IPluginFactory,
     IPolicy,
     IRoutingBuilder,
+    ISigner,
     ISpool,
     ISurroundings,
 )
-from mta.settings import Boolean, Count, Duration, Network, Port, SecretFileSetting, Settings, Size
+from mta.settings import (
+    Boolean,
+    Count,
+    Duration,
+    Network,
+    Port,
+    SecretFileSetting,
+    Settings,
+    Size,
+    WaitingSettings,
+)
 
 
 class ClusterSettings(Settings):
@@ -80,6 +92,13 @@ class PickySettings(Settings):
         return self
 
 
+class PatientSettings(WaitingSettings):
+    delay: Duration = Field(default=20.0, description="How long it waits.")
+
+    def longest_waits(self) -> dict[tuple[str, ...], float]:
+        return {("delay",): self.delay}
+
+
 class BrokenSettings(Settings):
     word: str = Field(default="", description="A word.")
 
@@ -124,14 +143,16 @@ FACTORIES: tuple[Any, ...] = (
     Factory("picky", IPolicy, PickySettings),
     Factory("ledger", IAuthenticator, PickySettings),
     Factory("stumbling", IPolicy, BrokenSettings),
+    Factory("patient", IContentEditor, PatientSettings),
+    Factory("seal", ISigner, Nothing),
 )
 
 
 def find(interface: type[Interface], name: str) -> Any:
     for factory in FACTORIES:
-        if factory.provides is interface and factory.name == name:
+        if factory.provides.isOrExtends(interface) and factory.name == name:
             return factory
-    names = sorted(f.name for f in FACTORIES if f.provides is interface)
+    names = sorted(f.name for f in FACTORIES if f.provides.isOrExtends(interface))
     raise PluginError(f"no plugin is named {name!r}", f"there are {', '.join(names)}")
 
 

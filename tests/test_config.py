@@ -492,6 +492,48 @@ class MistakeTests(SynchronousTestCase):
                 self.assertIn(f"listeners[0].{place}: ", line)
                 self.assertIn(words, line)
 
+    def test_signers_stand_last(self) -> None:
+        """A policy that signs stands behind all that change content, and each in a wrong place is one
+        mistake, which says whom to put it behind.
+        """
+
+        def policies(*names: str) -> str:
+            return SAMPLE + "policies:\n" + "".join(f"  - policy: {name}\n" for name in names)
+
+        for names in (
+            ("seal",),
+            ("patient", "seal"),
+            ("picky", "patient", "picky", "seal", "picky"),
+        ):
+            self.assertEqual([], lines(policies(*names)))
+        said = ("seal: patient in line 34 stands behind it", "put it behind that one")
+        self.one(policies("seal", "picky", "patient"), "31:13", *["policies[0].policy:"])
+        self.one(policies("picky", "seal", "picky", "patient"), "32:13", *said)
+        self.one(policies("seal", "patient", "patient"), "31:13", "patient in line 33")
+        self.assertEqual(2, len(lines(policies("seal", "patient", "seal", "patient"))))
+
+    def test_policies_answer_in_time(self) -> None:
+        """A policy that may wait longer than its clients do is one mistake, where it was made: at its
+        own key, or at intake.policy-timeout where that was written later, or alone.
+        """
+        waits = "policies:\n  - {{policy: picky}}\n  - {{policy: patient, delay: {}}}\n"
+        plain = "policies:\n  - policy: patient\n"
+        self.assertEqual([], lines(SAMPLE + waits.format("59s")))
+        words = ("patient may take 60 s for one answer", "after 60 s", "policy-timeout more")
+        self.one(SAMPLE + waits.format("60s"), "32:30", "policies[1].delay: ", *words)
+        self.assertEqual(
+            [], lines(SAMPLE + waits.format("60s") + "intake: {policy-timeout: 61s}\n")
+        )
+        shorter = "intake: {policy-timeout: 20s}\n"
+        said = ("intake.policy-timeout: 20 s", "lets patient take", "give more")
+        self.one(SAMPLE + plain + shorter, "32:26", *said, "policies[0].delay")
+        self.one(SAMPLE + shorter + plain, "30:26", *said)
+        self.one(SAMPLE + waits.format("30s") + shorter, "33:26", *said)
+        self.one(SAMPLE + shorter + waits.format("30s"), "33:30", "may take 30 s", "after 20 s")
+        self.one(SAMPLE + plain + "  - policy: patient\n" + shorter, "33:26", *said)
+        two = "  - {policy: patient, delay: 70s}\n"
+        self.assertEqual(2, len(lines(SAMPLE + "policies:\n" + two * 2)))
+
     def test_postmaster(self) -> None:
         """The postmaster's own mail goes somewhere."""
         text = changed('\n      - {domain: "*", cost: 50}', "")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
 from pydantic import ValidationError
 from twisted.trial.unittest import SynchronousTestCase
 
+from mta.config.errors import ConfigErrors
+from mta.config.load import load
 from mta.model import Reply
+from mta.plugins.find import Catalogue
 from mta.policy.milter import Milter, MilterSettings
 from mta.telemetry import Notice, Rejected
 from mta.testing.policy_suite import IPolicyTests
 from mta.testing.surroundings import MemorySurroundings
+from tests.config_plugins import SAMPLE
 from tests.intake_ground import MESSAGE, House, address
 from tests.memory_filter import CONTINUE, EVERYTHING, MemoryFilter, said
 from tests.milter_ground import LATER, SOCKET, Ground, codes
@@ -452,6 +457,40 @@ class SettingsTests(SynchronousTestCase):
             with self.assertRaises(ValidationError) as caught:
                 MilterSettings(socket=text)
             self.assertIn("write unix:/run/opendkim/opendkim.sock", str(caught.exception))
+
+    def mistakes(self, *policies: str, more: str = "") -> list[str]:
+        """What the configuration says of such `policies`."""
+        blocks = "".join(f"  - {{{policy}}}\n" for policy in policies)
+        try:
+            load(f"{SAMPLE}policies:\n{blocks}{more}", "mta.yaml", Catalogue().find)
+        except ConfigErrors as errors:
+            return [str(mistake) for mistake in errors.mistakes]
+        return []
+
+    def test_times(self) -> None:
+        """A filter that may take longer than a client waits for it is refused at the key's place; as it
+        comes it fits.
+        """
+        milter = f"policy: milter, socket: '{SOCKET}'"
+        self.assertEqual(self.mistakes(milter), [])
+        self.assertEqual(self.mistakes(milter, more="intake: {policy-timeout: 51s}\n"), [])
+        [line] = self.mistakes(f"{milter}, timeouts: {{end: 2m}}")
+        self.assertIn("policies[0].timeouts.end: milter may take 120 s for one answer", line)
+        [line] = self.mistakes(f"{milter}, timeouts: {{command: 50s}}")
+        self.assertIn("policies[0].timeouts.command: milter may take 60 s", line)
+        [line] = self.mistakes(milter, more="intake: {policy-timeout: 30s}\n")
+        self.assertIn("intake.policy-timeout: 30 s: policies[0].timeouts.command lets", line)
+
+    def test_before_what_signs(self) -> None:
+        """The policy `dkim` stands behind every filter, or the configuration is refused."""
+        path = os.path.abspath(self.mktemp())
+        with open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
+            file.write("a key\n")
+        domains = f"domains: [{{domain: example.org, selector: s1, key-file: {path}}}]"
+        dkim, milter = f"policy: dkim, {domains}", f"policy: milter, socket: '{SOCKET}'"
+        self.assertEqual(self.mistakes(milter, milter, dkim), [])
+        [line] = self.mistakes(milter, dkim, milter)
+        self.assertIn("policies[1].policy: dkim: milter in line 33 stands behind it", line)
 
     def test_defaults(self) -> None:
         """Unless told otherwise, what is not filtered waits."""

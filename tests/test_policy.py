@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
+from zope.interface import directlyProvides, implementer
 from zope.interface.verify import verifyObject
 
 from mta.errors import PluginError
-from mta.interfaces import IDeliveryPolicy, IPolicy, ITransaction
+from mta.interfaces import IContentEditor, IDeliveryPolicy, IPolicy, ISigner, ITransaction
 from mta.model import Address, PeerInfo, Reply, VirtualServer
-from mta.policy.chain import ASKED, FAULT, HOOKS, TOLD, Chain
+from mta.policy.chain import ASKED, FAULT, HOOKS, TOLD, Chain, check_order
 from mta.policy.greeting import GreetDelay, GreetDelaySettings
 from mta.policy.rate import TOO_MANY, RateLimits, RateSettings
 from mta.policy.relay import RelayRule
@@ -237,6 +237,19 @@ class ChainTests(SynchronousTestCase):
         chain.stop()
         self.telemetry.event(event)
         self.assertEqual(len(watching.heard), 2)
+
+    def test_order_of_signers(self) -> None:
+        """Whoever changes content behind one that signs is refused by both names, whatever their
+        factories say.
+        """
+        signer, editor, other = Saying("seal", None), Saying("edit", None), Saying("other", None)
+        directlyProvides(signer, ISigner)
+        directlyProvides(editor, IContentEditor)
+        check_order([editor, editor, other, signer, other])  # type: ignore[list-item]
+        with self.assertRaises(PluginError) as caught:
+            check_order([other, signer, other, editor])  # type: ignore[list-item]
+        self.assertIn("policy edit may change what seal has signed", str(caught.exception))
+        self.assertIn("put seal behind it", str(caught.exception))
 
     def test_unknown_hook(self) -> None:
         """A misspelt hook refuses the start with the name that was meant."""

@@ -103,7 +103,11 @@ class _Loading:
         before = len(tree.mistakes)
         connectors = self._list(Selection.CONNECTOR, self._connector)
         connectors_are_right = len(tree.mistakes) == before and "connectors" in tree.root
+        before = len(tree.mistakes)
         policies = self._list(Selection.POLICY, self._policy)
+        if len(tree.mistakes) == before:
+            rules.signers_last(tree, policies)
+            rules.answers_in_time(tree, single["intake"], policies)
         auth = None
         if Selection.AUTH.block in tree.root:
             auth = self._plugin_block(Selection.AUTH, (Selection.AUTH.block,))

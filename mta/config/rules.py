@@ -12,10 +12,11 @@ from typing import Any
 from mta.config.names import covers
 from mta.config.schema import ConnectorBlock, ListenerBlock, PluginBlock
 from mta.config.validate import keys_of
-from mta.config.walker import Path, Tree
-from mta.interfaces import IConnectorFactory, IPluginFactory
+from mta.config.walker import Path, Tree, path_text
+from mta.interfaces import IConnectorFactory, IContentEditor, IPluginFactory, ISigner
 from mta.model import Address, Sharing
 from mta.plugins.find import nearest
+from mta.settings import WaitingSettings
 
 STANDALONE = "standalone"
 """The cluster resource with a single node, under which nothing is shared."""
@@ -193,6 +194,54 @@ def exceptions_meet_somebody(tree: Tree, connectors: list[ConnectorBlock]) -> No
                     ("connectors", index, "tls-exceptions", number, "domain"),
                     f"{each.domain}: no bridgehead of this connector has such a name; the domain of"
                     " the mail decides with `delivery: mx` only",
+                )
+
+
+def signers_last(tree: Tree, policies: list[PluginBlock]) -> None:
+    """What one policy vouches for none behind it may change. All of `policies` are right."""
+    editors = [i for i, b in enumerate(policies) if b.factory.provides.isOrExtends(IContentEditor)]
+    for index, block in enumerate(policies):
+        if not block.factory.provides.isOrExtends(ISigner) or not editors or index > editors[-1]:
+            continue
+        path = ("policies", index, "policy")
+        line = tree.mark(("policies", editors[-1], "policy")).line
+        tree.report(
+            path,
+            f"{block.name}: {policies[editors[-1]].name} in line {line} stands behind it and may"
+            " change what it has signed; put it behind that one",
+        )
+
+
+def answers_in_time(tree: Tree, intake: Any, policies: list[PluginBlock]) -> None:
+    """No policy may wait so long that its clients are answered for it. All of `policies` are right.
+
+    What is said is said of the key that was written later, and of `policy-timeout` once.
+    """
+    if intake is None:
+        return
+    limit, bound = intake.policy_timeout, ("intake", "policy-timeout")
+    told = False
+    for index, block in enumerate(policies):
+        if not isinstance(block.settings, WaitingSettings):
+            continue
+        for keys, seconds in block.settings.longest_waits().items():
+            path: Path = ("policies", index, *keys)
+            if seconds < limit:
+                continue
+            if path in tree.values and (
+                bound not in tree.values or tree.mark(bound).line < tree.mark(path).line
+            ):
+                tree.report(
+                    path,
+                    f"{block.name} may take {seconds:g} s for one answer, and is cut off after"
+                    f" {limit:g} s; take less, or give intake.policy-timeout more (240s at most)",
+                )
+            elif not told:
+                told = True
+                tree.report(
+                    bound,
+                    f"{limit:g} s: {path_text(path)} lets {block.name} take {seconds:g} s for one"
+                    " answer; give more (240s at most), or let it take less",
                 )
 
 

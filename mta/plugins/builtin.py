@@ -17,10 +17,12 @@ from mta.interfaces import (
     IAuthenticator,
     IClusterResource,
     IConnectorFactory,
+    IContentEditor,
     IListenerKind,
     IPluginFactory,
     IPolicy,
     IRoutingBuilder,
+    ISigner,
     ISpool,
     ISurroundings,
 )
@@ -171,14 +173,14 @@ least_cost = BuiltIn(
 )
 milter = BuiltIn(
     "milter",
-    IPolicy,
+    IContentEditor,
     "mta.policy.milter:Milter",
     "mta.policy.milter:MilterSettings",
     purposes=frozenset({"filter"}),
 )
 dkim = BuiltIn(
     "dkim",
-    IPolicy,
+    ISigner,
     "mta.policy.dkim:Dkim",
     "mta.policy.dkim:DkimSettings",
 )

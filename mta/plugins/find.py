@@ -277,8 +277,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def kind_of(interface: Any) -> str:
-    """ISpool -> Spool."""
-    return str(interface.__name__).removeprefix("I")
+    """ISpool -> Spool. An add-on is of the kind of its contract: IContentEditor -> Policy."""
+    return str(interface.__iro__[-2].__name__).removeprefix("I")
 
 
 def _is_offered(candidate: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 
 from mta.errors import PluginError
-from mta.interfaces import IClock, IContentEditor, IDeliveryPolicy, IPolicy
+from mta.interfaces import IClock, IContentEditor, IDeliveryPolicy, IPolicy, ISigner
 from mta.model import Reply
 from mta.policy.transaction import Transaction
 from mta.telemetry import Event, Telemetry, Transferred
@@ -256,6 +256,20 @@ class Chain(Leg):
                     str(PluginError(f"policy {name}, delivered", repr(error))),
                     event.queue_id,
                 )
+
+
+def check_order(policies: Sequence[IPolicy]) -> None:
+    """@raise PluginError: one vouches for content that a later one may change."""
+    signer = ""
+    for policy in policies:
+        if signer and IContentEditor.providedBy(policy):
+            raise PluginError(
+                f"policy {policy_name(policy)} may change what {signer} has signed before it",
+                "what is changed no signature holds for",
+                f"put {signer} behind it in `policies`",
+            )
+        if ISigner.providedBy(policy):
+            signer = policy_name(policy)
 
 
 def _divided(policies: Sequence[IPolicy]) -> tuple[Sequence[IPolicy], Sequence[IPolicy]]:

@@ -3,7 +3,7 @@
 Law: nothing is signed for a client that may not relay, and only for the domain of the one address
 in From. What cannot be signed goes on as it is, with one line that says why; nobody is refused
 here. What is signed is what is stored: the fields that stand before the content too, as far as they
-are there when this policy is asked. So it stands last in the list.
+are there when this policy is asked. So it stands behind all that change content (ISigner).
 
 RFC 6376 (5.1: who may be signed for, 5.3: only text has lines), RFC 8463, RFC 8301.
 """
@@ -16,7 +16,7 @@ from typing import Final
 from pydantic import Field, field_validator
 from zope.interface import implementer
 
-from mta.interfaces import IPolicy, IStoredForm, ISurroundings, ITransaction
+from mta.interfaces import ISigner, IStoredForm, ISurroundings, ITransaction
 from mta.model import ContentForm
 from mta.policy.dkim_keys import Keyring, SigningSettings
 from mta.settings import Settings
@@ -58,7 +58,7 @@ class _Message:
     text: TextScan | None = None
 
 
-@implementer(IPolicy)
+@implementer(ISigner)
 class Dkim:
     """Asked about every message; costs one that is not signed three calls and its From field."""
 

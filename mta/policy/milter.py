@@ -19,7 +19,7 @@ from zope.interface import implementer
 from mta.interfaces import IContentEditor, ISurroundings, ITransaction
 from mta.policy.milter_consultation import Answer, Consultation
 from mta.policy.milter_outage import Outage
-from mta.settings import Duration, Settings, parse_port
+from mta.settings import Duration, Settings, WaitingSettings, parse_port
 
 _LONGEST_PATH: Final = 107
 """Octets of a UNIX socket's path."""
@@ -46,9 +46,7 @@ def parse_filter_socket(value: Any) -> str:
 
 
 class MilterTimeouts(Settings):
-    """The `timeouts:` of a filter. One hook takes `connect` and one of the others at most, together
-    less than `intake.policy-timeout`: behind that a client hears 451 whatever `on-failure` says.
-    """
+    """The `timeouts:` of a filter. A connection is opened for a command, never at the end."""
 
     connect: Duration = Field(
         default=10.0, gt=0.0, le=10.0, description="For the connection, and for what is agreed."
@@ -63,11 +61,12 @@ class MilterTimeouts(Settings):
         default=50.0,
         gt=0.0,
         description="For its word about the whole message. A filter that asks for more time gets"
-        " it anew, until intake.policy-timeout (60s) has passed; that must be longer than these.",
+        " it anew, until intake.policy-timeout (60s) has passed. That must be longer than this, and"
+        " than connect and command together: behind it clients hear 451 whatever on-failure says.",
     )
 
 
-class MilterSettings(Settings):
+class MilterSettings(WaitingSettings):
     """The keys of a `milter` policy."""
 
     socket: Annotated[str, BeforeValidator(parse_filter_socket)] = Field(
@@ -83,6 +82,13 @@ class MilterSettings(Settings):
     timeouts: MilterTimeouts = Field(
         default_factory=MilterTimeouts, description="How long the filter may take."
     )
+
+    def longest_waits(self) -> dict[tuple[str, ...], float]:
+        times = self.timeouts
+        return {
+            ("timeouts", "command"): times.connect + times.command,
+            ("timeouts", "end"): times.end,
+        }
 
 
 @implementer(IContentEditor)
