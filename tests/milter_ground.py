@@ -40,7 +40,7 @@ class Ground:
         results: list[Any] = []
         answer.addBoth(results.append)
         self.clock.advance(seconds)
-        for patience in (*[0.0] * 300, self.patience_seconds, *[0.0] * 300):
+        for patience in (*[0.0] * 300, self.patience_seconds) * 3:  # once for each filter
             if results:
                 return results[0]
             self.clock.advance(patience)

@@ -23,6 +23,14 @@ from tests.memory_filter import CONTINUE, MemoryFilter, said
 from tests.milter_ground import LATER, SOCKET, Ground, codes
 
 
+def behind(ground: Ground, memory: MemoryFilter) -> None:
+    """A second filter stands behind the ground's."""
+    where = "tcp:127.0.0.1:8891"
+    ground.surroundings.network.serve_service(where, memory)
+    second = Milter(MilterSettings(socket=where), ground.surroundings)
+    ground.house = House((ground.policy, second))
+
+
 class FailureTests(SynchronousTestCase):
     def test_tempfail_by_default(self) -> None:
         """Wherever a filter dies, the message waits with its sender; the next one asks anew."""
@@ -191,17 +199,35 @@ ANY_ANSWER = st.one_of(
     ),
     st.sampled_from((said(b"p") + CONTINUE, CONTINUE + CONTINUE, said(b"y", b"451 x\0"))),
     st.lists(
-        st.builds(said, st.sampled_from([bytes([i]) for i in b"hi+-eqmb"]), st.binary(max_size=20)),
+        st.builds(
+            said, st.sampled_from([bytes([i]) for i in b"hi+-2eqmbbb"]), st.binary(max_size=20)
+        ),
         max_size=3,
     ).map(lambda changes: b"".join(changes) + CONTINUE),
+    st.builds(
+        lambda body, change, end: said(b"b", body) + change + end,
+        st.binary(max_size=30),
+        st.sampled_from(
+            (
+                b"",
+                said(b"2", b"<c@example.com>\0NOTIFY=NEVER\0"),
+                said(b"2", b"<c@example.com>\0NOTIFY=\0"),
+                said(b"e", b"<>\0RET=FULL\0"),
+                said(b"m", struct.pack(">I", 1) + b"A\0\0"),
+            )
+        ),
+        st.sampled_from((CONTINUE, said(b"a"), said(b"t"), said(b"d"), b"", said(b"z"))),
+    ),
 )
+ANY_ANSWERS = st.dictionaries(st.sampled_from("CHMRTLNBE"), ANY_ANSWER, max_size=4)
 
 
 class AnyFilterTests(SynchronousTestCase):
     @given(
-        answers=st.dictionaries(st.sampled_from("CHMRTLNBE"), ANY_ANSWER, max_size=4),
+        answers=ANY_ANSWERS,
+        others=st.one_of(st.none(), ANY_ANSWERS),
         negotiation=st.one_of(st.none(), st.none(), st.binary(max_size=30)),
-        steps=st.sampled_from((0, 0x80, 0x400, 0x100000)),
+        steps=st.sampled_from((0, 0x80, 0x400, 0x800, 0xFF000, 0x100000)),
         on_failure=st.sampled_from(sorted(REPLIES)),
         chunked=st.booleans(),
     )
@@ -209,26 +235,38 @@ class AnyFilterTests(SynchronousTestCase):
     def test_any_filter(
         self,
         answers: dict[str, Any],
+        others: dict[str, Any] | None,
         negotiation: bytes | None,
         steps: int,
         on_failure: str,
         chunked: bool,
     ) -> None:
-        """Whatever a filter says or does not say, a client has an answer to each command in time,
-        no policy fault is logged, and nothing stays open behind it.
+        """Whatever filters say or do not say, a client has an answer to each command in time, no
+        policy fault is logged, nothing stays open behind it, and of all bodies that were begun one
+        is in the store, or none.
         """
         ground = Ground(MemoryFilter(**answers), **{"on-failure": on_failure})
         ground.filter.negotiation, ground.filter.steps = negotiation, steps
         ground.patience_seconds = 50.0
+        if others is not None:
+            behind(ground, MemoryFilter(**others))
         replies = list(ground.connect())
         if not replies[0]:
-            replies += ground.send(b"A: b\r\n\r\n..x\r\n", b"y" * 70_000 + b"\r\n", chunked=chunked)
+            replies += ground.envelope("x@nowhere.example", "b@example.com")
+            if replies[-1] is None:
+                content = (b"A: b\r\n\r\n..x\r\n", b"y" * 70_000 + b"\r\n")
+                replies.append(ground.content(*content, chunked=chunked))
         for reply in replies:
             self.assertTrue(reply is None or reply.code == 250 or 400 <= reply.code <= 599)
         ground.reception.closed("", "")
         for _ in range(3):
             ground.clock.advance(QUIT_SECONDS)
         self.assertEqual(ground.filter.open_ends, 0)
+        stagings = ground.house.spool.stagings
+        kept = [s for s in stagings if not s.is_aborted]
+        self.assertEqual(
+            [s.committed is not None for s in kept], [True] * len(ground.house.offered)
+        )
         self.assertEqual([n for n in ground.house.kinds(Notice) if n.level == "error"], [])
         self.assertEqual(ground.clock.reactor.getDelayedCalls(), [])
 

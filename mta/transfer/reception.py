@@ -285,7 +285,8 @@ class Reception:
         desk, transaction = self._desk, self._present()
         decided = desk.relay.decide(recipient, self._association.admitted)
         if isinstance(decided, Reply):
-            return self._refused_recipient(decided, candidate(recipient, recipient, parameters))
+            refused = candidate(recipient, recipient, parameters)
+            return self._refused_recipient(decided, refused, recipient)
         chosen = transaction.recipient = candidate(recipient, decided, parameters)
         answer = desk.chain.ask("rcpt", transaction)
         if answer is None and transaction.recipient is chosen:
@@ -313,12 +314,10 @@ class Reception:
         transaction.keep(final)
         return None
 
-    def _refused_recipient(
-        self, reply: Reply, refused: Recipient, named: Address | None = None
-    ) -> Answer:
+    def _refused_recipient(self, reply: Reply, refused: Recipient, named: Address) -> Answer:
         """Whoever wants to hear of it does, before the client does."""
         desk, transaction = self._desk, self._present()
-        self._refused(reply, "RCPT", named or refused.address)
+        self._refused(reply, "RCPT", named)
         if not desk.tells_refusals:
             return reply
         transaction.recipient, transaction.refusal = refused, reply
@@ -494,8 +493,7 @@ class Reception:
         """A policy has put another body in the place of the one that came."""
         self._staging, self._text = body.staging, body.text
         self._has_eight_bits = body.has_eight_bits
-        if self._scan is not None:
-            self._scan.is_separated = True
+        self._content()[1].is_separated = True
 
     def _end_answered(
         self, reply: Reply | None, lowered: bytes, hops: int
