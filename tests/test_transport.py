@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import inspect
+import os
 import select
 import socket
+import weakref
 
-from twisted.internet import abstract, base, epollreactor, error, main, tcp
+from OpenSSL import SSL
+from twisted.internet import _newtls, abstract, base, epollreactor, error, main, tcp
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.protocols import tls
 from twisted.trial.unittest import SynchronousTestCase
 
+from mta.association.tls import _Accepting
 from mta.association.transport import (
     IP_BIND_ADDRESS_NO_PORT,
     TCP_USER_TIMEOUT,
@@ -24,6 +31,7 @@ from mta.association.transport import (
     send_now,
 )
 from mta.model import FourTuple
+from mta.testing.certificates import Authority
 from mta.testing.sockets import PaperKernel, PaperSocket
 
 
@@ -122,6 +130,16 @@ class TwistedAsWeKnowIt(SynchronousTestCase):
         )
         self.assertIn("self.socket.recv(self.bufferSize)", source(tcp.Connection.doRead))
         self.assertIn("self.protocol.dataReceived(data)", source(tcp.Connection._dataReceived))
+
+    def test_tls_layer(self) -> None:
+        """What we tell the layer above at the end, and take back, is what it looks at and gave."""
+        self.assertIs(tls.TLSMemoryBIOProtocol._handshakeDone, False)
+        self.assertIs(tls.TLSMemoryBIOProtocol._lostTLSConnection, False)
+        source = inspect.getsource(tls.TLSMemoryBIOProtocol.connectionLost)
+        self.assertIn("if not self._lostTLSConnection:", source)
+        source = inspect.getsource(_newtls.startTLS)
+        for name in ("getHandle", "getPeerCertificate"):
+            self.assertIn(f"transport.{name} = tlsProtocol.{name}", source)
 
     def test_kernel_constants(self) -> None:
         """A real socket takes every option that we set."""
@@ -344,6 +362,41 @@ class DirectSendAndAbort(SynchronousTestCase):
         self.assertFalse(self.socket.closes_with_reset)
         self.assertLess(self.socket.index("shutdown"), self.socket.index("close"))
         self.assertEqual(self.closed, [self.transport])
+
+    def test_leaves_no_circle_under_tls(self) -> None:
+        """What has ended is freed in that moment, TLS and all, though its peer just went away."""
+        directory = self.mktemp()
+        os.mkdir(directory)
+        pair = Authority().issue(directory, "bridgehead.example.org")
+        context = SSL.Context(SSL.TLS_METHOD)
+        context.use_certificate_chain_file(pair.chain)
+        context.use_privatekey_file(pair.key)
+        peer = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        peer.set_connect_state()
+        self.transport.startTLS(_Accepting(context))
+        for _ in range(3):
+            with contextlib.suppress(SSL.WantReadError):
+                peer.do_handshake()
+            with contextlib.suppress(SSL.WantReadError):
+                self.socket.inbox.append(peer.bio_read(65536))
+                self.transport.doRead()
+            while self.transport in self.reactor.writers:
+                self.transport.doWrite()
+            if self.socket.sent:
+                peer.bio_write(bytes(self.socket.sent))
+                self.socket.sent.clear()
+        peer.send(b"NOOP\r\n")
+        self.socket.inbox.append(peer.bio_read(65536))
+        self.transport.doRead()
+        self.assertEqual(self.protocol.received, b"NOOP\r\n")
+        self.transport.connectionLost(connectionDone)
+        self.assertEqual(self.protocol.lost, [error.ConnectionDone])
+        ended = [weakref.ref(it) for it in (self.transport, self.protocol)]
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.closed.clear()
+        del self.transport, self.protocol
+        self.assertEqual([gone() for gone in ended], [None, None])
 
     def test_abort_connection(self) -> None:
         """Twisted's own abort still resets, and is told once."""

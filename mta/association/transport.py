@@ -202,6 +202,29 @@ class _AssociationTransport(tcp.Connection):
         if not self._is_closed_now:
             tcp.Connection.startWriting(self)
 
+    def connectionLost(self, reason: Failure) -> None:
+        has_layer = self._end_layer()
+        tcp.Connection.connectionLost(self, reason)
+        if has_layer:
+            self._drop_layer()
+
+    def _end_layer(self) -> bool:
+        """Whether TLS is spoken. If so and nothing has failed, the layer is told that no more
+        comes: it would read on into an error whose traceback holds all of this in a circle. What
+        had come it has handed out, and SMTP itself says where something ends.
+        """
+        if not self.TLS:
+            return False
+        layer: Any = getattr(self, "protocol", None)
+        if layer is not None and layer._handshakeDone:
+            layer._lostTLSConnection = True
+        return True
+
+    def _drop_layer(self) -> None:
+        """What startTLS put into us are methods of the layer, which holds us."""
+        for name in ("getHandle", "getPeerCertificate"):
+            self.__dict__.pop(name, None)
+
     def _closeSocket(self, orderly: bool) -> None:
         if self._is_closed_now:
             return
@@ -318,7 +341,10 @@ class AssociationClient(_AssociationTransport, tcp.Client):
             # its protocol nothing.
             self.connected = 1
         connector = self.connector
+        has_layer = self._end_layer()
         tcp.Client.connectionLost(self, reason)
+        if has_layer:
+            self._drop_layer()
         # They hold each other, and with them whatever the association had: a circle that would be
         # found late (`tap` has circles looked for seldom). Measured: 18 KiB each, benchmarks/
         # backlog.py, 2026-11.
