@@ -59,6 +59,7 @@ from mta.model import (
     Route,
     Segment,
     SpoolStats,
+    StsPolicy,
     TlsaRecords,
     TlsManner,
     Unroutable,
@@ -345,6 +346,18 @@ class ITlsAsking(ITls):
         """After such a handshake: what the client showed."""
 
 
+class ITlsNoted(ITlsManners):
+    """Add-on of ITlsManners: a chain can be looked at without ending the handshake."""
+
+    def noted_in(name: str, manner: TlsManner) -> Any:
+        """What `opening_in` gives; a chain that leads to no trusted authority is only noted."""
+
+    def check_chain(handle: Any) -> None:
+        """After such a handshake: its chain leads to a trusted authority. @raise PermanentFailure:
+        it does not, or is not good today.
+        """
+
+
 class ISurroundings(Interface):
     """All that a plugin gets of the process: never the reactor, never another room."""
 
@@ -358,6 +371,12 @@ class ISurroundings(Interface):
     state_directory: str = Attribute("Node-local; survives restarts.")
     virtual_server: VirtualServer = Attribute("As configured.")
     tls: ITls = Attribute("")
+
+
+class IStsSurroundings(ISurroundings):
+    """Add-on of ISurroundings: policies of the domains that mail goes to."""
+
+    sts: IStsPolicies = Attribute("")
 
 
 # --- the cluster ------------------------------------------------------------------------------
@@ -1037,6 +1056,29 @@ class ISecureResolver(Interface):
         """The TLSA records of TCP port `port` of `base` (RFC 6698 3). No such name: no records.
         @raise TransientFailure: no answer, or one that is bogus.
         """
+
+
+class ITextResolver(Interface):
+    """Add-on of a resolver: what names say of themselves in TXT records."""
+
+    def texts(name: str) -> Deferred[tuple[bytes, ...]]:
+        """Each record's strings put together, aliases followed. No such name: no records.
+        @raise TransientFailure: no answer.
+        """
+
+
+class IStsPolicies(Interface):
+    """What domains demand of those who send them mail: MTA-STS (RFC 8461). Found out and kept for
+    the whole process.
+    """
+
+    def policy(domain: str) -> Deferred[StsPolicy | None]:
+        """Of this domain (A-labels, lower case), as it stands after looking for a newer one, or
+        after waiting a while for it. None: it has none that is known. Never fails.
+        """
+
+    def known(domain: str) -> str:
+        """What is known of its policy, in words, asking nobody."""
 
 
 # --- policy -----------------------------------------------------------------------------------

@@ -396,6 +396,24 @@ class Proven:
     domains: tuple[str, ...]
 
 
+class StsMode(enum.Enum):
+    """What a domain wants of those who cannot meet its policy (RFC 8461 5)."""
+
+    ENFORCE = "enforce"
+    TESTING = "testing"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class StsPolicy:
+    """A policy of MTA-STS (RFC 8461 3.2). `mx`: host names in lower case, `*.` for one label."""
+
+    mode: StsMode
+    mx: tuple[str, ...]
+    max_age: int
+    """Seconds for which it holds, from when it was fetched."""
+
+
 @dataclass(frozen=True, slots=True)
 class TlsManner:
     """How an initiator begins a handshake. With `verify` a chain that leads to no trusted authority

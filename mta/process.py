@@ -26,7 +26,8 @@ from mta.interfaces import (
     IExecutor,
     IPluginFactory,
     IResolver,
-    ISurroundings,
+    IStsPolicies,
+    IStsSurroundings,
     ITimer,
     ITls,
 )
@@ -69,7 +70,7 @@ class ReactorClock:
         return _Timer(self._reactor.callLater(max(0.0, seconds), call, *arguments))
 
 
-@implementer(ISurroundings)
+@implementer(IStsSurroundings)
 @dataclass(frozen=True)
 class Surroundings:
     """See ISurroundings. `granted` is what a plugin's factory gets: doors for its purposes only."""
@@ -84,6 +85,7 @@ class Surroundings:
     state_directory: str
     virtual_server: VirtualServer
     tls: ITls
+    sts: IStsPolicies
 
     def granted(self, factory: IPluginFactory, doors: Any) -> Surroundings:
         return replace(self, doors=doors.granted(factory.name, factory.purposes))

@@ -35,6 +35,9 @@ from mta.admin.submit import SubmitServer
 from mta.admin.tls_reports import TlsReports
 from mta.admin.tls_tally import Sender
 from mta.association.endpoints import Doors
+from mta.association.sts import StsPolicies
+from mta.association.sts_fetch import PolicyFetch
+from mta.association.sts_file import PolicyFile
 from mta.association.tls import Tls
 from mta.association.transport import SocketOptions, hasten
 from mta.cluster.admission import refuse_unfenced
@@ -153,17 +156,27 @@ class MTAService(Service):
         self._reports = self._tls_reports(node)
         self._notifier = Notifier(os.environ, clock)
         self._resolver = DnsResolver(config.resolver, self._doors, clock, telemetry)
+        tls = Tls(config.tls, config.virtual_server.network_name, clock, telemetry)
+        disk, state = Disk(), config.node.state_directory
+        self._sts = StsPolicies(
+            PolicyFetch(self._doors, self._resolver, tls, clock),
+            self._resolver,
+            PolicyFile(disk, self._executor, state),
+            clock,
+            telemetry,
+        )
         self._surroundings = Surroundings(
             clock=clock,
             doors=self._doors,
             telemetry=telemetry,
-            disk=Disk(),
+            disk=disk,
             executor=self._executor,
             resolver=self._resolver,
             node=node,
-            state_directory=config.node.state_directory,
+            state_directory=state,
             virtual_server=config.virtual_server,
-            tls=Tls(config.tls, config.virtual_server.network_name, clock, telemetry),
+            tls=tls,
+            sts=self._sts,
         )
         refuse_privileged_ports(listener_ports(config.listeners), uid)
         if config.tls_reports.directory is not None:
@@ -289,6 +302,7 @@ class MTAService(Service):
         self._control.stop()
         if self._reports is not None:
             await self._reports.stop()
+        await self._sts.stop()
         self._notifier.stop()
         self._executor.stop()
         self._log.stop()

@@ -221,10 +221,12 @@ class Pages(SynchronousTestCase):
 
 class Lazy(SynchronousTestCase):
     def test_without_pages(self) -> None:
-        """A daemon without `http:` and without etcd never loads twisted.web: the modules that import
-        it are imported by nobody before the configuration was read."""
+        """A daemon without `http:`, etcd and `mta-sts` never loads twisted.web: the modules that
+        import it are imported by nobody before the configuration was read, or do so when they need it.
+        """
         direct: list[str] = []
         early: list[str] = []
+        fetch = "mta/association/sts_fetch.py"
         etcd = {"mta/cluster/etcd.py", "mta/cluster/renewal.py"}
         """Loaded by their dotted name alone, when the configuration says `resource: etcd`."""
         gateway = {"mta.cluster.etcd", "mta.cluster.renewal", "mta.cluster.gateway"}
@@ -233,11 +235,13 @@ class Lazy(SynchronousTestCase):
             for imported in imports(ast.parse(text), module_of(path), is_package):
                 if imported.module.startswith("twisted.web"):
                     direct.append(path)
+                    if path == fetch and not imported.is_lazy:
+                        early.append(path)
                 if imported.module.startswith("mta.admin.http") and not imported.is_lazy:
                     early.append(path)
                 if imported.module in gateway and path not in etcd:
                     early.append(path)
-        self.assertEqual({"mta/admin/http.py", "mta/cluster/gateway.py"}, set(direct))
+        self.assertEqual({"mta/admin/http.py", "mta/cluster/gateway.py", fetch}, set(direct))
         self.assertEqual([], early)
 
 

@@ -423,6 +423,15 @@ class Services(DoorsCase):
             self.assertRaises(PluginError, spoken)
         self.assertEqual(self.doors.snapshot()["services"], [])
 
+    def test_hosts_of_policies_are_counted_together(self) -> None:
+        """As many hosts as others publish policies at are one line of `mta status`, not thousands."""
+        for number in range(3):
+            endpoint = f"tcp:198.51.100.{number}:443"
+            asked = self.doors.service_connect("policy-fetch", endpoint, Quiet())
+            asked.addErrback(lambda _: None)
+        (shown,) = self.doors.snapshot()["services"]
+        self.assertEqual((shown["purpose"], shown["endpoint"]), ("policy-fetch", "tcp"))
+
     def test_listen_and_revoke(self) -> None:
         """A service listener is counted while it is open."""
         port = self.doors.service_listen("admin", "tcp:[::1]:8025", Factory())

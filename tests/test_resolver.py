@@ -29,11 +29,18 @@ from mta.testing.resolver_suite import (
     SIGNED_ZONE,
     ZONE,
     ISecureResolverTests,
+    ITextResolverTests,
 )
 from mta.testing.surroundings import MemorySurroundings
 
 SERVER = "192.0.2.53"
 VALIDATOR = "127.0.0.1"
+
+
+def quoted(text):
+    """A TXT record in strings of 255 octets, as a zone file has it."""
+    pieces = [text[at : at + 255] for at in range(0, max(len(text), 1), 255)]
+    return " ".join('"' + "".join(f"\\{octet:03d}" for octet in p) + '"' for p in pieces)
 
 
 def reply(packet, zone, *, truncate=False, signed=frozenset()):
@@ -69,6 +76,8 @@ def reply(packet, zone, *, truncate=False, signed=frozenset()):
             if isinstance(r, Tlsa)
             else f"{r[0]} {r[1]}{'' if r[1] == '.' else '.'}"
             if isinstance(r, tuple)
+            else quoted(r)
+            if isinstance(r, bytes)
             else r
             for r in records
         ]
@@ -138,7 +147,7 @@ class NameServer:
         return case.successResultOf(asked)
 
 
-class DnsResolverSuite(ISecureResolverTests, SynchronousTestCase):
+class DnsResolverSuite(ISecureResolverTests, ITextResolverTests, SynchronousTestCase):
     def resolver(self, zone):
         self.server = NameServer()
         self.server.zone.update(zone)
@@ -154,7 +163,7 @@ class DnsResolverSuite(ISecureResolverTests, SynchronousTestCase):
         self.server.serve()
 
 
-class MemoryResolverSuite(ISecureResolverTests, SynchronousTestCase):
+class MemoryResolverSuite(ISecureResolverTests, ITextResolverTests, SynchronousTestCase):
     def secure_resolver(self, zone, signed):
         found = self.resolver(zone)
         found.sign(*signed)
@@ -175,6 +184,8 @@ class MemoryResolverSuite(ISecureResolverTests, SynchronousTestCase):
             elif rdtype == "TLSA":
                 label, _, base = name.partition("._tcp.")
                 found.add_tlsa(base, int(label[1:]), *records)
+            elif rdtype == "TXT":
+                found.add_texts(name, *records)
             else:
                 hosts.setdefault(name, []).extend(records)
         for name, addresses in hosts.items():

@@ -29,6 +29,7 @@ from mta.association.services import (
     ServiceOpening,
     ServicePort,
     Watching,
+    counted_as,
     parse_endpoint,
 )
 from mta.association.transport import (
@@ -277,6 +278,7 @@ class Doors:
                 f"there is no service purpose {purpose!r}",
                 f"there are {', '.join(sorted(PURPOSES))}",
             )
+        endpoint = counted_as(purpose, endpoint)
         count = self._services.get((purpose, endpoint))
         if count is None:
             count = self._services[purpose, endpoint] = ServiceCount(

@@ -59,6 +59,11 @@ def parse_endpoint(endpoint: str) -> tuple[str, str, int]:
         ) from None
 
 
+def counted_as(purpose: str, endpoint: str) -> str:
+    """Services are few and counted by endpoint; hosts of policies are as many as others want."""
+    return "tcp" if purpose == "policy-fetch" else endpoint
+
+
 class ServiceCount:
     """How many sockets of one purpose and endpoint there were and are."""
 

@@ -3,7 +3,8 @@
 Law: an association has a slot of its own, unique in the epoch, and TLS on the terms that its
 connector has for the destination (association/tls_terms.py): where it is a must nothing is sent
 without; where it is a wish, a server that fails at it is asked anew without. Under `tls: dane` each
-server's own records say which of the two it is. With credentials, whoever does not let us in gets
+server's own records say which of the two it is, and with `mta-sts` the policy of the destination
+does (association/sts_terms.py). With credentials, whoever does not let us in gets
 no mail, and a warning names it.
 """
 
@@ -21,6 +22,7 @@ from mta.association.smtp_settings import (
     SmtpConnectorSettings,
     WireConnectorSettings,
 )
+from mta.association.sts_terms import StsTerms, Trial
 from mta.association.tls_attempts import Attempt
 from mta.association.tls_terms import TlsTerms, choose
 from mta.association.tls_wish import Plainly, TlsWish
@@ -76,6 +78,8 @@ class SmtpInitiator:
         self._exceptions = {each.domain: each.terms() for each in settings.tls_exceptions}
         words = {settings.tls, *(terms.word for terms in self._exceptions.values())}
         self._dane = Dane(surroundings) if "dane" in words else None
+        by_policy = isinstance(settings, SmtpConnectorSettings) and settings.mta_sts
+        self._sts = StsTerms(surroundings) if by_policy else None
         self._certificate = settings.shown()
         if self._certificate:  # one that cannot be used is refused now
             ITlsManners(surroundings.tls).opening_in("", TlsManner(False, "", self._certificate))
@@ -94,7 +98,8 @@ class SmtpInitiator:
     def explain(self, domain: str) -> str:
         """See IExplains."""
         terms = choose(self._settings.tls, self._exceptions, domain)
-        return f"tls: {terms} ({terms.why})"
+        said = f"tls: {terms} ({terms.why})"
+        return said if self._sts is None else f"{said}; {self._sts.explain(domain, terms)}"
 
     def _sender(
         self,
@@ -124,12 +129,12 @@ class SmtpInitiator:
             wish=wish,
         )
 
-    def _wish(self, terms: TlsTerms, wanted: Demanded) -> TlsWish:
+    def _wish(self, terms: TlsTerms, wanted: Demanded, trial: Trial | None) -> TlsWish:
         tls, proof = ITlsManners(self._surroundings.tls), None
         if wanted.demand is Demand.PROOF:
             proof = Proof(wanted.records, wanted.names, tls, self._clock)
         telemetry = self._surroundings.telemetry
-        return TlsWish(tls, wanted.name, terms, telemetry, proof, self._certificate)
+        return TlsWish(tls, wanted.name, terms, telemetry, proof, self._certificate, trial)
 
     async def _open(self, tenure: ITenure, hop: NextHop) -> ISender:
         """Where TLS is only a wish, a server that cannot do it is asked anew without, and for an
@@ -142,26 +147,17 @@ class SmtpInitiator:
             except UnusableSecret as fault:
                 self._warn(f"connector {hop.connector!r} to {hop.relay}: {fault}")
                 raise TransientFailure(hop.relay, _UNUSABLE, enhanced="4.3.5") from None
-        terms = choose(self._settings.tls, self._exceptions, hop.domain)
         attempt = self._attempt(tenure, hop)
-        if terms.word == "dane":
-            assert self._dane is not None, "some terms say dane"
-            try:
-                wanted = await self._dane.demanded(hop)
-            except TransientFailure as failure:
-                if attempt is not None:
-                    attempt.no_records(failure.why)
-                raise
-            secrecy = _DANE_SECRECY[wanted.demand]
-        else:
-            wanted = Demanded(Demand.WISH, hop.name or hop.host)
-            secrecy = _SECRECY[terms.word]
-        if attempt is not None:
-            attempt.demanded(wanted)
+        terms, secrecy, wanted = await self._terms(hop, attempt)
+        trial = None
+        if self._sts is not None and wanted.demand is not Demand.PROOF:
+            terms, trial = await self._sts.applied(hop, terms, attempt)
+            if trial is not None and trial.is_enforced:
+                secrecy = Secrecy.ALWAYS
         if secrecy is Secrecy.IF_OFFERED and self._plainly.holds(hop, self._clock.monotonic()):
             secrecy = Secrecy.NEVER
         while True:
-            wish = None if secrecy is Secrecy.NEVER else self._wish(terms, wanted)
+            wish = None if secrecy is Secrecy.NEVER else self._wish(terms, wanted, trial)
             sender = self._sender(tenure, hop.relay, secrecy, wish, authentication)
             timeout = self._settings.timeouts.connect
             await self._doors.connect(tenure, hop.host, hop.port, sender, timeout)
@@ -176,14 +172,39 @@ class SmtpInitiator:
                 if not sender.tls_fault or secrecy is not Secrecy.IF_OFFERED:
                     if sender.tls_fault and terms.is_exception:
                         self._warn(f"{hop.relay}: tls: {terms} ({terms.why}): {sender.tls_fault}")
+                    if trial is not None:
+                        raise trial.failure(failure, sender.tls_fault) from None
                     raise
             else:
+                if trial is not None:
+                    trial.ended()
                 if attempt is not None:
                     attempt.opened(sender, secrecy)
                 return opened
             self._plainly.remember(hop, self._clock.monotonic())
             self._warn(f"{hop.relay}: without TLS: {sender.tls_fault}")
             secrecy = Secrecy.NEVER
+
+    async def _terms(
+        self, hop: NextHop, attempt: Attempt | None
+    ) -> tuple[TlsTerms, Secrecy, Demanded]:
+        """By what was configured and what DNSSEC proves. @raise TransientFailure: nobody knows."""
+        terms = choose(self._settings.tls, self._exceptions, hop.domain)
+        if terms.word == "dane":
+            assert self._dane is not None, "some terms say dane"
+            try:
+                wanted = await self._dane.demanded(hop)
+            except TransientFailure as failure:
+                if attempt is not None:
+                    attempt.no_records(failure.why)
+                raise
+            secrecy = _DANE_SECRECY[wanted.demand]
+        else:
+            wanted = Demanded(Demand.WISH, hop.name or hop.host)
+            secrecy = _SECRECY[terms.word]
+        if attempt is not None:
+            attempt.demanded(wanted)
+        return terms, secrecy, wanted
 
     def _attempt(self, tenure: ITenure, hop: NextHop) -> Attempt | None:
         """Mail that goes by MX is for a domain to which it can be reported."""

@@ -435,6 +435,14 @@ _MERE_WISHES = {"none", "opportunistic", "dane"}
 class SmtpConnectorSettings(WireConnectorSettings):
     """What an `smtp` connector has besides the keys that all connectors have."""
 
+    mta_sts: Boolean = Field(
+        default=False,
+        description="With `delivery: mx`: ask each domain for its policy (MTA-STS, RFC 8461), over"
+        " HTTPS from this node. Where one is enforced its mail goes only to servers that it names"
+        " and that prove, by a certificate from an authority in `tls.trust`, to be them; else it"
+        " waits. DANE and `tls-exceptions` stand before it.",
+    )
+
     auth: AuthSettings | None = Field(
         default=None,
         description="Say who we are before any mail (RFC 4954): a smarthost. With `tls: verify`, or"
@@ -446,6 +454,13 @@ class SmtpConnectorSettings(WireConnectorSettings):
         description="The bridgeheads are our own kind: name each transaction (RFC 1845) where"
         " CHECKPOINT is offered, so that a resend after a crash brings nothing twice.",
     )
+
+    @model_validator(mode="after")
+    def _policies_can_be_met(self) -> SmtpConnectorSettings:
+        if self.mta_sts and self.tls == "none":
+            words = "true: `tls: none` can meet no policy; say `tls: opportunistic`, or dane"
+            raise misplaced(("mta-sts",), self.mta_sts, words)
+        return self
 
     @model_validator(mode="after")
     def _no_password_in_the_clear(self) -> SmtpConnectorSettings:

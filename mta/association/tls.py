@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
@@ -25,7 +26,7 @@ from zope.interface import implementer
 from mta.association.tls_results import MISMATCH, result_of, words_of
 from mta.association.tls_settings import CertificateSettings, TlsSettings
 from mta.errors import NotProven, PermanentFailure, StartRefused
-from mta.interfaces import IClock, ITlsAsking, ITlsManners
+from mta.interfaces import IClock, ITlsAsking, ITlsNoted
 from mta.model import ClientCertificate, TlsManner
 from mta.telemetry import Telemetry
 
@@ -38,7 +39,7 @@ LONGEST_NAME = 64
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}|\*")
 
 
-@implementer(ITlsManners, ITlsAsking)
+@implementer(ITlsNoted, ITlsAsking)
 class Tls:
     """One for a process. @raise StartRefused: a file cannot be used, or none is for our name."""
 
@@ -52,7 +53,8 @@ class Tls:
         self._identities: list[_Identity] = []
         self._stamps: tuple[object, ...] = ()
         self._looked_at = 0.0
-        self._openers: dict[TlsManner, _Opener] = {}
+        self._noted: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._openers: dict[tuple[TlsManner, bool], _Opener] = {}
         self._is_asking = False
         """Somebody asks clients who they are: contexts for that are made too."""
         if settings.certificates:
@@ -186,19 +188,23 @@ class Tls:
         """See ITlsManners."""
         return _Opening(self._opener(manner), name)
 
-    def _opener(self, manner: TlsManner) -> Any:
+    def noted_in(self, name: str, manner: TlsManner) -> Any:
+        """See ITlsNoted."""
+        return _Opening(self._opener(manner, is_noted=True), name)
+
+    def _opener(self, manner: TlsManner, *, is_noted: bool = False) -> Any:
         """A context for each manner: no session of one is a proof under another, and none is kept.
 
         @raise StartRefused: a file cannot be used.
         """
-        opener = self._openers.get(manner)
+        opener = self._openers.get((manner, is_noted))
         if opener is None:
             pairs = self._shown_in(manner)
-            opener = _Opener(self._make_opener(manner, pairs), _stamp(pairs))
+            opener = _Opener(self._make_opener(manner, pairs, is_noted), _stamp(pairs))
             opener.looked_at = self._clock.monotonic()
-            self._openers[manner] = opener
+            self._openers[manner, is_noted] = opener
         elif manner.certificate:
-            self._renew(opener, manner)
+            self._renew(opener, manner, is_noted)
         return opener.context
 
     def _shown_in(self, manner: TlsManner) -> tuple[CertificateSettings, ...]:
@@ -216,7 +222,7 @@ class Tls:
             )
         return tuple(self._identities[0].pairs)
 
-    def _renew(self, opener: _Opener, manner: TlsManner) -> None:
+    def _renew(self, opener: _Opener, manner: TlsManner, is_noted: bool) -> None:
         """The files may have changed."""
         now = self._clock.monotonic()
         if now - opener.looked_at < LOOK_SECONDS:
@@ -228,12 +234,14 @@ class Tls:
             return
         opener.stamps = stamps
         try:
-            opener.context = self._make_opener(manner, pairs)
+            opener.context = self._make_opener(manner, pairs, is_noted)
         except StartRefused as fault:
             text = f"{fault}; servers are shown the former certificate"
             self._telemetry.notice("error", "tls", text)
 
-    def _make_opener(self, manner: TlsManner, pairs: Sequence[CertificateSettings]) -> Any:
+    def _make_opener(
+        self, manner: TlsManner, pairs: Sequence[CertificateSettings], is_noted: bool
+    ) -> Any:
         from OpenSSL import SSL
 
         context = self._context(manner.minimum)
@@ -243,13 +251,21 @@ class Tls:
             _use(context, pair)
             if manner.certificate != "own":  # of which it is told already
                 self._tell_end(pair.chain, ends)
-        if manner.verify:
+        if manner.verify or is_noted:
             if self._settings.trust is None:
                 context.set_default_verify_paths()
             else:
                 self._load_authorities(context, self._settings.trust)
-            context.set_verify(SSL.VERIFY_PEER, _demand)
+            context.set_verify(SSL.VERIFY_PEER, self._note if is_noted else _demand)
         return context
+
+    def _note(
+        self, connection: Any, _certificate: Any, number: int, _depth: int, is_ok: int
+    ) -> bool:
+        """What is wrong first is remembered of the connection, and the handshake goes on."""
+        if not is_ok:
+            self._noted.setdefault(connection, number)
+        return True
 
     def _load_authorities(self, context: Any, path: str) -> None:
         from OpenSSL import SSL
@@ -263,6 +279,13 @@ class Tls:
                 _words(fault),
                 "it must hold certificates, PEM",
             ) from None
+
+    def check_chain(self, handle: Any) -> None:
+        """See ITlsNoted."""
+        number = self._noted.get(handle, 0)
+        if number:
+            text = "the certificate's chain is not good"
+            raise NotProven(text, words_of(number), result=result_of(number))
 
     def check_name(self, handle: Any, name: str) -> None:
         """See ITls."""

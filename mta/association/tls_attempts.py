@@ -14,7 +14,7 @@ from mta.association.dane import Demanded
 from mta.association.smtp_out import SmtpSender
 from mta.errors import Failure, MTAError
 from mta.interfaces import ITenure
-from mta.model import NextHop, Tlsa
+from mta.model import NextHop, StsPolicy, Tlsa
 from mta.telemetry import Telemetry, TlsAttempt
 from mta.wire.dane import Demand
 from mta.wire.smtp.client_outcomes import NO_TLS
@@ -34,6 +34,7 @@ class Attempt:
         self._tenure = tenure
         self._hop = hop
         self._demand = Demand.WISH
+        self._would: tuple[str, str] | None = None
         self._policy: tuple[str, tuple[str, ...], tuple[str, ...]] = (NO_POLICY, (), ())
 
     def demanded(self, wanted: Demanded) -> None:
@@ -47,11 +48,23 @@ class Attempt:
         self._policy = ("tlsa", (), (self._hop.name,))
         self.ended(DNSSEC, why)
 
+    def held_to(self, policy: StsPolicy) -> None:
+        """The domain's policy (MTA-STS)."""
+        exchangers = tuple(f"mx: {name}" for name in policy.mx)
+        mode, age = f"mode: {policy.mode.value}", f"max_age: {policy.max_age}"
+        self._policy = ("sts", ("version: STSv1", mode, *exchangers, age), policy.mx)
+
+    def would_fail(self, result: str, why: str) -> None:
+        """By a policy in testing; it goes on all the same."""
+        self._would = (result, why)
+
     def opened(self, sender: SmtpSender, secrecy: Secrecy) -> None:
         """The association is open, under TLS or not."""
         if not sender.is_secure:
             if secrecy is not Secrecy.NEVER:
                 self.ended(NOT_OFFERED)
+        elif self._would is not None:
+            self.ended(*self._would)
         elif self._demand is Demand.MUST:
             self.ended(NO_USABLE_RECORD, "none of the TLSA records can be used")
         else:

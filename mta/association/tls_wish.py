@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mta.association.dane import Proof
+from mta.association.sts_terms import Trial
 from mta.association.tls_terms import TlsTerms
-from mta.interfaces import ITlsManners
+from mta.interfaces import ITlsManners, ITlsNoted
 from mta.model import NextHop, TlsManner
 from mta.telemetry import Telemetry
 
@@ -21,7 +22,8 @@ MOST = 10_000
 
 class TlsWish(NamedTuple):
     """`name` is the server's, for SNI and, under `verify`, for its certificate, unless the terms
-    have names; where there is a `proof` (DANE) that alone decides.
+    have names; where there is a `proof` (DANE) that alone decides. A `trial` (MTA-STS) looks at
+    what the server shows and decides nothing.
     """
 
     tls: ITlsManners
@@ -31,6 +33,7 @@ class TlsWish(NamedTuple):
     proof: Proof | None = None
     certificate: str | tuple[str, str] = ""
     """See TlsManner."""
+    trial: Trial | None = None
 
     @property
     def asks(self) -> bool:
@@ -41,6 +44,8 @@ class TlsWish(NamedTuple):
         """What Twisted's startTLS wants."""
         terms = self.terms
         manner = TlsManner(terms.word == "verify", terms.minimum, self.certificate)
+        if self.trial is not None and not manner.verify:
+            return ITlsNoted(self.tls).noted_in(self.name, manner)
         return self.tls.opening_in(self.name, manner)
 
     def check(self, handle: Any) -> None:
@@ -51,6 +56,8 @@ class TlsWish(NamedTuple):
             self.tls.check_names(handle, self.terms.names)
         elif self.terms.word == "verify":
             self.tls.check_name(handle, self.name)
+        if self.trial is not None:
+            self.trial.judge(ITlsNoted(self.tls), handle)
 
 
 class Plainly:

@@ -120,6 +120,7 @@ class _Loading:
             rules.validation_there(tree, single["resolver"], connectors)
             rules.own_certificate_there(tree, single["tls"], connectors)
             rules.exceptions_meet_somebody(tree, connectors)
+            rules.policies_of_somebody(tree, connectors)
         rules.sharing_said(tree, blocks[Selection.CLUSTER], spool)
         if postmaster is not None and connectors_are_right:
             rules.postmaster_routable(tree, postmaster, connectors)

@@ -181,6 +181,17 @@ def validation_there(tree: Tree, resolver: Any, connectors: list[ConnectorBlock]
                 tree.report((*path, "tls-exceptions", number, "tls"), words)
 
 
+def policies_of_somebody(tree: Tree, connectors: list[ConnectorBlock]) -> None:
+    """A connector that asks for policies delivers to mail exchangers, which alone have them."""
+    for index, block in enumerate(connectors):
+        if getattr(block.settings, "mta_sts", False) and not block.connector.by_mx:
+            tree.report(
+                ("connectors", index, "mta-sts"),
+                "true: a policy is a domain's, for its mail exchangers; of bridgeheads nobody has"
+                " one: say `tls: verify` instead",
+            )
+
+
 def exceptions_meet_somebody(tree: Tree, connectors: list[ConnectorBlock]) -> None:
     """An exception of a connector with fixed servers is for one of them."""
     for index, block in enumerate(connectors):

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure as TwistedFailure
 from zope.interface import implementer
 
 from mta.errors import PermanentFailure, TransientFailure
-from mta.interfaces import IClock, IDoors, IResolver, ISecureResolver
+from mta.interfaces import IClock, IDoors, IResolver, ISecureResolver, ITextResolver
 from mta.model import Bridgehead, IPAddress, MailHost, Proven, Tlsa, TlsaRecords
 from mta.resolver.cache import Cache
 from mta.resolver.exchange import Exchange
@@ -72,7 +72,7 @@ class _Host(NamedTuple):
     bases: tuple[str, ...]
 
 
-@implementer(IResolver, ISecureResolver)
+@implementer(IResolver, ISecureResolver, ITextResolver)
 class DnsResolver:
     """Asks recursive name servers over sockets of its own."""
 
@@ -117,6 +117,9 @@ class DnsResolver:
     def tlsa(self, base: str, port: int) -> Deferred[TlsaRecords]:
         return Deferred.fromCoroutine(self._tlsa(base, port))
 
+    def texts(self, name: str) -> Deferred[tuple[bytes, ...]]:
+        return Deferred.fromCoroutine(self._texts(name))
+
     # --- what mail means by it ---
 
     async def _addresses(self, name: str) -> tuple[IPAddress, ...]:
@@ -135,6 +138,14 @@ class DnsResolver:
         said = await self._lookup(name, "TLSA")
         found = tuple(record for record in said.records if isinstance(record, Tlsa))
         return TlsaRecords(found, said.is_secure)
+
+    async def _texts(self, name: str) -> tuple[bytes, ...]:
+        try:
+            checked_name(name)
+        except PermanentFailure:
+            return ()  # too long: there cannot be any
+        said = await self._lookup(name, "TXT")
+        return tuple(record for record in said.records if isinstance(record, bytes))
 
     async def _bases(self, name: str, found: list[Answer]) -> tuple[str, ...]:
         """Where the TLSA records of a host with these addresses are looked up (RFC 7672 2.2.2)."""

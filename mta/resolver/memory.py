@@ -15,14 +15,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from mta.errors import Failure, PermanentFailure
-from mta.interfaces import IResolver, ISecureResolver
+from mta.interfaces import IResolver, ISecureResolver, ITextResolver
 from mta.model import IPAddress, MailHost, Proven, Tlsa, TlsaRecords
 
 
-@implementer(IResolver, ISecureResolver)
+@implementer(IResolver, ISecureResolver, ITextResolver)
 class MemoryResolver:
-    """`add_host`, `add_mail`, `add_null_mail`, `add_alias`, `add_tlsa`, `sign`, `break_name`;
-    everything else does not exist.
+    """`add_host`, `add_mail`, `add_null_mail`, `add_alias`, `add_tlsa`, `add_texts`, `sign`,
+    `break_name`; everything else does not exist.
     """
 
     validates = True
@@ -33,6 +33,7 @@ class MemoryResolver:
         self._mail: dict[str, tuple[tuple[int, str], ...]] = {}
         self._aliases: dict[str, str] = {}
         self._tlsa: dict[str, tuple[Tlsa, ...]] = {}
+        self._texts: dict[str, tuple[bytes, ...]] = {}
         self._signed: set[str] = set()
         self._broken: dict[str, Failure] = {}
 
@@ -52,6 +53,10 @@ class MemoryResolver:
 
     def add_tlsa(self, base: str, port: int, *records: Tlsa) -> None:
         self._tlsa[f"_{port}._tcp.{_key(base)}"] = records
+
+    def add_texts(self, name: str, *records: bytes) -> None:
+        """TXT records, in place of those that were there."""
+        self._texts[_key(name)] = records
 
     def sign(self, *names: str) -> None:
         """What is said of these names, exactly, counts as validated; also that there is nothing."""
@@ -79,6 +84,13 @@ class MemoryResolver:
         if broken is not None:
             return fail(broken)
         return succeed(TlsaRecords(self._tlsa.get(name, ()), name in self._signed))
+
+    def texts(self, name: str) -> Deferred[tuple[bytes, ...]]:
+        key = _key(name)
+        for each in (key, self._aliases.get(key, key)):
+            if each in self._broken:
+                return fail(self._broken[each])
+        return succeed(self._texts.get(self._aliases.get(key, key), ()))
 
     def mail_hosts(self, domain: bytes) -> Deferred[tuple[MailHost, ...]]:
         try:

@@ -37,6 +37,9 @@ _AD = 0x20
 """Of a header's fourth octet (RFC 4035 3.2.3)."""
 
 
+Record = str | tuple[int, str] | Tlsa | bytes
+
+
 class Status(enum.Enum):
     FOUND = "found"
     NO_DATA = "no data"
@@ -49,14 +52,14 @@ class Status(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a server says. `records` are IP addresses and names as text, (preference, target) pairs,
-    or TLSA records.
+    TLSA records, or octets of TXT records.
 
     `more` is the name to ask next when a CNAME led out of what this server told; `canonical` where
     the CNAMEs of a FOUND ended. `is_secure`: the server says that it validated all of this.
     """
 
     status: Status
-    records: tuple[str | tuple[int, str] | Tlsa, ...] = ()
+    records: tuple[Record, ...] = ()
     ttl: float = 0.0
     more: str = ""
     detail: str = ""
@@ -178,7 +181,7 @@ def _unread(packet: bytes) -> bytes:
     return bytes(patched)
 
 
-def _record(record: Any, rdtype: str) -> str | tuple[int, str] | Tlsa:
+def _record(record: Any, rdtype: str) -> Record:
     if rdtype == "MX":
         return record.preference, _shown(record.exchange)
     if rdtype == "TLSA":
@@ -189,6 +192,8 @@ def _record(record: Any, rdtype: str) -> str | tuple[int, str] | Tlsa:
         return Tlsa(octets[0], octets[1], octets[2], octets[3:])
     if rdtype == "CNAME":
         return _shown(record.target)
+    if rdtype == "TXT":
+        return b"".join(record.strings)
     return str(record.address)
 
 

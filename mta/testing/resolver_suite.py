@@ -1,6 +1,7 @@
 """What every IResolver promises. Mix into a SynchronousTestCase and give it a `resolver` method.
 
-For one that is an ISecureResolver too `ISecureResolverTests` wants a `secure_resolver` besides.
+For one that is an ISecureResolver too `ISecureResolverTests` wants a `secure_resolver` besides;
+`ITextResolverTests` is for one that is an ITextResolver.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from zope.interface.verify import verifyObject
 
 from mta.errors import PermanentFailure, TransientFailure
-from mta.interfaces import IResolver, ISecureResolver
+from mta.interfaces import IResolver, ISecureResolver, ITextResolver
 from mta.model import Proven, Tlsa, TlsaRecords
 
 ZONE: dict[tuple[str, str], Any] = {
@@ -151,6 +152,39 @@ class IResolverTests:
     def test_only_exchangers_without_address(self) -> None:
         """When no exchanger has an address the mail cannot go: permanent."""
         self._failure(self.resolver(ZONE).mail_hosts(b"hollow.example"), PermanentFailure)
+
+
+TEXT_ZONE: dict[tuple[str, str], Any] = {
+    ("_sts.example.com", "TXT"): [b"v=1; id=2", b"", b"x" * 300, '\N{SNOWMAN}"\\;'.encode()],
+    ("_sts.alias.example", "CNAME"): "_sts.example.com",
+    ("broken.example", "TXT"): TransientFailure("broken.example", "SERVFAIL", enhanced="4.4.3"),
+}
+
+
+class ITextResolverTests(IResolverTests):
+    """For a resolver that is an ITextResolver too."""
+
+    def test_text_interface(self) -> None:
+        """It has every method of the add-on."""
+        verifyObject(ITextResolver, self.resolver(TEXT_ZONE))
+
+    def test_texts(self) -> None:
+        """Each record whole, however many strings it was cut into; aliases are followed."""
+        expected = sorted(TEXT_ZONE["_sts.example.com", "TXT"])
+        for name in ("_sts.example.com", "_STS.example.com.", "_sts.alias.example"):
+            found = self._result(self.resolver(TEXT_ZONE).texts(name))  # type: ignore[attr-defined]
+            self.assertEqual(sorted(found), expected)  # type: ignore[attr-defined]
+
+    def test_no_texts(self) -> None:
+        """A name that does not exist, has other records, or cannot be one, says nothing."""
+        for name in ("gone.example", "mx1.example.com", "a" * 64 + ".example", ""):
+            found = self._result(self.resolver(ZONE).texts(name))  # type: ignore[attr-defined]
+            self.assertEqual(found, (), name)  # type: ignore[attr-defined]
+
+    def test_texts_without_answer(self) -> None:
+        """A look-up that fails is never taken for "there are none"."""
+        asked = self.resolver(TEXT_ZONE).texts("broken.example")  # type: ignore[attr-defined]
+        self._failure(asked, TransientFailure)
 
 
 class ISecureResolverTests(IResolverTests):

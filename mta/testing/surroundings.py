@@ -25,8 +25,10 @@ from mta.interfaces import (
     IExecutor,
     IResolver,
     IRevocable,
-    ISurroundings,
+    IStsPolicies,
+    IStsSurroundings,
     ITenure,
+    ITextResolver,
     ITls,
 )
 from mta.model import PeerInfo, VirtualAddress, VirtualServer
@@ -254,7 +256,7 @@ class MemoryDoors:
         here = there = endpoint
         if kind == "tcp":  # from this node to itself, as the kernel chooses the source
             here, there = endpoint_of(host, FIRST_EPHEMERAL_PORT), endpoint_of(host, port)
-        near = MemoryTransport(self.network, here, there)
+        near = MemoryTransport(self.network, here, there, is_client=True)
         far = MemoryTransport(self.network, there, here)
         near.far, far.far = far, near
         near.protocol, far.protocol = protocol, accepted
@@ -287,7 +289,7 @@ class MemoryDoors:
         return RevocablePort(lambda: self.watched.remove(descriptor))
 
 
-@implementer(ISurroundings)
+@implementer(IStsSurroundings)
 class MemorySurroundings:
     """ISurroundings of memory. `advance(seconds)` moves time and, with 0, the network.
 
@@ -322,6 +324,7 @@ class MemorySurroundings:
         self._disk = disk
         self._executor = executor
         self._resolver = resolver
+        self._sts: IStsPolicies | None = None
         self.events: list[Any] = []
         self.telemetry.attach(self.events.append)
 
@@ -375,6 +378,20 @@ class MemorySurroundings:
     @resolver.setter
     def resolver(self, resolver: IResolver) -> None:
         self._resolver = resolver
+
+    @property
+    def sts(self) -> IStsPolicies:
+        """They are asked for with these doors, this resolver, this TLS and this disk."""
+        if self._sts is None:
+            from mta.association.sts import StsPolicies
+            from mta.association.sts_fetch import PolicyFetch
+            from mta.association.sts_file import PolicyFile
+
+            fetch = PolicyFetch(self.doors, self.resolver, self.tls, self.clock)
+            file = PolicyFile(self.disk, self.executor, self.state_directory)
+            texts = ITextResolver(self.resolver)
+            self._sts = StsPolicies(fetch, texts, file, self.clock, self.telemetry)
+        return self._sts
 
     def advance(self, seconds: float = 0.0) -> None:
         self.clock.advance(seconds)
