@@ -118,6 +118,25 @@ class ExchangeTests(SynchronousTestCase):
 
 
 class RubbishTests(SynchronousTestCase):
+    def test_too_long_and_badly_ended(self) -> None:
+        """A response that is too long and ends without CR has one answer, in whatever pieces it
+        comes; and what follows up to the next CRLF is no command.
+        """
+        data = b"A" * RESPONSE_LIMIT + b"\nQUIT\r\nNOOP\r\n"
+        for size in (len(data), RESPONSE_LIMIT, 1):
+            machine = responder()
+            within(machine)
+            for at in range(0, len(data), size):
+                machine.receive(data[at : at + size])
+                if machine.next_event() is not None:
+                    machine.answer(None)
+                    self.assertIsNone(machine.next_event())
+            self.assertEqual(
+                machine.take_output(),
+                b"500 5.5.6 The response is too long\r\n250 2.0.0 Ok\r\n",
+                f"pieces of {size}",
+            )
+
     def test_bounded_memory(self) -> None:
         """A response without an end is given up at its limit, and no octet of it is kept."""
         machine = responder()

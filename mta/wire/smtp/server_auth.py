@@ -111,9 +111,11 @@ class Authentication(Dialogue):
             return self._no_response(said.RESPONSE_TOO_LONG)
         self._at = end + 1
         is_crlf = end > at and buffer[end - 1] == 13
-        if not is_crlf or end - at >= RESPONSE_LIMIT:
+        is_too_long = end - at >= RESPONSE_LIMIT
+        if is_too_long or not is_crlf:
+            # Too long is found without its newline as well: it is said first, whatever the pieces.
             self._discarding = not is_crlf
-            return self._no_response(said.RESPONSE_TOO_LONG if is_crlf else said.NOT_CRLF)
+            return self._no_response(said.RESPONSE_TOO_LONG if is_too_long else said.NOT_CRLF)
         line = buffer[at : end - 1]
         if line == b"*":
             return self._no_response(said.GIVEN_UP)
