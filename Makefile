@@ -5,7 +5,7 @@
 # make rig     real processes and real peers in network namespaces (root; installs nothing)
 # make campaign  faults from a seed upon two nodes under load (FAULTS=500 SEED=1; root)
 # make simulate  histories of two nodes from seeds (SEEDS=1000), or one of them with its trace (SEED=7)
-# make fuzz    random dialogues against the machines of the wire (N=100000 SEED=1)
+# make fuzz    what nobody would say, to every parser (N=100000 SEED=1), or to one (TARGET=proxy)
 # make bench   relay rates beside Postfix (root)
 # make bench-tls  handshakes and mail under TLS beside Postfix (root; BENCH="-r 5" goes to each of these)
 # make bench-curves  throughput over sessions, latency over load, as tables and SVG, beside Postfix (root)
@@ -25,6 +25,7 @@ CLASSES   ?=
 ONLY      ?=
 MODE      ?=
 N         ?= 100000
+TARGET    ?=
 SEED      ?= 1
 SEEDS     ?= 1000
 
@@ -79,7 +80,8 @@ simulate: $(RUNTIME)
 	@$(BIN)/python -m tests.simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--count $(SEEDS))
 
 fuzz: $(RUNTIME)
-	@$(BIN)/python -m mta.testing.fuzz --count $(N) --seed $(SEED)
+	@$(BIN)/python -m mta.testing.fuzz.blocks --count '$(N)' --seed '$(SEED)' \
+	  $(if $(TARGET),--target '$(TARGET)')
 
 bench: $(RUNTIME)
 	@$(BIN)/python benchmarks/relay.py $(BENCH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from ipaddress import IPv4Address
+from zlib import crc32
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,6 +93,15 @@ class WhoMayClaim(SynchronousTestCase):
         released = judge([of("a", 7)], [decode_epoch(7, b"-R")], "a", 0.0, 10.0)
         self.assertTrue(released.may)
         self.assertTrue(judge([], records, "a", 0.0, 10.0).may)  # a grant that stands by itself
+
+    def test_an_epoch_file_that_nobody_wrote(self) -> None:
+        """What has the right crc and makes no sense all the same is damaged too."""
+        for text in (
+            b"[" * 2000,
+            b'{"node": "a", "boot_id": "x", "instances": [["x", Infinity, "::", 1]]}',
+        ):
+            line = text + b" %08x\n" % crc32(text)
+            self.assertTrue(decode_epoch(7, b"--" + bytes(14) + line).is_damaged)
 
     def test_a_damaged_epoch_file_of_old(self) -> None:
         """A damaged file below a whole one hinders nobody."""

@@ -2,6 +2,8 @@
 
 import email
 import quopri
+import re
+from dataclasses import replace
 from email.message import Message
 
 from hypothesis import given, settings
@@ -154,6 +156,26 @@ class ReportTests(SynchronousTestCase):
             recipient = RecipientStatus(b"b@x.org", Action.FAILED, "5.0.0", remote_mta=host)
             _, (_, status, _) = self.parts(report(recipient))
             self.assertEqual(status.get_payload()[1]["Remote-MTA"], shown)
+
+    def test_long_word_behind_others(self) -> None:
+        """No line of a report is over 998 octets, wherever in a reply its longest word stands: a
+        server that keeps to RFC 5321 4.5.3.1.6 would not take the report.
+        """
+        for before in range(1, 70, 4):
+            said = "550 5.1.1 " + "w" * before + " " + "x" * 1500 + " behind"
+            wire = report(replace(FAILED, diagnostic=said, remote_mta="mx.example.com"))
+            self.assertLessEqual(max(map(len, wire.split(b"\r\n"))), 998)
+            self.assertIn(b"behind", wire)
+
+    def test_no_delimiter_by_a_soft_line_break(self) -> None:
+        """A reply whose words would be a delimiter behind a soft line break ends no part."""
+        plain = report(FAILED, to="é@example.com".encode())
+        boundary = re.findall(rb'boundary="([^"]+)"', plain)[0]
+        for before in range(60):
+            said = "é" * before + "--" + boundary.decode()
+            utf8 = replace(FAILED, final="é@example.com".encode(), diagnostic=said)
+            message = email.message_from_bytes(unstuffed(report(utf8)))
+            self.assertEqual(len(message.get_payload()), 3, before)
 
     @LIGHT
     @given(st.binary(max_size=3000), st.binary(max_size=1500), st.binary(max_size=200))

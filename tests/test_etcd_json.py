@@ -54,6 +54,11 @@ class RequestTests(SynchronousTestCase):
 
 
 class AnswerTests(SynchronousTestCase):
+    def test_value_beyond_ascii(self) -> None:
+        """A value with letters that base64 has not is refused by name, as any other that is none."""
+        found = {"key": KEY, "create_revision": "5", "value": "\u00e9"}
+        self.assertRaises(RemoteProtocolError, parse_range, octets(kvs=[found]))
+
     """As etcd 3.4.23 answers (measured), and as it does not."""
 
     def test_keepalive(self) -> None:

@@ -167,6 +167,34 @@ class HardDetail07DowngradeTests(SynchronousTestCase):
             self.assertEqual(scan.is_whole, data.endswith(b"\r\n") or not data)
             self.assertEqual(scan.is_wire_form, wire(data) == data)
 
+    def test_no_delimiter_by_a_soft_line_break(self) -> None:
+        """Text that holds a delimiter in the midst of a line stays one part, wherever the line is
+        broken, and so it does behind the 4096 octets of a line that are kept.
+        """
+        head = b"Content-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\n"
+        for before in (*range(1, 60), 4095, 4096, 4097):
+            body = b"\xff" * before + b"--c\r\n\xfe"
+            content = head + body + b"\r\n--c--\r\n"
+            self.assertEqual([octets for _, octets in leaves(convert(content))], [body], before)
+
+    def test_short_lines_before_a_bare_newline(self) -> None:
+        """Octets that are no line ends are quoted within 76 octets, and so is what a soft line
+        break follows.
+        """
+        for body in (b"-\n" * 90, b"a" * 76, b"x\n" + b"=" * 300, b"y" * 75 + b"\n" + b" " * 99):
+            content = b"Content-Type: text/plain\r\n\r\n" + body + b"\xff"
+            said = convert(content)
+            self.assertLessEqual(max(map(len, said.split(b"\r\n"))), 76)
+            self.assertEqual(leaves(said)[0][1], body + b"\xff")
+
+    def test_content_type_without_an_end_of_parameters(self) -> None:
+        """A Content-Type that would take minutes, or that the standard library trips over, is no
+        Content-Type.
+        """
+        for value in (b'"' + b";" * 250_000, b"c; boundary*=b; boundary*0=b"):
+            head = b"Content-Type: multipart/mixed; boundary=" + value + b"\r\n\r\n"
+            self.assertRaises(Unconvertible, convert, head + b"\xff")
+
     def test_what_may_stay_stays(self) -> None:
         """Only the part that needs it changes; every other octet is where it was."""
         head = b'MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n'

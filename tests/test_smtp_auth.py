@@ -171,6 +171,12 @@ class RubbishTests(SynchronousTestCase):
         expected = None if whole is None or whole == b"*" else decode(whole)
         self.assertEqual(first, AuthResponse(expected))
 
+    def test_padding(self) -> None:
+        """Base64 with more padding than it takes is none."""
+        for octets in (b"user=", b"user==", b"user====", b"dXNlcg", b"dXNlcg=", b"===="):
+            self.assertIsNone(decode(octets), octets)
+        self.assertEqual(decode(b"dXNlcg=="), b"user")
+
     @LIGHT
     @given(st.binary(max_size=60))
     def test_base64(self, octets: bytes) -> None:

@@ -11,7 +11,6 @@ is otherwise whole, says that the lease is gone.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -252,7 +251,7 @@ def _holding(found: Any, revision: int, answer: bytes) -> Holding:
         raise _strange("a key is no object", answer)
     try:
         value = base64.b64decode(str(found.get("value", "")), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise _strange("a value is not base64", answer) from None
     token = _number(found, "create_revision")
     if token < 1:

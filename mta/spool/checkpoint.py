@@ -218,7 +218,7 @@ def read(directory: Directory, epoch: int, number: int) -> Checkpoint:
     """@raise ValueError, OSError: not whole."""
     try:
         made = decode(read_whole(directory.disk, path_of(directory, epoch, number)))
-    except (struct.error, KeyError, TypeError, IndexError) as error:
+    except (struct.error, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"it is damaged: {error}") from error
     if (made.epoch, made.number) != (epoch, number):
         raise ValueError("it is another checkpoint under this name")

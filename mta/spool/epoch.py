@@ -36,6 +36,8 @@ _PADDING = bytes(_COUNTER_AT - _AWAY_AT - 1)
 _CLAIM_AT = 16
 KEPT = 16
 """Epoch files that stay."""
+_DAMAGED = (ValueError, KeyError, TypeError, OverflowError)
+"""What a line that has its crc and is none of ours leads to."""
 SLOT = "slot-"
 SLOT_OCTETS = 16 * 1024
 """A claim has about 1 KiB, and 6 KiB with all the instances that it can remember."""
@@ -80,7 +82,10 @@ def _decode_line(line: bytes) -> dict[str, Any]:
     text, _, crc = line.rpartition(b" ")
     if int(crc, 16) != crc32(text):
         raise ValueError("crc")
-    facts = json.loads(text)
+    try:
+        facts = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(facts, dict):
         raise ValueError("no facts")
     return facts
@@ -91,7 +96,7 @@ def _encode_instances(instances: Iterable[AddressInstance]) -> list[list[str | i
 
 
 def _decode_instances(found: Any) -> tuple[AddressInstance, ...]:
-    """@raise ValueError, TypeError: it is no list of instances."""
+    """@raise ValueError, TypeError, OverflowError: it is no list of instances."""
     return tuple(
         AddressInstance(str(boot), int(index), ip_address(address), int(stamp))
         for boot, index, address, stamp in found
@@ -115,9 +120,9 @@ def decode_epoch(epoch: int, octets: bytes) -> EpochRecord:
         former = _decode_instances(facts.get("former_instances", ()))
         version, digest = str(facts["version"]), str(facts["configuration_digest"])
         started = float(facts["process_started"])
-    except (ValueError, KeyError, TypeError):
+    except _DAMAGED:
         node, is_damaged = node or "unreadable", True
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # none, or torn; a slot has zeros
+    with contextlib.suppress(*_DAMAGED):  # none, or torn; a slot has zeros
         since = _decode_instances(_decode_line(rest.partition(b"\n")[0])["instances"])
         instances = newest_instances((*since, *instances))
     return EpochRecord(

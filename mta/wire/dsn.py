@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import enum
 import zlib
-from binascii import b2a_base64, b2a_qp
+from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 
+from mta.wire.mime.encodings import QuotedPrintable
 from mta.wire.smtp.content import unstuffed
 from mta.wire.smtp.grammar import decode_xtext, encode_xtext
 from mta.wire.smtp.utf8 import decode_utf8_address, encode_utf8_address, is_utf8_type
@@ -320,7 +321,8 @@ def _part(lines: Sequence[bytes], content_type: bytes, in_utf8: bytes) -> list[b
     body = b"\r\n".join(lines)
     if body.isascii():
         return [b"Content-Type: " + content_type, b"", *lines]
-    encoded = b2a_qp(body + b"\r\n").removesuffix(b"\r\n").split(b"\r\n")
+    encoder = QuotedPrintable()
+    encoded = (encoder.feed(body) + encoder.finish()).split(b"\r\n")
     head = [b"Content-Type: " + in_utf8, b"Content-Transfer-Encoding: quoted-printable", b""]
     return head + encoded
 
@@ -332,8 +334,7 @@ def _folded(
     lines, line = [], head
     for word in clean(foreign, 4096).split():
         piece = word
-        while len(piece) > _LINE_LIMIT - len(head):
-            at = _LINE_LIMIT - len(head)
+        while len(piece) > (at := _LINE_LIMIT - len(line)):
             while piece[at] & 0xC0 == 0x80:  # not inside of a character
                 at -= 1
             lines.append(line + piece[:at])

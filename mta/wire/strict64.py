@@ -7,7 +7,10 @@ from base64 import b64decode
 
 def decode(text: bytes | str) -> bytes | None:
     """None for whatever is none."""
+    octets = text.encode("ascii", "replace") if isinstance(text, str) else text
+    if len(octets) % 4 or octets.endswith(b"==="):
+        return None  # the library takes b"user=" and b"user====" for b"user"
     try:
-        return b64decode(text, validate=True)
+        return b64decode(octets, validate=True)
     except ValueError:
         return None

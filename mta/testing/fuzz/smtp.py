@@ -3,17 +3,11 @@
 Law: whatever is said, in whatever pieces, no exception leaves a machine, its state is one of its
 table, it holds no more octets than its limits allow, each reply is well-formed and in its place,
 each recipient has exactly one outcome, and no message is told delivered that the other side did
-not take. A conversation is a function of seed and number: what fails can be held again.
-
-    python -m mta.testing.fuzz --count 100000 --seed 7
-    python -m mta.testing.fuzz --first 4711 --count 1 --seed 7     (this one only)
+not take.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +15,10 @@ from random import Random
 
 from mta.errors import RemoteProtocolError
 from mta.model import Outcome, OutcomeKind, Reply
-from mta.testing.dialogues import LONGEST, Corpus, Lines, mutated, pieces_of
-from mta.testing.fuzz_agent import CREDENTIALS, Agent, Broken
+from mta.testing.fuzz.agent import CREDENTIALS, Agent
+from mta.testing.fuzz.dialogues import LONGEST, Corpus, Lines, mutated
+from mta.testing.fuzz.octets import pieces_of
+from mta.testing.fuzz.target import Broken, Target
 from mta.wire.sasl_client import EXCHANGES
 from mta.wire.smtp import events
 from mta.wire.smtp.client_auth import Authentication
@@ -399,48 +395,28 @@ def _wire(content: bytes) -> bytes:
     return stuffer.take(content) + stuffer.finish()
 
 
-# --- many -------------------------------------------------------------------------------------
+# --- the target -------------------------------------------------------------------------------
 
 GAMES = (against_responder, against_initiator, between_both)
 
 
-def hold(seed: int, number: int, corpus: Corpus) -> None:
-    """One conversation. @raise: whatever is wrong with it."""
-    rng = Random(f"{seed}:{number}")  # no secrets here
-    GAMES[number % len(GAMES)](rng, corpus)
+class Smtp(Target):
+    """This module's law, in three games that take turns."""
 
+    name = "smtp"
 
-def run(corpus: Corpus, seed: int, first: int, count: int) -> list[tuple[int, str]]:
-    """Hold `count` conversations; answer the numbers of those that failed, with the reason."""
-    failed = []
-    for number in range(first, first + count):
+    def __init__(self, corpus: Corpus) -> None:
+        super().__init__(())
+        self.corpus = corpus
+        if not corpus.clients or not corpus.servers:
+            raise ValueError("there are no transcripts of clients and servers")
+
+    @classmethod
+    def at(cls, tests: Path) -> Smtp:
+        return cls(Corpus.read([tests / "transcripts", tests / "fuzz"]))
+
+    def hold(self, rng: Random, number: int) -> None:
         try:
-            hold(seed, number, corpus)
+            GAMES[number % len(GAMES)](rng, self.corpus)
         except RemoteProtocolError as fault:
-            failed.append((number, f"our own reply cannot be read: {fault}"))
-        except Exception:
-            failed.append((number, traceback.format_exc(limit=-4)))
-        if len(failed) >= 10:
-            break
-    return failed
-
-
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mta.testing.fuzz", description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--corpus", type=Path, nargs="*", default=[])
-    given = parser.parse_args(arguments)
-    corpus = Corpus.read(given.corpus or [Path("tests/transcripts"), Path("tests/fuzz")])
-    if not corpus.clients or not corpus.servers:
-        parser.error("no transcripts there: say --corpus DIRECTORY")
-    failed = run(corpus, given.seed, given.first, given.count)
-    for number, why in failed:
-        print(f"--seed {given.seed} --first {number} --count 1\n{why}")
-    print(f"{given.count} conversations, {len(failed)} failed")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+            raise Broken(f"our own reply cannot be read: {fault}") from fault

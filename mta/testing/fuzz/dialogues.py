@@ -1,4 +1,4 @@
-"""Dialogues for the fuzzer: what peers said in transcripts, changed, and cut into pieces.
+"""Dialogues for the fuzzer: what peers said in transcripts, with some of it changed.
 
 Law: a dialogue is a function of the random numbers it is given, and never longer than `LONGEST`.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 from mta.model import Address, Envelope, Notify, Recipient, Requires
+from mta.testing.fuzz.octets import changed
 from mta.testing.transcript import lines_of_far_end, parse
 
 Lines = list[bytes]
@@ -89,7 +90,7 @@ def mutated(rng: Random, dialogues: Sequence[Lines]) -> bytes:
             case 2:
                 lines.insert(at, rng.choice(_SPICES))
             case 3:
-                lines[at] = _changed(rng, lines[at])
+                lines[at] = changed(rng, lines[at], _SPICES)
             case 4:
                 other = rng.randrange(len(lines))
                 lines[at], lines[other] = lines[other], lines[at]
@@ -100,34 +101,6 @@ def mutated(rng: Random, dialogues: Sequence[Lines]) -> bytes:
         if not lines:
             lines = [rng.choice(_SPICES)]
     return b"".join(lines)[:LONGEST]
-
-
-def _changed(rng: Random, line: bytes) -> bytes:
-    at = rng.randrange(len(line) + 1)
-    match rng.randrange(4):
-        case 0:
-            return line[:at] + rng.choice(_SPICES) + line[at:]
-        case 1:
-            return line[:at] + line[at + 1 + rng.randrange(4) :]
-        case 2:
-            return line[:at] + bytes((rng.randrange(256),)) + line[at + 1 :]
-        case _:
-            return line[:at]
-
-
-def pieces_of(rng: Random, data: bytes) -> Lines:
-    """As a network might cut it: whole, octet by octet at first, or here and there."""
-    if rng.random() < 0.2:
-        return [data]
-    pieces: Lines = []
-    at = 0
-    usual = rng.choice((1, 2, 7, 40, 400, 5000))
-    while at < len(data):
-        many = usual if len(pieces) > 400 else rng.randint(1, usual * 2)
-        many = max(many, len(data) // 800)
-        pieces.append(data[at : at + many])
-        at += many
-    return pieces
 
 
 def wishes(rng: Random, sender: Address, recipients: Sequence[Address]) -> Envelope:

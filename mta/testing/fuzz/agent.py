@@ -1,4 +1,4 @@
-"""An initiator driven as an agent would, for dialogues nobody would hold (fuzz.py).
+"""An initiator driven as an agent would, for dialogues nobody would hold (smtp.py).
 
 Law: it keeps the books on every recipient: each has exactly one outcome, none is delivered or in
 doubt before its dot, and nothing is said or heard behind the end. What breaks that is `Broken`.
@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from random import Random
 
 from mta.model import Address, Outcome, OutcomeKind
-from mta.testing.dialogues import Lines, pieces_of, wishes
+from mta.testing.fuzz.dialogues import Lines, wishes
+from mta.testing.fuzz.octets import pieces_of
+from mta.testing.fuzz.target import Broken
 from mta.wire.sasl_client import FEWEST_ROUNDS, MOST_ROUNDS, Credentials, derive
 from mta.wire.smtp import client_states as told
 from mta.wire.smtp.client import Initiator
 from mta.wire.smtp.client_auth import Authentication
 from mta.wire.smtp.states import Role
-
-
-class Broken(Exception):
-    """A promise was not kept; the text says which."""
-
 
 _SENDER = Address(b"alice@example.com", b"example.com")
 _RECIPIENTS = tuple(

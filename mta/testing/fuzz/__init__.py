@@ -1,0 +1,1 @@
+"""Octets nobody would send, against everything that reads octets of others."""
