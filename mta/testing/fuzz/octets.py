@@ -80,7 +80,7 @@ def pieces_of(rng: Random, data: bytes) -> list[bytes]:
     at = 0
     usual = rng.choice((1, 2, 7, 40, 400, 5000))
     while at < len(data):
-        many = usual if len(pieces) > 400 else rng.randint(1, usual * 2)
+        many = usual if len(pieces) > 400 else 1 + int(2 * usual * rng.random())
         many = max(many, len(data) // 800)
         pieces.append(data[at : at + many])
         at += many
