@@ -6,11 +6,13 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256, sha512
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from OpenSSL import crypto
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -147,6 +149,15 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(demanded(answer), (Demand.PROOF, (strong, whole, other)))
 
 
+def strange(pair: Pair) -> bytes:
+    """The certificate with a key of a kind that nobody has."""
+    with open(pair.chain, "rb") as file:
+        certificate = x509.load_pem_x509_certificate(file.read())
+    octets = certificate.public_bytes(Encoding.DER)
+    kind = bytes.fromhex("06072a8648ce3d0201")  # id-ecPublicKey
+    return octets.replace(kind, kind[:-1] + b"\x31")
+
+
 class ProofTests(TlsTestCase):
     """A real handshake, after which the records decide."""
 
@@ -210,6 +221,28 @@ class ProofTests(TlsTestCase):
             file.write(f"-----BEGIN{first}-----BEGIN{second}")
         good = record(DANE_TA, KEY, SHA256, shown(pair, 1))
         self.assertIn("chain is not good", self.proves(stranger, good))
+
+    def test_a_certificate_that_cannot_be_read(self) -> None:
+        """A server may show what OpenSSL passes on and nobody here can read: beside a proof it does
+        no harm, and in its place it is none, by name.
+        """
+        pair = self.issue(BACK)
+        client = self.tls()
+        chosen = (CertificateSettings(chain=pair.chain, key_file=pair.key),)
+        server = Tls(TlsSettings(certificates=chosen), BACK, self.clock, self.telemetry)
+        handle = self.shake(server, client, BACK, verify=False)
+        chain = handle.get_peer_cert_chain()
+        odd = crypto.load_certificate(crypto.FILETYPE_ASN1, strange(pair))
+
+        def check(of: Pair, *certificates: Any) -> None:
+            with patch.object(type(handle), "get_peer_cert_chain", lambda _: list(certificates)):
+                good = record(DANE_TA, KEY, SHA256, shown(of, 1))
+                Proof((good,), (BACK,), client, self.clock).check(handle)
+
+        check(pair, chain[0], odd, chain[1])
+        other = Authority("Another").issue(self.directory, BACK, file="other")
+        for of, certificates in ((other, (chain[0], odd)), (pair, (odd, chain[1]))):
+            self.assertRaises(PermanentFailure, check, of, *certificates)
 
     def test_authority_that_is_not_shown(self) -> None:
         """It need not be shown where the whole certificate stands in the record (RFC 7671 5.2.1)."""

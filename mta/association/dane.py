@@ -96,7 +96,11 @@ class Proof(NamedTuple):
         chain = list(handle.get_peer_cert_chain() or ())
         if not chain:
             raise NotProven("DANE: the server showed no certificate", result=UNTRUSTED)
-        if is_end_entity(self.records, _shown(chain[0])):
+        first = _shown(chain[0])
+        if first is None:
+            what = "DANE: the server's certificate cannot be read"
+            raise NotProven(what, result=UNTRUSTED)
+        if is_end_entity(self.records, first):
             return
         self._check_authority(chain)
         fault: MTAError | None = None
@@ -114,7 +118,8 @@ class Proof(NamedTuple):
         """The chain leads to an authority in the records, and is good today."""
         from OpenSSL import crypto
 
-        anchors = [one for one in chain[1:] if is_anchor(self.records, _shown(one))]
+        further = ((one, _shown(one)) for one in chain[1:])
+        anchors = [one for one, shown in further if shown and is_anchor(self.records, shown)]
         for octets in anchors_told(self.records):
             try:
                 anchors.append(crypto.load_certificate(crypto.FILETYPE_ASN1, octets))
@@ -136,11 +141,13 @@ class Proof(NamedTuple):
             ) from None
 
 
-def _shown(certificate: Any) -> Shown:
+def _shown(certificate: Any) -> Shown | None:
+    """None: of a form or with a key that OpenSSL passes on and cryptography does not know."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    found = certificate.to_cryptography()
-    return Shown(
-        found.public_bytes(Encoding.DER),
-        found.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-    )
+    try:
+        found = certificate.to_cryptography()
+        key = found.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except Exception:  # it raises many kinds for what a server may show; none may pass
+        return None
+    return Shown(found.public_bytes(Encoding.DER), key)
