@@ -8,12 +8,18 @@ from mta.model import Address
 from mta.testing.fuzz.target import Target, either, ensure, same
 from mta.wire import text
 from mta.wire.smtp import grammar, utf8
+from mta.wire.smtp.deliver_by import DeliverBy
 from mta.wire.smtp.grammar import Refused
 from mta.wire.smtp.notification import NOTIFICATION_MAIL, NOTIFICATION_RCPT
+from mta.wire.smtp.priority import PriorityTerms
+from mta.wire.smtp.release import FutureRelease
 
 _MAIL = {
     **grammar.CHECKPOINT_PARAMETERS,
     **NOTIFICATION_MAIL,
+    **DeliverBy(10).checks,
+    **FutureRelease(86_400, 1_800_086_400).checks,
+    **PriorityTerms().checks,
     b"REQUIRETLS": grammar.check_requiretls,
 }
 
