@@ -81,13 +81,13 @@ def hold(
         )
         timer = threading.Timer(limit_seconds, child.kill)
         timer.start()
-        _, status, used = os.wait4(child.pid, 0)
+        child.wait()
         timer.cancel()
-        child.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         said = output.read().decode("utf-8", "replace").strip()
-        at = int.from_bytes(os.pread(mark.fileno(), 8, 0), "little")
-    seconds, resident = time.monotonic() - begun, used.ru_maxrss / 1024
+        marks = os.pread(mark.fileno(), 16, 0)
+    at, largest_kib = (int.from_bytes(marks[i : i + 8], "little") for i in (0, 8))
+    seconds, resident = time.monotonic() - begun, largest_kib / 1024
     fault = ""
     if child.returncode or f"{block.count} cases of {block.entry.name}, 0 failed" not in said:
         fault = f"status {child.returncode} after {seconds:.0f} s"

@@ -52,6 +52,12 @@ def run(target: Target, seed: int, first: int, count: int, mark: int = -1) -> li
     return failed
 
 
+def _largest_kib() -> int:
+    """Resident, at most so far. (getrusage counts what was there before exec: the parent.)"""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+
+
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -78,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
     target = chosen.kind().at(given.tests)
     signal.signal(signal.SIGALRM, _too_slow)
     failed = run(target, given.seed, given.first, given.count, given.mark)
+    if given.mark >= 0:
+        os.pwrite(given.mark, _largest_kib().to_bytes(8, "little"), 8)
     for number, why in failed:
         print(f"--target {target.name} --seed {given.seed} --first {number} --count 1\n{why}")
     print(f"{given.count} cases of {target.name}, {len(failed)} failed")
