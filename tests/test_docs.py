@@ -187,6 +187,18 @@ class MergeTests(SynchronousTestCase):
         self.assertFalse(_CONFLICT.search("Heading\n=======\n"))
 
 
+class DecisionTests(SynchronousTestCase):
+    """docs/adr: each decision has a number of its own, in its name and in its heading."""
+
+    def test_numbers(self) -> None:
+        """They count from 1 without a gap; two branches that took the same one are told."""
+        pages = files(".md", os.path.join("docs", "adr"))
+        numbers = [int(os.path.basename(page)[:4]) for page in pages]
+        self.assertEqual(numbers, list(range(1, len(pages) + 1)))
+        for page, number in zip(pages, numbers, strict=True):
+            self.assertTrue(read(page).startswith(f"# {number}. "), page)
+
+
 class LinkTests(SynchronousTestCase):
     """A link in a document leads to a file that is there."""
 
