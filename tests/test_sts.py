@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 from hypothesis import given, settings
@@ -690,10 +691,30 @@ class BookTests(SynchronousTestCase):
 
     def test_another_program(self) -> None:
         """A whole file with other things in it is no book either."""
-        from hashlib import sha256
-
         for entry in ({}, [], ["a"], ["a", "1", "enforced", 1, 2, 3], ["a", "1", "none", "1", 2, 3],
                       ["a", "1", "none", 1, 2, 3, 4]):  # fmt: skip
             body = json.dumps(entry).encode() + b"\n"
             octets = b"mta-sts 1 " + sha256(body).hexdigest().encode() + b"\n" + body
             self.assertRaises(ValueError, Book().read, octets)
+
+    def test_senseless_under_a_right_sum(self) -> None:
+        """A line that makes no sense is told as damage, whatever its sum says, and nothing of the
+        file is taken: not what stands before it either.
+        """
+        kept = '["a.example", "1", "enforce", 60, 1.0, 1.0, "mx.a.example"]'
+        for wrong in (
+            "[" * 100_000,
+            kept.replace("60", "1e999"),
+            kept.replace("60", "-1"),
+            kept.replace("60", "31557601"),
+            kept.replace("1.0", "NaN"),
+            kept.replace("1.0", "9" * 400),
+            kept.replace("enforce", "always"),
+            "{}",
+        ):
+            body = f"{kept}\n{wrong}\n".encode()
+            octets = b"mta-sts 1 %b\n%b" % (sha256(body).hexdigest().encode(), body)
+            book = Book()
+            with self.assertRaises(ValueError, msg=wrong[:40]):
+                book.read(octets)
+            self.assertEqual(len(book), 0, wrong[:40])

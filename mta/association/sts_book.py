@@ -10,10 +10,12 @@ RFC 8461 3.2 (max_age), 5.1 (a policy holds from when it was fetched), 10.2 (ref
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from hashlib import sha256
 
 from mta.model import StsMode, StsPolicy
+from mta.wire.sts import LONGEST_AGE
 
 MOST = 10_000
 MOST_OCTETS = 16 * 2**20
@@ -115,8 +117,11 @@ class Book:
         head, _, body = octets.partition(b"\n")
         if head != _HEAD + sha256(body).hexdigest().encode("ascii"):
             raise ValueError("its check sum is not that of its content")
-        for line in body.splitlines():
-            domain, found = _entry(json.loads(line))
+        try:
+            entries = [_entry(json.loads(line)) for line in body.splitlines()]
+        except (OverflowError, RecursionError):
+            raise ValueError("a line of it is no policy") from None
+        for domain, found in entries:
             self.put(domain, found)
 
 
@@ -129,6 +134,8 @@ def _entry(entry: object) -> tuple[str, Kept]:
     if not all(isinstance(t, str) for t in texts) or not all(
         isinstance(n, int | float) for n in numbers
     ):
+        raise ValueError("a line of it is no policy")
+    if not 0 <= max_age <= LONGEST_AGE or not math.isfinite(fetched + used):
         raise ValueError("a line of it is no policy")
     policy = StsPolicy(StsMode(mode), tuple(exchangers), int(max_age))
     return domain, Kept(name, policy, float(fetched), float(used))

@@ -32,6 +32,8 @@ TARGETS = (
     Entry("proxy", "network.Proxy", 20_000),
     Entry("dns", "network.Dns", 5_000),
     Entry("tlsa", "network.Tlsa", 10_000),
+    Entry("sts", "policies.Sts", 10_000),
+    Entry("sts-book", "policies.StsBook", 10_000),
     Entry("milter", "filters.Milter", 3_000),
     Entry("milter-answers", "filters.Answers", 20_000),
     Entry("dovecot", "authentication.Dovecot", 5_000),
