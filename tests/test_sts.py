@@ -32,6 +32,7 @@ from mta.errors import TransientFailure
 from mta.interfaces import IStsPolicies
 from mta.model import StsMode, StsPolicy
 from mta.resolver.memory import MemoryResolver
+from mta.telemetry import TlsAttempt
 from mta.testing.disk import ForgetfulDisk
 from mta.testing.executors import InlineExecutor
 from mta.testing.network import MemoryNetwork
@@ -355,6 +356,11 @@ class PoliciesTests(StsTestCase):
         host.says = answer(b"nonsense")
         self.assertEqual(self.policy(), POLICY)
         self.assertEqual(self.fetches("sts-policy-invalid"), 1)
+        (told,) = [e for e in self.around.events if isinstance(e, TlsAttempt)]
+        self.assertEqual((told.domain, told.policy), ("example.com", "sts"))
+        self.assertEqual((told.policy_hosts, told.mx), (POLICY.mx, ""))
+        self.assertEqual(told.result, "sts-policy-invalid")
+        self.assertIn("the policy is damaged", told.reason)
         (said,) = self.around.notices("warning")
         self.assertIn("(sts-policy-invalid): the policy is damaged", said)
         self.assertIn("the one that is known holds", said)

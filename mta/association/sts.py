@@ -22,7 +22,7 @@ from mta.association.sts_file import PolicyFile
 from mta.errors import PermanentFailure, TransientFailure
 from mta.interfaces import IClock, IStsPolicies, ITextResolver, ITimer
 from mta.model import StsMode, StsPolicy
-from mta.telemetry import Telemetry
+from mta.telemetry import Telemetry, TlsAttempt
 from mta.wire.sts import announced, record_name
 
 WAIT_SECONDS = 20.0
@@ -174,6 +174,21 @@ class StsPolicies:
         kept = self._book.get(domain, self._clock.wall())
         if kept is None and failure.result == "dns":
             return  # who has no policy has no duty to answer; the resolver counts it
+        if failure.result != "dns":
+            hosts = () if kept is None else kept.policy.mx
+            self._telemetry.event(
+                TlsAttempt(
+                    domain=domain,
+                    policy="sts",
+                    policy_strings=(),
+                    policy_hosts=hosts,
+                    mx="",
+                    receiving="",
+                    sending="",
+                    result=failure.result,
+                    reason=failure.why,
+                )
+            )
         holds = "mail goes as without one" if kept is None else "the one that is known holds"
         self._notice("warning", domain, f"no policy ({failure.result}): {failure.why}; {holds}")
 
@@ -256,8 +271,7 @@ class StsPolicies:
                 return
             try:
                 self._book.read(octets)
-            except (ValueError, TypeError, OverflowError) as fault:
-                self._book = Book()
+            except ValueError as fault:
                 aside = await self._file.set_aside()
                 notice(
                     f"mta-sts: {path} is damaged: {fault}; it was set aside as {aside}, and every"
