@@ -16,7 +16,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -63,8 +64,11 @@ def measure(
             results.setdefault((name, load, figure), []).append(value)
 
 
-def play(results: Results, name: str, start: Starter, directory: str, scale: float) -> None:
-    """One round of one MTA, from an empty queue."""
+@contextmanager
+def fresh(
+    name: str, start: Starter, directory: str
+) -> Iterator[tuple[stand.Tree, int, stand.Sink]]:
+    """One MTA with an empty queue that has relayed its first messages, its port, and its sink."""
     where = os.path.join(directory, name)
     shutil.rmtree(where, ignore_errors=True)
     os.makedirs(where)
@@ -74,34 +78,28 @@ def play(results: Results, name: str, start: Starter, directory: str, scale: flo
         tree.wait_greeting(port, name)
         stand.source(port, 50, 5, 4096, True)
         sink.wait(50, 30)
-        measure(results, name, tree, port, sink, scale)
+        yield tree, port, sink
     finally:
         tree.stop()
         sink.stop()
         shutil.rmtree(where, ignore_errors=True)
+
+
+def play(results: Results, name: str, start: Starter, directory: str, scale: float) -> None:
+    """One round of one MTA."""
+    with fresh(name, start, directory) as (tree, port, sink):
+        measure(results, name, tree, port, sink, scale)
 
 
 def flushes(results: Results, name: str, start: Starter, directory: str) -> None:
     """How often each MTA waits for the disk, for one message. strace slows both."""
-    where = os.path.join(directory, name)
-    shutil.rmtree(where, ignore_errors=True)
-    os.makedirs(where)
-    sink, port = stand.Sink(where), stand.free_port()
-    tree = start(where, port, sink.port)
-    try:
-        tree.wait_greeting(port, name)
-        stand.source(port, 50, 5, 4096, True)
-        sink.wait(50, 30)
+    with fresh(name, start, directory) as (tree, port, sink):
         for load, (octets, sessions, reuse, messages) in LOADS.items():
             count, before = max(20, messages // 8), sink.count()
-            traced = stand.Flushes(tree, where)
+            traced = stand.Flushes(tree, os.path.join(directory, name))
             stand.source(port, count, sessions, octets, reuse)
             sink.wait(before + count, 60)
             results[name, load, "flushes"] = [traced.stop() / count]
-    finally:
-        tree.stop()
-        sink.stop()
-        shutil.rmtree(where, ignore_errors=True)
 
 
 def ceiling(results: Results, directory: str, scale: float) -> None:

@@ -12,17 +12,15 @@ from mta.config.load import load
 from mta.errors import StartRefused
 from mta.model import Address, Route, Tlsa
 from mta.plugins.find import Catalogue
-from mta.resolver.memory import MemoryResolver
 from mta.telemetry import Notice, Secured, TlsAttempt
 from mta.testing.certificates import Authority
 from mta.testing.lab import HUB, Lab
 from mta.testing.surroundings import MemorySurroundings
 from tests.test_sts import PolicyHost, answer
-from tests.test_tls import BACK, TlsTestCase
+from tests.test_tls import BACK, MX, TlsTestCase
 from tests.test_tls_terms import HEAD
 
 POLICIES = "198.51.100.5"
-MX = "mx.provider.example"
 SECOND = "203.0.113.41"
 
 
@@ -32,28 +30,10 @@ class HardDetail17PolicyTests(TlsTestCase):
     def labs(self, *names: str, tls: str = "opportunistic", more: str = "", back: str = "offer",
              mode: str = "enforce", mx: str = MX) -> Lab:  # fmt: skip
         """`names` are those of the certificate behind; `mode` and `mx` are the policy's."""
-        front = Lab(
-            "a",
-            hub="203.0.113.40",
-            more=f"""
-tls: {{trust: {self.trust}}}
-resolver: {{servers: [127.0.0.1], dnssec: true}}
-connectors:
-  - name: out
-    kind: smtp
-    tls: {tls}
-    mta-sts: true
-    delivery: mx
-    address-spaces: [{{domain: "*", accept: anyone}}]
-    {more}
-""",
-        )
-        resolver = front.owner.surroundings.resolver
-        assert isinstance(resolver, MemoryResolver)
+        domains = ("example.com", "example.net")
+        keys = (f"tls: {tls}", "mta-sts: true", "delivery: mx", more)
+        front, resolver = self.in_front(domains, *keys)
         self.resolver = resolver
-        for domain in ("example.com", "example.net"):
-            resolver.add_mail(domain, [(10, MX)])
-        resolver.add_host(MX, HUB)
         resolver.add_host("mta-sts.example.com", POLICIES)
         self.policies = PolicyHost(self, front.network, POLICIES, "mta-sts.example.com")
         self.publish("1", mode, mx)

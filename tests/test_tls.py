@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from mta.association.tls_wish import MOST, PLAINLY_SECONDS, Plainly
 from mta.config.errors import ConfigErrors
 from mta.errors import PermanentFailure, StartRefused
 from mta.model import NextHop, TlsManner
+from mta.resolver.memory import MemoryResolver
 from mta.telemetry import Notice, Secured, Telemetry
 from mta.testing.certificates import Authority, Pair
 from mta.testing.clock import VirtualClock
@@ -26,6 +28,7 @@ from mta.testing.sink import Sink
 NAME = "vs1.example.org"
 BACK = "back.example.com"
 BEHIND = "203.0.113.30"
+MX = "mx.provider.example"
 FRIENDS = "relay-from: [192.0.2.0/24]"
 
 
@@ -93,6 +96,33 @@ class TlsTestCase(SynchronousTestCase):
         certificate = handle.get_peer_certificate().to_cryptography()
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         return set(names.value.get_values_for_type(x509.DNSName))
+
+    def in_front(self, domains: Iterable[str], *keys: str) -> tuple[Lab, MemoryResolver]:
+        """A bridgehead with one connector of these keys, and the resolver that it asks: the mail
+        exchanger of the domains is MX, at the hub's place.
+        """
+        front = Lab(
+            "a",
+            hub="203.0.113.40",
+            more="\n".join(
+                (
+                    f"tls: {{trust: {self.trust}}}",
+                    "resolver: {servers: [127.0.0.1], dnssec: true}",
+                    "connectors:",
+                    "  - name: out",
+                    "    kind: smtp",
+                    *(f"    {key}" for key in keys if key),
+                    '    address-spaces: [{domain: "*", accept: anyone}]',
+                    "",
+                )
+            ),
+        )
+        resolver = front.owner.surroundings.resolver
+        assert isinstance(resolver, MemoryResolver)
+        for domain in domains:
+            resolver.add_mail(domain, [(10, MX)])
+        resolver.add_host(MX, HUB)
+        return front, resolver
 
     def behind(
         self, front: Lab, pair: Pair, tls: str = "offer", listener: str = FRIENDS, name: str = BACK

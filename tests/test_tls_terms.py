@@ -143,26 +143,8 @@ class HardDetail16DestinationTests(TlsTestCase):
              far: str = "delivery: mx") -> tuple[Lab, Lab]:  # fmt: skip
         """`names` are those of the certificate behind."""
         pair = self.issue(BACK, *names, file="back")
-        one = Lab(
-            "a",
-            hub="203.0.113.40",
-            more=f"""
-tls: {{trust: {self.trust}}}
-resolver: {{servers: [127.0.0.1], dnssec: true}}
-connectors:
-  - name: out
-    kind: smtp
-    tls: {tls}
-    tls-exceptions: [{exceptions}]
-    {far}
-    address-spaces: [{{domain: "*", accept: anyone}}]
-""",
-        )
-        resolver = one.owner.surroundings.resolver
-        assert isinstance(resolver, MemoryResolver)
-        for domain in ("example.com", "a.example.com", "example.net"):
-            resolver.add_mail(domain, [(10, "mx.provider.example")])
-        resolver.add_host("mx.provider.example", HUB)
+        domains = ("example.com", "a.example.com", "example.net")
+        one, _ = self.in_front(domains, f"tls: {tls}", f"tls-exceptions: [{exceptions}]", far)
         return one, self.behind(one, pair, back)
 
     def send(self, labs: tuple[Lab, Lab], domain: str) -> str:

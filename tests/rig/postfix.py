@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 
+from mta.testing.certificates import Pair
 from tests.rig.ground import (
     PEER,
     UNPACKED,
@@ -140,6 +141,24 @@ class Postfix:
             **settings,
         )
         self.process: Process | None = None
+
+    @classmethod
+    def discarding(cls, ground: Ground, name: str, pair: Pair, **settings: str) -> Postfix:
+        """It takes what comes to port 25, for anybody, and throws it away; with that certificate."""
+        return cls(
+            ground,
+            f"{PEER}:25",
+            myhostname=name,
+            inet_interfaces=PEER,
+            inet_protocols="ipv4",
+            mynetworks="10.9.0.0/24",
+            transport_maps="static:discard:",
+            smtpd_tls_cert_file=pair.chain,
+            smtpd_tls_key_file=pair.key,
+            smtpd_tls_security_level="may",
+            smtpd_tls_loglevel="1",
+            **settings,
+        )
 
     def start(self) -> Postfix:
         self.process = self._ground.start("postfix", "peer", self._argv, env=peer_environment())

@@ -166,20 +166,8 @@ def between(rig: Rig) -> Zones:
         {"plain.example": records(ANOTHER)},
         lambda name, text: spoiled(text, "mx.bogus.example") if name == "bogus.example" else text,
     )
-    rig.postfix = Postfix(  # type: ignore[attr-defined]
-        rig,
-        f"{PEER}:25",
-        myhostname="postfix.example.net",
-        inet_interfaces=PEER,
-        inet_protocols="ipv4",
-        mynetworks="10.9.0.0/24",
-        transport_maps="static:discard:",
-        smtpd_tls_cert_file=pair.chain,
-        smtpd_tls_key_file=pair.key,
-        smtpd_tls_security_level="may",
-        smtpd_tls_loglevel="1",
-        disable_dns_lookups="no",
-    ).start()
+    postfix = Postfix.discarding(rig, "postfix.example.net", pair, disable_dns_lookups="no")
+    rig.postfix = postfix.start()  # type: ignore[attr-defined]
     return zones
 
 

@@ -132,18 +132,8 @@ class Published:
 
     def _listen(self, *names: str) -> None:
         pair = self._issue("postfix", *names)
-        self._rig.postfix = Postfix(  # type: ignore[attr-defined]
-            self._rig,
-            f"{PEER}:25",
-            myhostname=GOOD,
-            inet_interfaces=PEER,
-            inet_protocols="ipv4",
-            mynetworks="10.9.0.0/24",
-            transport_maps="static:discard:",
-            smtpd_tls_cert_file=pair.chain,
-            smtpd_tls_key_file=pair.key,
-            smtpd_tls_security_level="may",
-        ).start()
+        postfix = Postfix.discarding(self._rig, GOOD, pair)
+        self._rig.postfix = postfix.start()  # type: ignore[attr-defined]
 
     def mend(self) -> None:
         """Postfix has a certificate for both names from now on."""

@@ -25,20 +25,8 @@ def scenario_each_domain_its_own(rig: Rig) -> None:
     authority = Authority()
     trust = authority.write(directory)
     pair = authority.issue(directory, MX, "mail.right.example")
-    rig.postfix = Postfix(  # type: ignore[attr-defined]
-        rig,
-        f"{PEER}:25",
-        myhostname=MX,
-        inet_interfaces=PEER,
-        inet_protocols="ipv4",
-        mynetworks="10.9.0.0/24",
-        transport_maps="static:discard:",
-        smtpd_tls_cert_file=pair.chain,
-        smtpd_tls_key_file=pair.key,
-        smtpd_tls_protocols="TLSv1.2",
-        smtpd_tls_security_level="may",
-        smtpd_tls_loglevel="1",
-    ).start()
+    postfix = Postfix.discarding(rig, MX, pair, smtpd_tls_protocols="TLSv1.2")
+    rig.postfix = postfix.start()  # type: ignore[attr-defined]
     domains = ("right.example", "wrong.example", "server.example", "young.example", "none.example")
     records = dict.fromkeys((*domains, "other.example"), f"@ MX 10 {MX}.\n")
     Validator(rig, Zones(rig, {}, {**records, "provider.example": f"mx A {PEER}\n"}))
