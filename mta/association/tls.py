@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
@@ -53,7 +52,6 @@ class Tls:
         self._identities: list[_Identity] = []
         self._stamps: tuple[object, ...] = ()
         self._looked_at = 0.0
-        self._noted: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._openers: dict[tuple[TlsManner, bool], _Opener] = {}
         self._is_asking = False
         """Somebody asks clients who they are: contexts for that are made too."""
@@ -256,16 +254,8 @@ class Tls:
                 context.set_default_verify_paths()
             else:
                 self._load_authorities(context, self._settings.trust)
-            context.set_verify(SSL.VERIFY_PEER, self._note if is_noted else _demand)
+            context.set_verify(SSL.VERIFY_PEER, _judge if is_noted else _demand)
         return context
-
-    def _note(
-        self, connection: Any, _certificate: Any, number: int, _depth: int, is_ok: int
-    ) -> bool:
-        """What is wrong first is remembered of the connection, and the handshake goes on."""
-        if not is_ok:
-            self._noted.setdefault(connection, number)
-        return True
 
     def _load_authorities(self, context: Any, path: str) -> None:
         from OpenSSL import SSL
@@ -282,7 +272,7 @@ class Tls:
 
     def check_chain(self, handle: Any) -> None:
         """See ITlsNoted."""
-        number = self._noted.get(handle, 0)
+        number = handle.judgement.number
         if number:
             text = "the certificate's chain is not good"
             raise NotProven(text, words_of(number), result=result_of(number))
@@ -403,15 +393,15 @@ class _Judgement:
 
 
 def _judge(connection: Any, _certificate: object, number: int, depth: int, is_ok: int) -> bool:
-    """OpenSSL's callback for each certificate of a client's chain. The handshake goes on, whatever
-    it is: who may do what is for others to say, and in words that the client can read.
+    """OpenSSL's callback for each certificate of a chain that is only looked at. The handshake goes
+    on, whatever it is: who may do what is for others to say, and in words that a client can read.
     """
     connection.judgement.found(number, depth, bool(is_ok))
     return True
 
 
 def _demand(connection: Any, _certificate: object, number: int, depth: int, is_ok: int) -> bool:
-    """The same of a server's chain: what is not good ends the handshake."""
+    """The same of a chain that has to be good: what is not ends the handshake."""
     connection.judgement.found(number, depth, bool(is_ok))
     return bool(is_ok)
 
