@@ -46,6 +46,7 @@ from mta.transfer.endings import Endings, plain
 from mta.transfer.finishing import Finishing
 from mta.transfer.hops import HopFinder, HopHealth
 from mta.transfer.ledger import Ledger
+from mta.transfer.loading import Loading
 from mta.transfer.outcomes import reply_of
 from mta.transfer.patience import Patience
 from mta.transfer.report import Reporter
@@ -123,7 +124,7 @@ class Dispatch:
             self._schedule, self.ledger, self.clock, self._tasks, self._endings, self._wake_at
         )
         self.is_overtaken = self._patience.is_overtaken
-        self._loading = 0
+        self._loading = Loading(self._tasks, self._begin, self._give_back, self.unreadable)
         self._is_running = False
         self._is_draining = False
         self._is_filling = False
@@ -208,7 +209,7 @@ class Dispatch:
             self._has_more = True
             self._give_back(queue_id, None)
             return
-        self._begin(queue_id, envelope, state, wall)
+        self._begin(queue_id, envelope, state)
 
     def pump(self) -> None:
         """Take due work from the spool as far as there is room, and set the timer for the rest."""
@@ -218,7 +219,7 @@ class Dispatch:
         over = self._patience.look(wall)
         self._standing.lift(now)
         avoid = self._avoided(now)
-        room = self._settings.active_limit - len(self.ledger.active) - self._loading
+        room = self._settings.active_limit - len(self.ledger.active) - len(self._loading)
         taken: list[DueWork] = []
         if room > 0:
             try:
@@ -233,7 +234,7 @@ class Dispatch:
                     # Resends go last: what is certain to be new passes before (spool.md section 6).
                     self._give_back(work.queue_id, wall + _DOUBT_PAUSE)
                     continue
-                self._load(work.queue_id, wall)
+                self._load(work.queue_id)
         self._has_more = room <= 0 or len(taken) >= min(room, _BATCH)
         self._fill()
         if taken and self._has_more:
@@ -265,7 +266,7 @@ class Dispatch:
             if message is not None:
                 message.is_gone = True
 
-    def _load(self, queue_id: str, wall: float) -> None:
+    def _load(self, queue_id: str) -> None:
         active = self.ledger.active.get(queue_id)
         if active is not None:
             active.is_retaken = True
@@ -278,40 +279,20 @@ class Dispatch:
             self.unreadable(queue_id, problem)
             return
         if isinstance(loaded, Deferred):
-            self._loading += 1
-            self._tasks.start(self._load_later(queue_id, loaded))
+            self._loading.expect(queue_id, loaded)
         else:
-            self._begin(queue_id, *loaded, wall)
-
-    async def _load_later(
-        self, queue_id: str, loaded: Deferred[tuple[Envelope, MessageState]]
-    ) -> None:
-        try:
-            envelope, state = await loaded
-        except KeyError:
-            return
-        except CancelledError:
-            # Taken, and in nobody's hands yet: the next dispatch of this epoch must find it due.
-            self._give_back(queue_id, None)
-            raise
-        except Fenced:
-            raise
-        except SpoolError as problem:
-            self.unreadable(queue_id, problem)
-            return
-        finally:
-            self._loading -= 1
-        self._begin(queue_id, envelope, state, self.clock.wall())
+            self._begin(queue_id, *loaded)
 
     def unreadable(self, queue_id: str, problem: SpoolError) -> None:
         self.telemetry.notice("error", "transfer", str(problem), queue_id)
         self._give_back(queue_id, self.clock.wall() + 300.0)
 
-    def _begin(self, queue_id: str, envelope: Envelope, state: MessageState, wall: float) -> None:
+    def _begin(self, queue_id: str, envelope: Envelope, state: MessageState) -> None:
         """Divide a message by destination and hand its jobs out."""
         if not self._is_running:
             self._give_back(queue_id, None)
             return
+        wall = self.clock.wall()
         message = Message(queue_id, envelope, state, self.clock.monotonic(), wall)
         self.ledger.active[queue_id] = message
         if envelope.deliver_by is not None and self.rules.is_over(envelope, wall):
