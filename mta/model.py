@@ -16,8 +16,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
+from typing import TypeVar, dataclass_transform
 
 IPAddress = IPv4Address | IPv6Address
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def value(cls: type[T]) -> type[T]:
+    """A frozen dataclass with slots, equal and hashed by its fields. mypy refuses assignment to a
+    field; a running program does not, for then every field of every value would be set by
+    `object.__setattr__`: 1.0 us for a value of eight fields, not 0.17, and 4 % of what a relayed
+    message costs. Copies come from `dataclasses.replace`.
+    """
+    return dataclass(slots=True, unsafe_hash=True)(cls)
+
 
 # --- addresses ------------------------------------------------------------------------------
 
@@ -29,7 +42,7 @@ class AddressKind(enum.Enum):
     X400 = "x400"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Address:
     """One originator or recipient address.
 
@@ -61,7 +74,7 @@ NULL_ADDRESS = Address(b"")
 # --- replies --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reply:
     """A reply to a command (RFC 5321 4.2). `enhanced` is "x.y.z" (RFC 3463) or "" for none.
 
@@ -111,7 +124,7 @@ class Notify(enum.IntFlag):
     __and__ = int.__and__  # type: ignore[assignment]  # a fact is asked for: 30 ns for 600
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Recipient:
     """One envelope recipient. `original` is RFC 3461 ORCPT as it travels ("rfc822;xtext"), b"" if
     there is none: not given, and the address is the one that the message came for.
@@ -183,7 +196,7 @@ class Requires(enum.IntFlag):
     __and__ = int.__and__  # type: ignore[assignment]  # a fact is asked for: 30 ns for 600
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Envelope:
     """All that travels beside the content. Never changes after it was accepted.
 
@@ -226,7 +239,7 @@ class RecipientStatus(enum.IntEnum):
     FAILED = 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RecipientState:
     """What became of one recipient so far; `reply` is the last remote (or local) reply text."""
 
@@ -236,7 +249,7 @@ class RecipientState:
     remote: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MessageState:
     """The newest state of a queued message; `recipients` is parallel to the envelope's.
 
@@ -294,7 +307,7 @@ def derived_queue_id(origin: str, kind: str, recipients: tuple[int, ...]) -> str
 # --- routing ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AddressSpace:
     """A pattern that a connector advertises, and at what cost (1 to 100, lower wins).
 
@@ -308,7 +321,7 @@ class AddressSpace:
     kind: AddressKind = AddressKind.SMTP
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bridgehead:
     """A server that ends a connector. `host` is an IP address or a name; lower preference first."""
 
@@ -325,7 +338,7 @@ class InDoubt(enum.Enum):
     HOLD = "hold"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Connector:
     """A configured path to a site. `kind` names the association kind that speaks over it.
 
@@ -343,7 +356,7 @@ class Connector:
     port: int = 25
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Candidate:
     """One connector that was looked at for an address: why it won, or why it lost."""
 
@@ -354,7 +367,7 @@ class Candidate:
     verdict: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Route:
     """Where a recipient goes. `destination` is the key by which the scheduler groups work.
 
@@ -373,7 +386,7 @@ class Route:
     alternatives: tuple[Route, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unroutable:
     """No connector takes the address. `enhanced` is what the peer is told (5.1.2, 4.4.4 ...)."""
 
@@ -383,7 +396,7 @@ class Unroutable:
     candidates: tuple[Candidate, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Proven:
     """What DNSSEC has proved of a host: how mail came to it, and its addresses (RFC 7672 2.2).
 
@@ -404,7 +417,7 @@ class StsMode(enum.Enum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StsPolicy:
     """A policy of MTA-STS (RFC 8461 3.2). `mx`: host names in lower case, `*.` for one label."""
 
@@ -414,7 +427,7 @@ class StsPolicy:
     """Seconds for which it holds, from when it was fetched."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TlsManner:
     """How an initiator begins a handshake. With `verify` a chain that leads to no trusted authority
     ends it. `minimum` is the oldest version, "1.2" or "1.3"; "" is what the process speaks.
@@ -427,7 +440,7 @@ class TlsManner:
     certificate: str | tuple[str, str] = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NextHop:
     """One server to try for one transfer: what an association kind opens an association to.
 
@@ -460,7 +473,7 @@ class OutcomeKind(enum.Enum):
     """The final dot went, the reply did not come (RFC 1047): in doubt."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """What one transfer brought for one recipient (index into the envelope's recipients).
 
@@ -482,7 +495,7 @@ class Scope(enum.Enum):
     MAPPED = "mapped"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class VirtualAddress:
     """An address of the virtual server: what peers see and what we bind (MAPPED: they differ)."""
 
@@ -500,7 +513,7 @@ class VirtualAddress:
         return f"{self.external} (bound as {self.bind})"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AddressInstance:
     """One life of an address on an interface: unchanged by `ip addr replace`, new after del+add.
 
@@ -522,7 +535,7 @@ class Fencing(enum.Enum):
     SELF = "self"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Grant:
     """An authority's word that this node owns the virtual server.
 
@@ -542,7 +555,7 @@ class Grant:
             raise ValueError("a grant without an address cannot exist")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class VirtualServer:
     """What the configuration says the virtual server is."""
 
@@ -561,7 +574,7 @@ class Sharing(enum.Enum):
     FAILOVER_MOUNT = "failover-mount"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Guarantees:
     """What a store promises. A configuration that needs more is refused at start."""
 
@@ -571,7 +584,7 @@ class Guarantees:
     fenced_in_store: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claim:
     """What a node writes into the epoch file when it publishes (spool.md section 3)."""
 
@@ -585,7 +598,7 @@ class Claim:
     """What older epochs have used, newest first, also those whose files are gone."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EpochRecord:
     """One epoch file as it reads now. `heartbeat` is a counter, not a time."""
 
@@ -636,7 +649,7 @@ CLOCK_AHEAD_SECONDS = 86_400.0
 """A virtual server that nobody owned for longer is rare enough to ask an operator."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Recovery:
     """What was found when older epochs were read."""
 
@@ -652,7 +665,7 @@ class Recovery:
     """What the predecessor had open when it ended: peers that may wait for a reset."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DueWork:
     """A queued message that wants an attempt. `domain` is that of its first pending recipient;
     `priority` one of the levels that the store tells apart: six at least (RFC 6710 section 5).
@@ -664,7 +677,7 @@ class DueWork:
     due: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Intent:
     """Journalled before a commit point (spool.md section 6). `slot` names one open association."""
 
@@ -675,7 +688,7 @@ class Intent:
     transaction: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Report:
     """A report to commit in the same batch as the outcome that made it (RFC 3464 message).
 
@@ -688,7 +701,7 @@ class Report:
     kind: str = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Result:
     """What a slot's transfer brought; durable before the next commit point on that slot.
 
@@ -705,7 +718,7 @@ class Result:
     not_sent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Doubt:
     """One entry of the in-doubt list (spool.md section 6).
 
@@ -736,7 +749,7 @@ class Doubt:
         return self.peer if self.client else ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Remembered:
     """A transaction that its client gave a name to (RFC 1845), and that became ours as `queue_id`.
 
@@ -751,7 +764,7 @@ class Remembered:
     expires: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FourTuple:
     """The two ends of an open association; IP addresses as text."""
 
@@ -766,7 +779,7 @@ class FourTuple:
         return f"{self.peer_host}:{self.peer_port}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Segment:
     """A TCP segment: whole, checksum and all, to be sent from one of this node's addresses; or one
     that arrived, of which only the header is needed.
@@ -777,7 +790,7 @@ class Segment:
     octets: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QueueEntry:
     """One queued message for an operator's eyes."""
 
@@ -788,7 +801,7 @@ class QueueEntry:
     active: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QueueFilter:
     """Which messages an operator means; empty fields do not restrict; exact or `*.x` patterns."""
 
@@ -806,7 +819,7 @@ class QueueAct(enum.Enum):
     DELETE = "delete"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SpoolStats:
     messages: int
     held: int
@@ -824,7 +837,7 @@ UNKNOWN_HOST = "unknown"
 """The address of a client that has none which could be told (XCLIENT), in Postfix's word."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ClientCertificate:
     """What a client showed under TLS, and has the key of. `fingerprint` is SHA-256 of its DER form,
     in hexadecimal; `subject` and `issuer` are common names, foreign text. `fault` says why no
@@ -844,7 +857,7 @@ class ClientCertificate:
         return "Verified" if self.is_listed else "Untrusted" if self.fault else "Trusted"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerInfo:
     """Who is at the far end of an inbound association, and where it arrived."""
 
@@ -885,14 +898,14 @@ class PeerInfo:
         return self.via or FourTuple(self.local_host, self.local_port, self.host, self.port)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Challenge:
     """What a server says next in a SASL exchange, before any base64 (RFC 4422 3)."""
 
     octets: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Authenticated:
     """A SASL exchange succeeded: the client is this user."""
 
@@ -905,13 +918,13 @@ class HealthLevel(enum.Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Health:
     level: HealthLevel
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AddressFact:
     """One virtual address on one interface of this node, as the kernel shows it; on none: `link`
     is "" and there are no flags.
@@ -932,7 +945,7 @@ class AddressFact:
 # --- resolving --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MailHost:
     """One MX target with the addresses it resolved to; `proven` as in NextHop."""
 
@@ -942,7 +955,7 @@ class MailHost:
     proven: Proven | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tlsa:
     """One TLSA record as it stands in the zone, whether it makes sense or not (RFC 6698 2.1).
 
@@ -956,7 +969,7 @@ class Tlsa:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TlsaRecords:
     """The TLSA records of a service, () when it has none. Those that were not validated count for
     nothing (RFC 7672 2.1.1).

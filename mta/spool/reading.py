@@ -7,16 +7,16 @@ Law: what is handed out matched its crcs. Blocking, on a worker thread; reads im
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mta.errors import Corrupt
-from mta.model import Envelope, MessageState
+from mta.model import Envelope, MessageState, value
 from mta.spool.envelopes import decode_envelope, decode_state
 from mta.spool.records import Big, Place, RecordView, decode_change, decode_message
 from mta.spool.segment import Reader, Segment
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Wanted:
     """Where a message lies, as the index knew it when it was asked for."""
 
@@ -30,7 +30,7 @@ class Wanted:
     held: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Found:
     """`pieces` is None when the content is too large, or was not asked for."""
 

@@ -17,11 +17,10 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32
 
-from mta.model import FourTuple, Intent, Remembered
+from mta.model import FourTuple, Intent, Remembered, value
 from mta.spool.priorities import LEVEL_OF, LEVELS
 
 ALIGNMENT = 4096
@@ -213,7 +212,7 @@ UNKNOWN, NOT_SENT, HAS_STATE, HELD = 1, 2, 4, 8
 _MESSAGE_HELD, _MESSAGE_BIG = 1, 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Big:
     """A content that lies in a file of its own, big/EPOCH.NUMBER."""
 

@@ -10,13 +10,12 @@ RFC 5321 5.1 (MX order, relay that is an MX itself), 4.1.3 (address literals).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby
 
 from mta.errors import PermanentFailure, TransientFailure
 from mta.interfaces import IAssociationKind, IResolver, ISecureResolver
-from mta.model import Bridgehead, Connector, IPAddress, MailHost, NextHop, Route
+from mta.model import Bridgehead, Connector, IPAddress, MailHost, NextHop, Route, value
 
 _FIRST_REST = 30.0
 _LONGEST_REST = 600.0
@@ -24,7 +23,7 @@ _REMEMBERED = 10_000
 """Servers remembered as failing before the oldest are forgotten."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hop:
     """One server to try, and the association kind that speaks to it."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mta.model import (
     Address,
@@ -25,6 +25,7 @@ from mta.model import (
     RecipientState,
     RecipientStatus,
     Requires,
+    value,
 )
 from mta.transfer.settings import QueueSettings
 
@@ -41,7 +42,7 @@ class HandedOn(enum.Enum):
     UNTIMED = "a server that knows of no such time"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReportDue:
     """A report that must be in the batch of the outcome. `kind` is also part of its queue id.
 
@@ -56,7 +57,7 @@ class ReportDue:
     to: Address
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Settlement:
     """The verdict. `state` None: the message leaves the queue.
 
