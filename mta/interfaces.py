@@ -855,6 +855,17 @@ class IAuthenticatingReception(Interface):
         """To the last 334, answered as `auth` is. None: the client gave up; that is refused."""
 
 
+class IUnknownCommands(Interface):
+    """Add-on of IReception: somebody may want to hear of commands that we do not know."""
+
+    wants_unknown: bool = Attribute("Somebody does. It stays so as long as the association.")
+
+    def unknown(line: bytes) -> Reply | None | Deferred[Reply | None]:
+        """The client said `line`, without its CRLF: printable ASCII, TAB and blanks, and nothing
+        that comes between chunks of content. It is an error whatever is answered; None: 500.
+        """
+
+
 class IReceptionHost(Interface):
     """Gives every inbound association its reception."""
 
@@ -1202,6 +1213,14 @@ class IRefusedRecipient(ITransaction):
     refusal: Reply | None = Attribute("In the refused hook: what `recipient` is answered.")
 
 
+class ICommandLine(ITransaction):
+    """Add-on of ITransaction: a line that is no command we know."""
+
+    line: bytes = Attribute(
+        "In the unknown hook: all of it, without CRLF; printable ASCII and TAB."
+    )
+
+
 class ISaslMechanism(ITransaction):
     """Add-on of ITransaction: how the peer has proved who it is."""
 
@@ -1215,8 +1234,11 @@ class IPolicy(Interface):
     In order: connect, helo, auth (the peer has proved who it is), mail, rcpt (once a recipient,
     after the relay rule had no objection), data, headers, body (once a piece), end. These may
     refuse. Waited for, the answer is ignored: refused (a recipient that the relay rule or a policy
-    did not take, IRefusedRecipient). Told only: queued (durable and answered), abort (a transaction
-    that came to nothing), disconnect.
+    did not take, IRefusedRecipient). Whenever one comes, but not between chunks of content: unknown
+    (a line that is no command we know, ICommandLine; with the transaction that is open, or the
+    association's). It is refused whatever is answered: a negative Reply says with which words, None
+    and a positive one leave it at 500. Told only: queued (durable and answered), abort (a
+    transaction that came to nothing), disconnect.
     """
 
     hooks: frozenset[str] = Attribute("Of those above.")

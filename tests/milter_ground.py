@@ -55,6 +55,9 @@ class Ground:
         greeted = self.wait(self.reception.connected())
         return greeted, self.wait(self.reception.helo(b"client.example.net", "ESMTP"))
 
+    def unknown(self, line: bytes) -> Any:
+        return self.wait(self.reception.unknown(line))
+
     def envelope(self, *recipients: str, **parameters: bytes | None) -> list[Any]:
         sent = {key.upper().encode(): value for key, value in parameters.items()}
         answers = [self.wait(self.reception.mail(address("a@example.net"), sent))]

@@ -28,18 +28,20 @@ class PolicyInIntakeTests(SynchronousTestCase):
         """A policy that wants everything hears everything, once and in order."""
         hooks = (
             *("connect", "helo", "mail", "rcpt", "data", "headers", "body", "end"),
-            *("queued", "abort", "disconnect"),
+            *("queued", "abort", "disconnect", "unknown"),
         )
         policy = Recorder(*hooks)
         house = House((policy,))
         reception = house.reception()
         send(reception)
         reception.acknowledged()
+        reception.unknown(b"XFOO")
         begin(reception)
+        reception.unknown(b"XFOO")
         reception.closed("RCPT", "")
         self.assertEqual(
             policy.asked,
-            [*hooks[:9], "mail", "rcpt", "abort", "disconnect"],
+            [*hooks[:9], "unknown", "mail", "rcpt", "unknown", "abort", "disconnect"],
         )
         head, _, body = MESSAGE.partition(b"\r\n\r\n")
         self.assertEqual(policy.seen[5][0], head + b"\r\n")

@@ -219,7 +219,7 @@ ANY_ANSWER = st.one_of(
         st.sampled_from((CONTINUE, said(b"a"), said(b"t"), said(b"d"), b"", said(b"z"))),
     ),
 )
-ANY_ANSWERS = st.dictionaries(st.sampled_from("CHMRTLNBE"), ANY_ANSWER, max_size=4)
+ANY_ANSWERS = st.dictionaries(st.sampled_from("CHUMRTLNBE"), ANY_ANSWER, max_size=4)
 
 
 class AnyFilterTests(SynchronousTestCase):
@@ -227,7 +227,7 @@ class AnyFilterTests(SynchronousTestCase):
         answers=ANY_ANSWERS,
         others=st.one_of(st.none(), ANY_ANSWERS),
         negotiation=st.one_of(st.none(), st.none(), st.binary(max_size=30)),
-        steps=st.sampled_from((0, 0x80, 0x400, 0x800, 0xFF000, 0x100000)),
+        steps=st.sampled_from((0, 0x80, 0x100, 0x200, 0x20200, 0x400, 0x800, 0xFF000, 0x100000)),
         on_failure=st.sampled_from(sorted(REPLIES)),
         chunked=st.booleans(),
     )
@@ -252,8 +252,10 @@ class AnyFilterTests(SynchronousTestCase):
             behind(ground, MemoryFilter(**others))
         replies = list(ground.connect())
         if not replies[0]:
+            replies.append(ground.unknown(b"XFOO"))
             replies += ground.envelope("x@nowhere.example", "b@example.com")
             if replies[-1] is None:
+                replies.append(ground.unknown(b"XFOO bar"))
                 content = (b"A: b\r\n\r\n..x\r\n", b"y" * 70_000 + b"\r\n")
                 replies.append(ground.content(*content, chunked=chunked))
         for reply in replies:

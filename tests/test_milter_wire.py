@@ -42,6 +42,7 @@ from mta.wire.milter.dialogue import (
     on_helo,
     on_mail,
     on_rcpt,
+    on_unknown,
 )
 from mta.wire.milter.header import split_header
 from mta.wire.milter.packets import CHUNK_OCTETS, MOST_OCTETS, Step
@@ -50,6 +51,7 @@ from tests.memory_filter import CONTINUE, said
 QUESTIONS: dict[Stage, Question] = {
     Stage.CONNECT: on_connect(b"[192.0.2.7]", "192.0.2.7", 4711, {b"j": b"mx.example.org"}),
     Stage.HELO: on_helo(b"client.example.net", {}),
+    Stage.UNKNOWN: on_unknown(b"XFOO bar"),
     Stage.MAIL: on_mail(b"a@example.net", [b"SIZE=9"], {}),
     Stage.RCPT: on_rcpt(b"b@example.com", [], {b"{rcpt_addr}": b"b@example.com"}),
     Stage.DATA: on_data({b"i": b"Q1"}),
@@ -112,18 +114,21 @@ class NegotiationTests(SynchronousTestCase):
         self.assertIn("did not negotiate: ADD_RECIPIENT_PARAMETERS", str(caught.exception))
 
     def test_versions(self) -> None:
-        """Versions 2 to 6 are spoken; one without DATA hears none."""
+        """Versions 2 to 6 are spoken; one without DATA, or unknown commands, hears none."""
         for version in (1, 7):
             self.assertRaises(RemoteProtocolError, agreed, version=version)
+        for version, stage in ((3, Stage.DATA), (2, Stage.UNKNOWN)):
+            dialogue = agreed(version=version)
+            verdict = Verdict(Decision.CONTINUE, stage)
+            self.assertEqual(dialogue.ask([QUESTIONS[stage]]), verdict)
+            self.assertEqual(dialogue.take_output(), b"")
         dialogue = agreed(version=3)
-        self.assertEqual(
-            dialogue.ask([QUESTIONS[Stage.DATA]]), Verdict(Decision.CONTINUE, Stage.DATA)
-        )
-        self.assertEqual(dialogue.take_output(), b"")
+        self.assertIsNone(dialogue.ask([QUESTIONS[Stage.UNKNOWN]]))
+        self.assertEqual(dialogue.take_output(), said(b"U", b"XFOO bar\0"))
 
     def test_unwanted_steps(self) -> None:
         """What a filter does not want to hear is not said; what it will not answer, not awaited."""
-        all_quiet = int(Step(0x7F) | Step.NO_DATA)
+        all_quiet = int(Step(0x7F) | Step.NO_DATA | Step.NO_UNKNOWN)
         dialogue = agreed(steps=all_quiet)
         for stage, question in QUESTIONS.items():
             if stage is not Stage.END:
@@ -133,9 +138,10 @@ class NegotiationTests(SynchronousTestCase):
         self.assertFalse(dialogue.wants_body)
         mute = Step.MUTE_CONNECT | Step.MUTE_HELO | Step.MUTE_MAIL | Step.MUTE_RCPT
         mute |= Step.MUTE_DATA | Step.MUTE_HEADER | Step.MUTE_EOH | Step.MUTE_BODY
+        mute |= Step.MUTE_UNKNOWN
         dialogue = agreed(steps=int(mute))
         self.assertIsNone(dialogue.ask(QUESTIONS.values()))
-        self.assertEqual(letters(dialogue.take_output()), b"DCHMDRDTLNBE")
+        self.assertEqual(letters(dialogue.take_output()), b"DCHUMDRDTLNBE")
         self.assertEqual(dialogue.receive(CONTINUE), [Verdict(Decision.CONTINUE, Stage.END)])
 
     def test_named_macros(self) -> None:
@@ -163,6 +169,7 @@ class DialogueTests(SynchronousTestCase):
         expected = (
             (b"C", b"[192.0.2.7]\x004\x12\x67192.0.2.7\0"),
             (b"H", b"client.example.net\0"),
+            (b"U", b"XFOO bar\0"),
             (b"M", b"<a@example.net>\0SIZE=9\0"),
             (b"R", b"<b@example.com>\0"),
             (b"T", b""),
@@ -213,6 +220,8 @@ class DialogueTests(SynchronousTestCase):
                     continue
                 self.assertEqual(event.stage, stage)
                 self.assertFalse(dialogue.is_waiting)
+                if stage is Stage.UNKNOWN and decision is Decision.DISCARD:
+                    self.assertIs(event.decision, Decision.CONTINUE)
                 code = {
                     Decision.REJECT: 554 if stage is Stage.CONNECT else 550,
                     Decision.TRY_LATER: 421 if stage is Stage.CONNECT else 451,
@@ -231,6 +240,25 @@ class DialogueTests(SynchronousTestCase):
         self.assertEqual(dialogue.take_output(), b"")
         dialogue.ask([QUESTIONS[Stage.MAIL]])
         self.assertEqual(letters(dialogue.take_output()), b"AM")
+
+    def test_unknown_commands(self) -> None:
+        """They are told where libmilter finds its way back: between messages, and before DATA to a
+        filter that hears DATA. A step that the filter does not want, or before it has agreed: never.
+        """
+        self.assertFalse(Dialogue().hears_unknown)
+        self.assertFalse(agreed(steps=int(Step.NO_UNKNOWN)).hears_unknown)
+        for steps, version, within in ((0, 6, True), (int(Step.NO_DATA), 6, False), (0, 3, False)):
+            dialogue = agreed(steps=steps, version=version)
+            for stage, heard in (
+                *((Stage.HELO, True), (Stage.MAIL, within), (Stage.RCPT, within)),
+                *((Stage.DATA, False), (Stage.EOH, False), (Stage.END, True)),
+                *((Stage.MAIL, within), (Stage.DATA, False), (Stage.MAIL, within)),
+            ):
+                if dialogue.ask([QUESTIONS[stage]]) is None:
+                    dialogue.receive(CONTINUE)
+                self.assertIs(dialogue.hears_unknown, heard, (steps, version, stage))
+            dialogue.abort()
+            self.assertTrue(dialogue.hears_unknown)
 
     def test_skip(self) -> None:
         """A filter that has seen enough of a body is spared the rest, until the next message."""

@@ -59,7 +59,7 @@ class RepeatsTests(SynchronousTestCase):
         assert waiting is not None
         self.assertNoResult(waiting)
         self.assertIsNone(repeats.claim((KEY[0], "<2@x>"), "another"))
-        repeats.settled(KEY)
+        repeats.settled(None, KEY)
         self.assertIsNone(self.successResultOf(waiting))
         self.assertIsNone(repeats.claim(KEY, "new"))
 
@@ -74,9 +74,9 @@ class RepeatsTests(SynchronousTestCase):
         third.cancel()
         self.failureResultOf(third)
         first.addCallback(lambda _: second.cancel())
-        repeats.settled(KEY)
+        repeats.settled(None, KEY)
         self.successResultOf(first)
-        repeats.settled(KEY)
+        repeats.settled(None, KEY)
 
     def test_given_up(self) -> None:
         """What came to nothing leaves nothing behind."""

@@ -36,6 +36,7 @@ from mta.interfaces import (
     ISecured,
     ITls,
     ITlsAsking,
+    IUnknownCommands,
 )
 from mta.model import PeerInfo, Reply
 from mta.telemetry import Rejected as RejectedEvent
@@ -53,6 +54,7 @@ from mta.wire.smtp.events import (
     Rejected,
     Reset,
     StartTls,
+    UnknownCommand,
     Xclient,
 )
 from mta.wire.smtp.server import Privileges, Responder
@@ -441,6 +443,9 @@ class SmtpResponder(Protocol):
     def _on_rcpt(self, event: Rcpt) -> None:
         self._ask(self._reception.rcpt(event.recipient, event.parameters))
 
+    def _on_unknown(self, event: UnknownCommand) -> None:
+        self._ask(IUnknownCommands(self._reception).unknown(event.line))
+
     def _on_data(self, event: Data) -> None:
         reception = self._reception
         self._ask(IChunkedReception(reception).bdat() if event.is_chunked else reception.data())
@@ -509,6 +514,7 @@ _HANDLERS: dict[type[Any], Callable[[SmtpResponder, Any], None]] = {
     Xclient: SmtpResponder._on_xclient,
     Mail: SmtpResponder._on_mail,
     Rcpt: SmtpResponder._on_rcpt,
+    UnknownCommand: SmtpResponder._on_unknown,
     Data: SmtpResponder._on_data,
     Chunk: SmtpResponder._on_chunk,
     End: SmtpResponder._on_end,

@@ -41,6 +41,7 @@ from mta.interfaces import (
     ISurroundings,
     ITenure,
     ITlsAsking,
+    IUnknownCommands,
 )
 from mta.model import PeerInfo, Reply
 from mta.settings import is_within
@@ -221,6 +222,7 @@ class SmtpListener:
                 offers=self._offers() if known is not None else (),
                 requiretls=self.settings.requiretls,
                 xclient=privileges.xclient,
+                tells_unknown=_tells_unknown(reception),
             ),
             reception,
             peer,
@@ -338,6 +340,7 @@ def build_submission_responder(
 ) -> IProtocol:
     """The responder for this node's own programs (submit.sock). `host` sets the size limit."""
     settings = settings or SmtpListenerSettings(limits=ListenerLimits(size=0, line=0), tls="none")
+    reception = host.reception(tenure, peer)
     return SmtpResponder(
         Responder(
             tenure.network_name.encode(),
@@ -345,10 +348,16 @@ def build_submission_responder(
             settings.of_machine(),
             relays=True,
             offers=[PriorityTerms()],
+            tells_unknown=_tells_unknown(reception),
         ),
-        host.reception(tenure, peer),
+        reception,
         peer,
         settings.timeouts,
         clock=surroundings.clock,
         telemetry=surroundings.telemetry,
     )
+
+
+def _tells_unknown(reception: IReception) -> bool:
+    hears = IUnknownCommands(reception, None)
+    return hears is not None and hears.wants_unknown

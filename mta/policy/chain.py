@@ -22,7 +22,10 @@ from mta.model import Reply
 from mta.policy.transaction import Transaction
 from mta.telemetry import Event, Telemetry, Transferred
 
-ASKED = ("connect", "helo", "auth", "mail", "rcpt", "refused", "data", "headers", "body", "end")
+ASKED = (
+    *("connect", "helo", "auth", "unknown"),
+    *("mail", "rcpt", "refused", "data", "headers", "body", "end"),
+)
 TOLD = ("queued", "abort", "disconnect")
 HOOKS = frozenset(ASKED + TOLD)
 OF_CONTENT = ("headers", "body", "end")

@@ -97,8 +97,8 @@ class Milter:
 
     name = "milter"
     hooks = frozenset({
-        *("connect", "helo", "mail", "rcpt", "refused", "data", "headers", "body", "end"),
-        *("abort", "disconnect"),
+        *("connect", "helo", "unknown", "mail", "rcpt", "refused", "data"),
+        *("headers", "body", "end", "abort", "disconnect"),
     })  # fmt: skip
 
     def __init__(self, settings: MilterSettings, surroundings: ISurroundings) -> None:

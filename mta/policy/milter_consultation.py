@@ -16,6 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from mta.errors import Failure, MTAError, RemoteProtocolError, TransientFailure
 from mta.interfaces import (
     IClock,
+    ICommandLine,
     IEditableBody,
     INewBody,
     IStoredForm,
@@ -41,6 +42,7 @@ from mta.wire.milter.dialogue import (
     on_helo,
     on_mail,
     on_rcpt,
+    on_unknown,
 )
 from mta.wire.milter.header import split_header
 from mta.wire.milter.packets import CHUNK_OCTETS, Step
@@ -89,6 +91,9 @@ class Consultation:
             return None
         if hook == "mail":
             self._begin()
+        elif hook == "unknown":
+            if not self._hears_unknown:
+                return None
         elif hook not in _INTRODUCTION and self._is_settled:
             return None if hook == "refused" else self._settled
         elif hook == "refused" and not self._wants_refused(transaction):
@@ -125,6 +130,12 @@ class Consultation:
         if connection is None or transaction.recipient is self._asked_about:
             return False
         return bool(connection.dialogue.steps & Step.REFUSED_RCPT)
+
+    @property
+    def _hears_unknown(self) -> bool:
+        """No connection is made for that: whatever comes of it, such a command is refused."""
+        connection = self._connection
+        return connection is not None and connection.is_open and connection.dialogue.hears_unknown
 
     def _begin(self) -> None:
         self._is_settled, self._settled = False, None
@@ -217,6 +228,8 @@ class Consultation:
             assert recipient is not None, "these hooks have one"
             parameters = parameters_of_rcpt(recipient)
             asked.append(on_rcpt(recipient.address.text, parameters, words.rcpt))
+        elif hook == "unknown":
+            asked.append(on_unknown(ICommandLine(transaction).line))
         elif hook == "data":
             asked.append(on_data(words.content))
         elif hook == "headers":
@@ -266,7 +279,7 @@ class Consultation:
 
     def _failed(self, hook: str, error: MTAError, transaction: ITransaction) -> Reply | None:
         self._outage.failed(str(error), transaction.queue_id)
-        if hook in _INTRODUCTION:
+        if hook in _INTRODUCTION or (hook == "unknown" and self._is_settled):
             return None  # its messages will ask again, and be answered then
         return self._settle(self._outage.reply)
 
@@ -288,8 +301,8 @@ class Consultation:
             if stage in (Stage.CONNECT, Stage.HELO):
                 self.leave()
             return self._settle(None)
-        if stage is Stage.RCPT:
-            return verdict.reply  # about this recipient alone
+        if stage in (Stage.RCPT, Stage.UNKNOWN):
+            return verdict.reply  # about this recipient, or this command, alone
         if stage is Stage.CONNECT:
             self._refusal = verdict.reply
         elif stage is Stage.HELO:

@@ -12,6 +12,7 @@ from typing import Any
 from zope.interface import implementer
 
 from mta.interfaces import (
+    ICommandLine,
     IEditableBody,
     IEditableHeader,
     IEditableReturn,
@@ -32,7 +33,7 @@ class Association:
 
     `client` is how logs name it; `vip` the virtual address that it came to, as peers know it;
     `submission` the rule of a submission listener, `priorities` that of one that takes any; `user`
-    and `mechanism` are "" until it has said who it is.
+    and `mechanism` are "" until it has said who it is; `line` is the last unknown command.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Association:
         "admitted",
         "client",
         "helo",
+        "line",
         "mechanism",
         "notes",
         "peer",
@@ -65,7 +67,7 @@ class Association:
         self.submission = submission
         self.priorities = priorities
         self.user = self.mechanism = ""
-        self.helo = b""
+        self.helo = self.line = b""
         self.protocol = peer.protocol
         self.notes: dict[str, Any] = {}
 
@@ -94,6 +96,7 @@ class Association:
     IEditableBody,
     IEditableReturn,
     IRefusedRecipient,
+    ICommandLine,
 )
 class Transaction:
     """See IStoredForm. `kept` is the list of recipients accepted so far, each once.
@@ -179,6 +182,10 @@ class Transaction:
     @property
     def mechanism(self) -> str:
         return self.association.mechanism
+
+    @property
+    def line(self) -> bytes:
+        return self.association.line
 
     @property
     def admitted(self) -> bool:

@@ -83,12 +83,15 @@ class Walk:
         self.ask("connect", self.introduction)
         self.association.helo, self.association.protocol = b"client.example.net", "ESMTP"
         self.ask("helo", self.introduction)
+        self.association.line = b"XFOO bar"
+        self.ask("unknown", self.introduction)
         transaction = Transaction(self.association, sender, {b"SIZE": b"100"})
         self.ask("mail", transaction)
         for text in recipients:
             transaction.recipient = Recipient(Address(text, text.rpartition(b"@")[2]))
             self.ask("rcpt", transaction)
             transaction.keep(transaction.recipient)
+        self.ask("unknown", transaction)
         transaction.queue_id = f"{number:014X}"
         self.ask("data", transaction)
         transaction.headers = headers

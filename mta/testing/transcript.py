@@ -12,10 +12,12 @@ A transcript begins with comments and `key: value` settings up to an empty line:
                                                             auth (under TLS), auth-clear (always),
                                                             deliver-by, deliver-by=SECONDS,
                                                             xclient (always) and xclient-once,
-                                                            priority, priority=PROFILE
+                                                            priority, priority=PROFILE, and
+                                                            unknown: such commands are told
     hook: rcpt <a@example.org> 550 5.1.1 No such user       what a hook answers instead of "go on";
                                                             `-` where there is no enhanced code;
                                                             auth, and response <what it holds>;
+                                                            unknown <its first word>;
                                                             xclient, and presented <its HELO> for
                                                             what greets whom XCLIENT has named
     tls: never, if offered or always                        what the initiator wants
@@ -229,6 +231,7 @@ class _Responding:
             relays="auth" not in offers and "auth-clear" not in offers,
             offers=_offered(offers),
             xclient=bool({"xclient", "xclient-once"} & set(offers)),
+            tells_unknown="unknown" in offers,
         )
         self._presents_again = "xclient" in offers
         self._content = b""
@@ -299,6 +302,9 @@ class _Responding:
             case events.Rcpt(recipient, parameters):
                 answer(hooks.get(("rcpt", recipient.text)))
                 return f"rcpt <{recipient}>{_parameters(parameters)}"
+            case events.UnknownCommand(line):
+                answer(hooks.get(("unknown", line.partition(b" ")[0])))
+                return f"unknown <{_shown(line)}>"
             case events.Data(is_chunked):
                 self._content = b""
                 answer(hooks.get(("data", b"")))

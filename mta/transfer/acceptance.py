@@ -150,3 +150,10 @@ class Acceptance:
 def queued(queue_id: str) -> Reply:
     """Postfix's words, which log readers know."""
     return Reply(250, "2.0.0", (b"Ok: queued as " + queue_id.encode(),))
+
+
+def discarded(desk: Desk, transaction: Transaction) -> Reply:
+    """Say in the log that a policy dropped it. Its client hears what others hear."""
+    text = f"discarded by policy: {transaction.discarded}"
+    desk.telemetry.notice("info", "intake", text, transaction.queue_id)
+    return queued(transaction.queue_id)

@@ -66,7 +66,10 @@ class Desk:
         self.streams = self.chain.wants("headers", "body")
         self.edits = any(IContentEditor.providedBy(policy) for policy in policies)
         self.tells_refusals = self.chain.wants("refused")
-        self.introduces = self.chain.wants("connect", "helo", "auth", "disconnect")
+        self.hears_unknown = self.chain.wants("unknown")
+        self.introduces = self.hears_unknown or self.chain.wants(
+            "connect", "helo", "auth", "disconnect"
+        )
         self.bounds: Mapping[str, Bounds] = {}
         self.dates = DateCache()
         self.external = {str(a.bind): str(a.external) for a in server.addresses}

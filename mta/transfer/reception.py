@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mta.errors import Full, LocalProtocolError, MTAError, TenureRevoked, Unavailable
@@ -24,6 +23,7 @@ from mta.interfaces import (
     ISecured,
     IStaging,
     ITenure,
+    IUnknownCommands,
 )
 from mta.model import (
     Address,
@@ -41,7 +41,7 @@ from mta.policy.revision import Revision
 from mta.policy.stream import Stream, both
 from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Connected, Disconnected
-from mta.transfer.acceptance import Acceptance, queued
+from mta.transfer.acceptance import Acceptance, discarded, queued
 from mta.transfer.desk import Desk, store_reply
 from mta.transfer.entry import Entry
 from mta.transfer.enveloping import envelope_of
@@ -50,6 +50,7 @@ from mta.transfer.identity import CHALLENGE, Identity
 from mta.transfer.later_legs import LaterLegs
 from mta.transfer.priorities import PriorityIntake
 from mta.transfer.refusals import BARE_SENDER, COMPLETE, LOOP, OVERTAKEN
+from mta.transfer.repeats import key_of
 from mta.transfer.stamp import Stamp
 from mta.transfer.wishes import candidate, read_time
 from mta.wire.dsn import original_recipient
@@ -60,7 +61,8 @@ Associate = Callable[[PeerInfo], Association]
 """Who that client is to us."""
 
 
-@implementer(IReception, IAuthenticatingReception, IChunkedReception, IPresentedReception, ISecured)
+@implementer(ISecured, IUnknownCommands)
+@implementer(IReception, IAuthenticatingReception, IChunkedReception, IPresentedReception)
 class Reception:
     """Made by Intake. What it raises (Fenced, TenureRevoked), and what the Deferred of `end` fails
     with (also Unknown), must abort the association without a reply.
@@ -204,6 +206,17 @@ class Reception:
             return None
         return self._answer(self._desk.chain.ask("helo", self._introduction), "HELO")
 
+    @property
+    def wants_unknown(self) -> bool:
+        """IUnknownCommands."""
+        return self._desk.hears_unknown
+
+    def unknown(self, line: bytes) -> Answer:
+        present = self._transaction or self._introduction
+        assert present is not None, "nobody wants to hear of it"
+        self._association.line = line
+        return self._answer(self._desk.chain.ask("unknown", present), "UNKNOWN")
+
     def closed(self, stage: str, commands: str) -> None:
         if self._is_closed:
             return
@@ -230,7 +243,7 @@ class Reception:
 
     def _mail_named(self, sender: Address, parameters: dict[bytes, bytes | None]) -> Answer:
         """Completed before: 355, and nothing of it is asked again (RFC 1845 section 4)."""
-        desk, key = self._desk, self._key(parameters)
+        desk, key = self._desk, key_of(self._association.helo, parameters)
         known = desk.spool.recall(*key)
         if known is None:
             waiting = desk.repeats.claim(key, self)
@@ -249,11 +262,6 @@ class Reception:
     ) -> Reply | None | Deferred[Reply | None]:
         self._waiting = None
         return self._mail_named(sender, parameters)
-
-    def _key(self, parameters: dict[bytes, bytes | None]) -> tuple[str, str]:
-        name = parameters[b"TRANSID"] or b""
-        client = self._association.helo.lower().decode("ascii", "backslashreplace")
-        return client, name.decode("ascii", "backslashreplace")
 
     def _mail(self, sender: Address, parameters: dict[bytes, bytes | None]) -> Answer:
         desk = self._desk
@@ -340,7 +348,8 @@ class Reception:
         if transaction is None or repeat is not None:
             return
         if transaction.parameters and b"TRANSID" in transaction.parameters:
-            self._desk.repeats.give_up(self._key(transaction.parameters), self)
+            key = key_of(self._association.helo, transaction.parameters)
+            self._desk.repeats.give_up(key, self)
         self._desk.chain.tell("abort", transaction)
 
     def _drop_content(self) -> None:
@@ -506,7 +515,8 @@ class Reception:
     def _accept(self, lowered: bytes, hops: int) -> Deferred[Reply]:
         staging, scan, _, transaction = self._content()
         if transaction.discarded:
-            return succeed(self._discarded(transaction))
+            self.reset()
+            return succeed(discarded(self._desk, transaction))
         desk, wall = self._desk, self._desk.clock.wall()
         self._ordinal += 1
         envelope = envelope_of(
@@ -525,7 +535,8 @@ class Reception:
         if transaction.header_can_change:  # then it is not with the staged body
             prepend += transaction.headers + (b"\r\n" if scan.is_separated else b"")
         parameters = transaction.parameters
-        key = self._key(parameters) if parameters and b"TRANSID" in parameters else None
+        is_named = parameters and b"TRANSID" in parameters
+        key = key_of(self._association.helo, parameters) if is_named else None
         if key is not None:
             if not desk.repeats.may_commit(key, self):
                 return succeed(self._refused_message(OVERTAKEN))
@@ -539,12 +550,8 @@ class Reception:
         acceptance = Acceptance(desk, self._tenure, transaction, envelope, state)
         answered = acceptance.commit(staging, prepend)
         if key is not None:
-            answered.addBoth(self._settled, key)
+            answered.addBoth(desk.repeats.settled, key)
         return answered
-
-    def _settled(self, result: Reply | Failure, key: tuple[str, str]) -> Reply | Failure:
-        self._desk.repeats.settled(key)
-        return result
 
     def acknowledged(self) -> None:
         self._is_unacknowledged = False
@@ -591,10 +598,3 @@ class Reception:
         self._desk.refused(reply, "END-OF-MESSAGE", self._association, self._transaction)
         self.reset()
         return reply
-
-    def _discarded(self, transaction: Transaction) -> Reply:
-        self._desk.telemetry.notice(
-            "info", "intake", f"discarded by policy: {transaction.discarded}", transaction.queue_id
-        )
-        self.reset()
-        return queued(transaction.queue_id)

@@ -7,10 +7,21 @@ of it decides. No state of a message lives here, nor what was completed: the spo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from twisted.internet.defer import Deferred
 
 Key = tuple[str, str]
 """The client's name in EHLO, in lower case, and its transaction's."""
+Result = TypeVar("Result")
+
+
+def key_of(helo: bytes, parameters: Mapping[bytes, bytes | None]) -> Key:
+    """`helo` as the client said it; `parameters` of its MAIL, with TRANSID."""
+    name = parameters[b"TRANSID"] or b""
+    client = helo.lower().decode("ascii", "backslashreplace")
+    return client, name.decode("ascii", "backslashreplace")
 
 
 class Repeats:
@@ -40,12 +51,13 @@ class Repeats:
         self._waiting[key] = []
         return True
 
-    def settled(self, key: Key) -> None:
-        """The commit has ended, one way or the other."""
+    def settled(self, result: Result, key: Key) -> Result:
+        """The commit has ended, one way or the other: with `result`, which is handed on."""
         self._holders.pop(key, None)
         for ended in tuple(self._waiting.pop(key, ())):
             if not ended.called:
                 ended.callback(None)
+        return result
 
     def give_up(self, key: Key, holder: object) -> None:
         """Nothing came of it. Harmless when another holds it, or a commit is under way."""

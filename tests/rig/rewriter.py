@@ -10,7 +10,8 @@ It does to each message what the message's field X-Do says, in words divided by 
     die          the process ends in the middle of the new body
     rcpt         a recipient is added who wants no report, and another sender put in, with RET and ENVID
 
-It wants to hear of recipients that are not taken; X-Refused has what it heard of the last one.
+It wants to hear of recipients that are not taken; X-Refused has what it heard of the last one. To a
+command that the MTA does not know it says 502 with that command, to XQUIET nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ class Rewriter(Milter.Base):  # type: ignore[misc]
             symbols = (self.getsymval("{rcpt_host}"), self.getsymval("{rcpt_addr}"))
             self._refused = " ".join([recipient, *symbols])
         return Milter.CONTINUE
+
+    def unknown(self, command: str) -> Any:
+        if command == "XQUIET":
+            return Milter.CONTINUE
+        self.setreply("502", "5.5.1", f"The filter does not know {command} either")
+        return Milter.REJECT
 
     @Milter.noreply  # type: ignore[untyped-decorator]
     def header(self, name: str, value: str) -> Any:

@@ -92,7 +92,9 @@ def scenario_pymilter_refused(rig: Rig) -> None:
 
 def scenario_pymilter_envelope(rig: Rig) -> None:
     """A filter hears of recipients that are not taken, and of header fields without an answer each; who
-    it adds, and the sender that it puts in, come with their parameters, as Postfix sees them.
+    it adds, and the sender that it puts in, come with their parameters, as Postfix sees them. Commands
+    that nobody knows it answers itself, but not in the middle of a message: it does not hear DATA, and
+    libmilter would forget the message.
     """
     server, filtered = Keeper(rig), Rewriter(rig)
     server.start()
@@ -106,11 +108,21 @@ def scenario_pymilter_envelope(rig: Rig) -> None:
     rig.online(extra=_policies(filtered.socket), connectors=connector)
     client = Client(rig)
     client.hello()
+    for line, wanted in (
+        (b"XFOO with words", b"502 5.5.1 The filter does not know XFOO with words either"),
+        (b"XQUIET", b"500 5.5.1 Command not recognised"),
+    ):
+        answer = client.say(line)
+        expect(answer.strip() == wanted, f"{line!r} hears {answer!r}")
     client.say(b"MAIL FROM:<s@example.net> RET=FULL ENVID=old")
+    answer = client.say(b"XFOO")
+    expect(answer.startswith(b"500 5.5.1"), f"within a message XFOO hears {answer!r}")
     answer = client.say(b"RCPT TO:<x@nowhere.example>")
     expect(answer.startswith(b"550"), f"a recipient without a way hears {answer!r}")
     answer = _send(client, "rcpt", b"kept\r\n", begun=True)
     expect(answer.startswith(b"250"), f"the message hears {answer!r}")
+    answer = client.say(b"XFOO")
+    expect(answer.startswith(b"502 5.5.1"), f"behind the message XFOO hears {answer!r}")
     [kept] = server.wait(1)
     asked = kept.records("named_attribute")
     for wanted in ("envelope_id=rewritten", "ret_flags=2", "notify_flags=1"):

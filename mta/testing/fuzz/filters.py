@@ -130,11 +130,13 @@ def _rounds(rng: Random) -> list[tuple[Question, ...]]:
     rounds: list[tuple[Question, ...]] = [
         (dialogue.on_connect(b"client", "192.0.2.1", 25, {b"j": b"mx"}),),
         (dialogue.on_helo(b"client", {}),),
+        (dialogue.on_unknown(b"XFOO bar"),),
     ]
     for _ in range(rng.randint(1, 2)):
         rounds += [
             (dialogue.on_mail(b"a@x.org", [b"SIZE=5"], {b"i": b"Q1"}),),
             *([(dialogue.on_rcpt(b"b@x.org", [], {}),)] * rng.randint(0, 2)),
+            *([(dialogue.on_unknown(b"XFOO bar"),)] * rng.randint(0, 1)),
             (dialogue.on_data({}), *dialogue.on_header(header, {})),
             *([dialogue.on_body(b"text\r\n" * 50)] * rng.randint(0, 2)),
             (dialogue.on_end({}),),

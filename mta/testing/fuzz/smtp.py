@@ -77,6 +77,7 @@ class _Host:
         chunking: bool = False,
         auth: bool = False,
         xclient: bool = False,
+        unknown: bool = False,
     ) -> None:
         checkpoint &= role is Role.SMTP
         kind = ChunkingResponder if chunking else Responder
@@ -90,6 +91,7 @@ class _Host:
             relays=not auth,
             offers=[DeliverBy(10), PriorityTerms()],
             xclient=xclient,
+            tells_unknown=unknown,
         )
         self._privileges = Privileges(checkpoint, True, xclient)
         self._is_known = False
@@ -144,7 +146,7 @@ class _Host:
                 reply = _CHALLENGE
             if reply is None and event != events.AuthResponse(None):
                 self._is_known = True
-        elif isinstance(event, events.Xclient):
+        elif isinstance(event, events.Xclient | events.UnknownCommand):
             happened = repr(event)
         if reply is _KNOWN:
             name = event.parameters.get(b"TRANSID") if isinstance(event, events.Mail) else None
@@ -224,10 +226,17 @@ def against_responder(rng: Random, corpus: Corpus) -> None:
     named = rng.random() < 0.5
     if rng.random() < 0.1:
         answers.append(_CLOSING)
-    chunking, auth, xclient = (rng.random() < chance for chance in (0.6, 0.5, 0.5))
+    chunking, auth, xclient, unknown = (rng.random() < chance for chance in (0.6, 0.5, 0.5, 0.5))
     at_once, in_pieces = (
         _Host(
-            role, limits, answers, checkpoint=named, chunking=chunking, auth=auth, xclient=xclient
+            role,
+            limits,
+            answers,
+            checkpoint=named,
+            chunking=chunking,
+            auth=auth,
+            xclient=xclient,
+            unknown=unknown,
         )
         for _ in range(2)
     )

@@ -56,7 +56,7 @@ ACTIONS: Final = (
 )
 """What is offered."""
 STEPS: Final = Step(0x1FFFFF)
-"""What is offered. (Commands that nobody knows are told to no filter, whether it wants or not.)"""
+"""What is offered."""
 
 MOST_CHANGES: Final = 1000
 MOST_CHANGED_OCTETS: Final = 1_048_576
@@ -79,6 +79,7 @@ class Stage(enum.Enum):
     EOH = Command.EOH
     BODY = Command.BODY
     END = Command.END
+    UNKNOWN = Command.UNKNOWN
 
     __hash__ = object.__hash__
 
@@ -95,6 +96,7 @@ ANSWERS: Final = {
     Stage.EOH: _OF_A_MESSAGE,
     Stage.BODY: _OF_A_MESSAGE | {Decision.SKIP},
     Stage.END: _OF_A_MESSAGE,
+    Stage.UNKNOWN: _OF_A_MESSAGE,
 }
 """What may be answered where. (Changes, besides, at the end alone.)"""
 
@@ -107,6 +109,7 @@ _UNWANTED: Final = {
     Stage.HEADER: Step.NO_HEADER,
     Stage.EOH: Step.NO_EOH,
     Stage.BODY: Step.NO_BODY,
+    Stage.UNKNOWN: Step.NO_UNKNOWN,
 }
 _MUTE: Final = {
     Stage.CONNECT: Step.MUTE_CONNECT,
@@ -117,8 +120,9 @@ _MUTE: Final = {
     Stage.HEADER: Step.MUTE_HEADER,
     Stage.EOH: Step.MUTE_EOH,
     Stage.BODY: Step.MUTE_BODY,
+    Stage.UNKNOWN: Step.MUTE_UNKNOWN,
 }
-_SINCE: Final = {Stage.DATA: 4}
+_SINCE: Final = {Stage.UNKNOWN: 3, Stage.DATA: 4}
 """The version that brought a stage, where it is none of the first."""
 _NAMED: Final = {
     0: Stage.CONNECT,
@@ -229,6 +233,11 @@ def on_end(macros: Macros) -> Question:
     return Question(Stage.END, macros=macros)
 
 
+def on_unknown(line: bytes) -> Question:
+    """A command line that nobody knows, without CRLF. It has no macros: libmilter keeps none."""
+    return Question(Stage.UNKNOWN, strings((line,)))
+
+
 # --- the machine ------------------------------------------------------------------------------
 
 
@@ -251,6 +260,8 @@ class Dialogue:
         self._asked: Stage | None = Stage.NEGOTIATION
         self._last = Stage.NEGOTIATION
         self._is_open = False
+        self._is_content = False
+        """DATA was said of the message that is open."""
         self._sated: set[Stage] = set()
         self._changes: list[Change] = []
         self._changed_octets = 0
@@ -270,6 +281,16 @@ class Dialogue:
     def wants_body(self) -> bool:
         """More of this message's body would be heard."""
         return not (Stage.BODY in self._sated or self.steps & Step.NO_BODY)
+
+    @property
+    def hears_unknown(self) -> bool:
+        """It would be told of a command that nobody knows. Of a message that is open not behind
+        DATA, and only where DATA is told: from such a command libmilter finds its way back to
+        recipients and DATA, but to no header; then it forgets the message and never answers.
+        """
+        if not self.is_agreed or self._is_unwanted(Stage.UNKNOWN):
+            return False
+        return not (self._is_open and (self._is_content or self._is_unwanted(Stage.DATA)))
 
     def ask(self, questions: Iterable[Question]) -> Verdict | None:
         """Ask them one after the other, until one of them is decided. None: answers are awaited.
@@ -340,6 +361,8 @@ class Dialogue:
             decision = Decision.CONTINUE
         if stage is Stage.END:
             self._is_open = False
+        if decision is Decision.DISCARD and stage is Stage.UNKNOWN:
+            decision = Decision.CONTINUE  # there is nothing that could be dropped
         if decision is Decision.CONTINUE and stage is not Stage.END:
             return self._advance()
         self._questions.clear()
@@ -361,8 +384,10 @@ class Dialogue:
             stage = self._last = question.stage
             if stage is Stage.MAIL:
                 self.abort()
-                self._is_open = True
+                self._is_open, self._is_content = True, False
                 self._sated.clear()
+            elif stage is Stage.DATA:
+                self._is_content = True
             if self._is_unwanted(stage):
                 continue
             macros = self._chosen(question)

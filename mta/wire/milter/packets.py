@@ -41,6 +41,7 @@ class Command(enum.Enum):
     END = b"E"
     ABORT = b"A"
     QUIT = b"Q"
+    UNKNOWN = b"U"
 
 
 class Action(enum.IntFlag):

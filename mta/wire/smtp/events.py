@@ -62,6 +62,14 @@ class Xclient(NamedTuple):
     protocol: str
 
 
+class UnknownCommand(NamedTuple):
+    """A line that is no command we know, without its CRLF: printable ASCII, TAB and blanks. None as
+    answer: 500. Whatever is answered, it counts as an error.
+    """
+
+    line: bytes
+
+
 class Data(NamedTuple):
     """DATA with at least one accepted recipient; None as answer: 354. `is_chunked`: it was the
     first BDAT, and what comes are octets as they are.
@@ -106,6 +114,6 @@ class Quit(NamedTuple):
 
 
 Event = (
-    Helo | StartTls | Auth | AuthResponse | Xclient | Mail | Rcpt | Data | End
+    Helo | StartTls | Auth | AuthResponse | Xclient | Mail | Rcpt | UnknownCommand | Data | End
     | Chunk | Reset | Rejected | Quit
 )  # fmt: skip

@@ -34,6 +34,7 @@ from mta.wire.smtp.events import (
     Rcpt,
     Reset,
     StartTls,
+    UnknownCommand,
     Xclient,
 )
 from mta.wire.smtp.grammar import (
@@ -55,7 +56,9 @@ from mta.wire.smtp.server_auth import NO_AUTH, Authentication, AuthTerms, check_
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb, out_of_place
 from mta.wire.smtp.xclient import ANNOUNCEMENT, parse_xclient
 
-_NO_COMMANDS = {Verb.END, Verb.CHUNK, Verb.REPEAT, Verb.CHALLENGE, Verb.RESPONSE}
+_NO_COMMANDS = {
+    *(Verb.END, Verb.CHUNK, Verb.REPEAT, Verb.CHALLENGE, Verb.RESPONSE, Verb.UNKNOWN),
+}
 _VERBS = {verb.value.encode(): verb for verb in Verb if verb not in _NO_COMMANDS}
 _OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
 """A web page can make a browser send these to port 25, with SMTP commands behind them."""
@@ -67,9 +70,11 @@ _MAIL_WITH_NAMES: Checks = {**CHECKPOINT_PARAMETERS, **NOTIFICATION_MAIL}
 _KNOWN = 355
 """RFC 1845's reply to MAIL: what follows is the offset at which the content is to go on."""
 _STARTTLS_OFFERED = frozenset((Security.OFFERED, Security.REQUIRED))
-_OF_AUTH = frozenset((Verb.AUTH, Verb.RESPONSE))
+_OF_THEIR_OWN = frozenset((Verb.AUTH, Verb.RESPONSE, Verb.UNKNOWN))
+"""Answered by other rules than the table's."""
 _OF_CONTENT = frozenset((Verb.END, Verb.BDAT, Verb.CHUNK))
 _IN_TRANSACTION = frozenset((State.MAIL, State.RECIPIENTS, State.KNOWN, State.CHUNKS, State.FAILED))
+_IN_CHUNKS = frozenset((State.CHUNKS, State.FAILED))
 _WITH_ADDRESS = frozenset((Verb.MAIL, Verb.RCPT, Verb.VRFY, Verb.EXPN))
 
 
@@ -103,12 +108,14 @@ class Responder(Authentication):
         offers: Sequence[Offer] = (),
         requiretls: bool = False,
         xclient: bool = False,
+        tells_unknown: bool = False,
     ) -> None:
         """`name` is the virtual server's network name; `banner` what follows it in the greeting;
         with `checkpoint` (not LMTP's) this client may name its transactions. `security` is that of
         the beginning: PRESENT where TLS comes before the greeting. A client that `relays`, or has
         said who it is, is offered `offers` too; `requiretls` every client is, under TLS. With
-        `xclient` it may say in whose place it speaks.
+        `xclient` it may say in whose place it speaks. With `tells_unknown` a command that is not
+        known is an event; without, and between chunks, it is answered here.
         """
         greeting = b"220 %b %b%b\r\n" % (
             name,
@@ -125,6 +132,7 @@ class Responder(Authentication):
         self._offers = offers
         self._requiretls = requiretls
         self._offers_xclient = xclient
+        self._tells_unknown = tells_unknown
         self._presented: Xclient | None = None
         """By the last XCLIENT."""
         self._hello, self._mail_parameters = self._offer()
@@ -229,8 +237,11 @@ class Responder(Authentication):
             if self.role is Role.LMTP:
                 self.answer_each([reply] * self.recipients_accepted)
                 return
-        elif verb in _OF_AUTH:
-            self._answer_auth(reply)
+        elif verb in _OF_THEIR_OWN:
+            if verb is Verb.UNKNOWN:
+                self._answer_unknown(reply)
+            else:
+                self._answer_auth(reply)
             return
         self._awaiting = None
         if reply is None:
@@ -324,8 +335,7 @@ class Responder(Authentication):
         word, _, argument = line.partition(b" ")
         verb = _VERBS.get(word) or _VERBS.get(word.upper())
         if verb is None:
-            self._unknown(line, word)
-            return None
+            return self._unknown(line, word)
         if line.translate(None, _PRINTABLE) and not _is_utf8_path(verb, line):
             self._reject(verb.value, said.RUBBISH)
             return None
@@ -356,14 +366,28 @@ class Responder(Authentication):
     def _out_of_place(self, verb: Verb, argument: bytes) -> None:
         self._reject(verb.value, out_of_place(self.state, verb, self.role))
 
-    def _unknown(self, line: bytes, word: bytes) -> None:
+    def _unknown(self, line: bytes, word: bytes) -> Event | None:
         self.counts.setdefault(None, [0, 0])[1] += 1
         if word.upper() in _OF_BROWSERS:
             self._reject("UNKNOWN", said.BROWSER)
         elif line.translate(None, _PRINTABLE):
             self._reject("UNKNOWN", said.RUBBISH)
+        elif self._tells_unknown and self.state not in _IN_CHUNKS:
+            self._awaiting = Verb.UNKNOWN
+            return UnknownCommand(line)
         else:
             self._reject("UNKNOWN", said.UNKNOWN)
+        return None
+
+    def _answer_unknown(self, reply: Reply | None) -> None:
+        """Nobody keeps an association alive by what no server has to understand, whoever finds
+        friendly words for it: it counts as an error always.
+        """
+        self._awaiting = None
+        if reply is None:
+            self._reject("UNKNOWN", said.UNKNOWN)
+        else:
+            self._say_no(reply, True)
 
     # -- commands (the actions of TABLE)
 

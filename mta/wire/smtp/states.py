@@ -101,6 +101,9 @@ class Verb(enum.Enum):
     EXPN = "EXPN"
     HELP = "HELP"
     QUIT = "QUIT"
+    UNKNOWN = "UNKNOWN"
+    """A line that is none of them, where somebody wants to hear of it. It leaves the state as it
+    is, whatever it is answered."""
 
     __hash__ = object.__hash__
 
