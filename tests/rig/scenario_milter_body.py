@@ -115,10 +115,11 @@ def scenario_pymilter_envelope(rig: Rig) -> None:
         answer = client.say(line)
         expect(answer.strip() == wanted, f"{line!r} hears {answer!r}")
     client.say(b"MAIL FROM:<s@example.net> RET=FULL ENVID=old")
-    answer = client.say(b"XFOO")
-    expect(answer.startswith(b"500 5.5.1"), f"within a message XFOO hears {answer!r}")
     answer = client.say(b"RCPT TO:<x@nowhere.example>")
     expect(answer.startswith(b"550"), f"a recipient without a way hears {answer!r}")
+    client.say(b"RCPT TO:<b@example.com>")
+    answer = client.say(b"XFOO")
+    expect(answer.startswith(b"500 5.5.1"), f"before DATA XFOO hears {answer!r}")
     answer = _send(client, "rcpt", b"kept\r\n", begun=True)
     expect(answer.startswith(b"250"), f"the message hears {answer!r}")
     answer = client.say(b"XFOO")
@@ -164,9 +165,9 @@ def _policies(*sockets: str) -> str:
 
 
 def _send(client: Client, do: str, body: bytes, begun: bool = False) -> bytes:
-    """One message; with `begun` MAIL was said already."""
-    mail = () if begun else (b"MAIL FROM:<s@example.net>",)
-    for line in (*mail, b"RCPT TO:<b@example.com>", b"DATA"):
+    """One message; with `begun` its envelope was given already."""
+    envelope = () if begun else (b"MAIL FROM:<s@example.net>", b"RCPT TO:<b@example.com>")
+    for line in (*envelope, b"DATA"):
         answer = client.say(line)
         if not answer or answer[:1] not in b"23":
             return answer
