@@ -1,4 +1,4 @@
-"""A filter on Debian's pymilter, run by the system's python3: `rewriter.py SOCKET`.
+"""A filter on Debian's pymilter, run by the system's python3: `rewriter.py SOCKET [data]`.
 
 It does to each message what the message's field X-Do says, in words divided by blanks:
 
@@ -11,7 +11,8 @@ It does to each message what the message's field X-Do says, in words divided by 
     rcpt         a recipient is added who wants no report, and another sender put in, with RET and ENVID
 
 It wants to hear of recipients that are not taken; X-Refused has what it heard of the last one. To a
-command that the MTA does not know it says 502 with that command, to XQUIET nothing.
+command that the MTA does not know it says 502 with that command, to XQUIET nothing. With `data` it wants
+to hear DATA too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import Milter  # type: ignore[import-not-found]
 _PIECE = 60_000
 
 
-@Milter.rejected_recipients  # type: ignore[untyped-decorator]
 class Rewriter(Milter.Base):  # type: ignore[misc]
     def __init__(self) -> None:
         self._words: dict[str, str] = {}
@@ -83,7 +83,13 @@ class Rewriter(Milter.Base):  # type: ignore[misc]
         return Milter.TEMPFAIL if "tempfail" in words else Milter.CONTINUE
 
 
-Milter.factory = Rewriter
+class Attentive(Rewriter):
+    def data(self) -> Any:
+        return Milter.CONTINUE
+
+
+# pymilter keeps what a class wants to hear with the class, subclasses included: it is asked last.
+Milter.factory = Milter.rejected_recipients(Attentive if sys.argv[2:] else Rewriter)
 Milter.set_flags(
     Milter.CHGBODY | Milter.CHGHDRS | Milter.ADDHDRS | Milter.ADDRCPT | Milter.CHGFROM
     | Milter.ADDRCPT_PAR
