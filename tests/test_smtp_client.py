@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mta.errors import LocalProtocolError, RemoteProtocolError
+from mta.errors import LocalProtocolError
 from mta.model import NULL_ADDRESS, Address, OutcomeKind, Reply
 from mta.wire.sasl_client import Credentials
 from mta.wire.smtp.client import Initiator
@@ -29,7 +29,6 @@ from mta.wire.smtp.client_states import (
     Withdrawn,
 )
 from mta.wire.smtp.events import Chunk, Data, End, Helo, Mail, Rcpt
-from mta.wire.smtp.reply import LINE_LIMIT, ReplyReader, make_reply, render
 from mta.wire.smtp.server import Responder
 from mta.wire.smtp.states import Role
 
@@ -389,6 +388,25 @@ class BackToBackTests(SynchronousTestCase):
         machine.finish()
         self.assertEqual(machine.take_output(), b"x\r\n.\r\n")
 
+    def test_known_replies(self) -> None:
+        """A peer that says the same in one piece each time is understood each time; a reply that
+        nobody asked for ends the association, however often it came before.
+        """
+        machine = initiator()
+        for tag in ("A", "B", "C", "D"):
+            self.assertEqual(machine.prepare(tag, ALICE, [(0, BOB), (1, CAROL)], 5, False), [])
+            machine.take_output()
+            events = machine.receive(b"250 Ok\r\n250 Ok\r\n550 5.1.1 No\r\n354 Go on\r\n")
+            ((prepared_tag, refused),) = events
+            self.assertEqual((prepared_tag, [o.recipient for o in refused]), (tag, [1]))
+            machine.content(b"x\r\n")
+            machine.finish()
+            machine.take_output()
+            ((committed_tag, outcomes),) = machine.receive(b"250 Ok\r\n")
+            self.assertEqual((committed_tag, [o.recipient for o in outcomes]), (tag, [0]))
+        (ended,) = machine.receive(b"250 Ok\r\n")
+        self.assertIsInstance(ended, Ended)
+
 
 class OutcomeTests(SynchronousTestCase):
     def test_hard_detail_12_a_lost_connection_at_every_octet(self) -> None:
@@ -486,71 +504,3 @@ class OutcomeTests(SynchronousTestCase):
             [phase.value for phase in Phase],
             ["preparing", "prepared", "sending", "in doubt", "settled"],
         )
-
-
-class ReplyTests(SynchronousTestCase):
-    def read(self, data: bytes) -> list[Reply]:
-        reader = ReplyReader()
-        reader.receive(data)
-        replies = []
-        while (reply := reader.next_reply()) is not None:
-            replies.append(reply)
-        return replies
-
-    def test_enhanced_codes(self) -> None:
-        """An enhanced code is taken when it fits the reply, on every line or on the first."""
-        (reply,) = self.read(b"550-5.1.1 No\r\n550 5.1.1 such user\r\n")
-        self.assertEqual(reply, Reply(550, "5.1.1", (b"No", b"such user")))
-        self.assertEqual(self.read(b"250 5.1.1 odd\r\n")[0].enhanced, "")
-        self.assertEqual(self.read(b"250 1.2.3.4 is you\r\n")[0].enhanced, "")
-
-    def test_forms(self) -> None:
-        """A code alone, a code with a blank and bare LF are replies."""
-        for text in (b"250\r\n", b"250 \r\n", b"250\n"):
-            self.assertEqual(self.read(text), [Reply(250, "", (b"",))])
-
-    def test_clean(self) -> None:
-        """Whoever must know whether something is left over can ask."""
-        reader = ReplyReader()
-        self.assertTrue(reader.is_clean)
-        reader.receive(b"220 go\r\n250 injected\r\n")
-        reader.next_reply()
-        self.assertFalse(reader.is_clean)
-
-    @LIGHT
-    @given(st.binary(max_size=200), st.integers(1, 50))
-    def test_any_octets(self, octets: bytes, cut: int) -> None:
-        """Whatever a peer sends, it is printable replies or RemoteProtocolError, however cut."""
-        found = []
-        for size in (cut, 10**6):
-            reader, replies = ReplyReader(), []
-            try:
-                for at in range(0, len(octets), size):
-                    reader.receive(octets[at : at + size])
-                    while (reply := reader.next_reply()) is not None:
-                        replies.append(reply)
-                        self.assertTrue(reply.text.isprintable())
-            except RemoteProtocolError:
-                replies.append(None)
-            found.append(replies)
-        self.assertEqual(*found)
-
-    def test_endless_line(self) -> None:
-        """A line without an end is given up in bounded memory."""
-        reader = ReplyReader()
-        reader.receive(b"250 ")
-        with self.assertRaises(RemoteProtocolError):
-            for _ in range(LINE_LIMIT):
-                reader.receive(b"xx")
-                reader.next_reply()
-
-    @LIGHT
-    @given(
-        st.sampled_from((250, 354, 451, 550)),
-        st.lists(st.text(max_size=30), min_size=1, max_size=4),
-    )
-    def test_there_and_back(self, code: int, texts: list[str]) -> None:
-        """What we render is read as it was."""
-        lines = tuple(make_reply(code, "", text).lines[0] for text in texts)
-        reply = Reply(code, f"{code // 100}.1.1" if code != 354 else "", lines)
-        self.assertEqual(self.read(render(reply)), [reply])

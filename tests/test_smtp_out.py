@@ -368,6 +368,12 @@ class TransferTests(SenderTestCase):
         self.clock.advance(0.1)
         self.successResultOf(committing)
 
+    def test_nothing_owed(self) -> None:
+        """A peer that owes nothing has all the time in the world."""
+        sender = self.prepared()
+        self.clock.advance(86400)
+        self.assertTrue(sender.is_open)
+
     def test_quit_unanswered(self) -> None:
         """Nothing hangs on the reply to QUIT: 5 seconds."""
         sender = self.open()

@@ -179,21 +179,14 @@ class SmtpSender(Protocol):
         return opened
 
     def prepare(
-        self, queue_id: str, envelope: Envelope, recipients: tuple[int, ...], size_octets: int
-    ) -> Deferred[Outcomes]:
-        return self.prepare_named(
-            queue_id, envelope, recipients, size_octets, transaction="", is_resend=False
-        )
-
-    def prepare_named(
         self,
         queue_id: str,
         envelope: Envelope,
         recipients: tuple[int, ...],
         size_octets: int,
         *,
-        transaction: str,
-        is_resend: bool,
+        transaction: str = "",
+        is_resend: bool = False,
     ) -> Deferred[Outcomes]:
         done = self._prepared = Deferred(self._prepare_cancelled)
         self._asked = recipients
@@ -217,6 +210,9 @@ class SmtpSender(Protocol):
         if events:
             self._handle(events)
         return done
+
+    prepare_named = prepare
+    """ICheckpoints'."""
 
     def commit(self, content: IContent) -> Deferred[Outcomes]:
         if not self.is_open:
@@ -376,8 +372,7 @@ class SmtpSender(Protocol):
     def _arm(self) -> None:
         timeout = self._machine.timeout
         if timeout is None or self._is_lost:
-            self._waited = None
-            self._deadline.clear()
+            self._waited = None  # what was set may lie there: `expire` finds nothing owed
         elif timeout[0] is not self._waited:
             self._waited, seconds = timeout
             self._deadline.set(seconds)

@@ -38,6 +38,8 @@ TCP_NOTSENT_LOWAT = 25
 ABORTIVE = struct.pack("ii", 1, 0)
 ORDERLY = struct.pack("ii", 0, 0)
 
+_READABLE = select.EPOLLIN
+
 SocketMaker = Callable[[int, int], socket.socket]
 """socket.socket, or a test's."""
 
@@ -81,11 +83,22 @@ def send_now(transport: Any, data: bytes) -> None:
     Twisted's write() costs two epoll_ctl and a pass of the loop for each reply (measured: a quarter
     of the relay's throughput). Any other transport (TLS, memory) gets an ordinary write.
     """
-    direct = getattr(transport, "send_now", None)
-    if direct is None:
-        transport.write(data)
-    else:
-        direct(data)
+    if (
+        isinstance(transport, _AssociationTransport)
+        and transport.connected
+        and not transport.TLS
+        and not transport._tempDataLen
+        and not transport.dataBuffer
+        and not transport.disconnecting
+    ):
+        try:
+            sent = transport.socket.send(data)
+        except OSError:
+            sent = 0  # the reactor meets it again, and ends the association in its own turn
+        if sent == len(data):
+            return
+        data = data[sent:]
+    transport.write(data)
 
 
 def abort_now(transport: Any) -> None:
@@ -136,24 +149,6 @@ class _AssociationTransport(tcp.Connection):
             return main.CONNECTION_DONE
         self.protocol.dataReceived(data)
         return None
-
-    def send_now(self, data: bytes) -> None:
-        """See the function."""
-        if (
-            self.connected
-            and not self.TLS
-            and not self._tempDataLen
-            and not self.dataBuffer
-            and not self.disconnecting
-        ):
-            try:
-                sent = self.socket.send(data)
-            except OSError:
-                sent = 0  # the reactor meets it again, and ends the association in its own turn
-            if sent == len(data):
-                return
-            data = data[sent:]
-        self.write(data)  # type: ignore[no-untyped-call]
 
     def close_now(self) -> None:
         """Close the descriptor, abortively, now. Harmless when it is closed."""
@@ -269,9 +264,7 @@ def do_poll(reactor: Any, timeout: float | None) -> None:
         return
     for fd, event in ready:
         selectable = selectables.get(fd)
-        if selectable is None:
-            continue
-        if event == select.EPOLLIN and isinstance(selectable, _AssociationTransport):
+        if event == _READABLE and isinstance(selectable, _AssociationTransport):
             why: Any = None
             try:
                 why = selectable.doRead()
@@ -280,7 +273,7 @@ def do_poll(reactor: Any, timeout: float | None) -> None:
                 why = fault
             if why:
                 reactor._disconnectSelectable(selectable, why, True)
-        else:
+        elif selectable is not None:
             log.callWithLogger(selectable, reactor._doReadOrWrite, selectable, fd, event)
 
 

@@ -38,6 +38,7 @@ from mta.wire.smtp.client_replies import EnvelopeReplies
 from mta.wire.smtp.client_states import (
     AUTHENTICATING,
     CLASSES,
+    ENVELOPE,
     TABLE,
     Class,
     Committed,
@@ -47,6 +48,7 @@ from mta.wire.smtp.client_states import (
     Phase,
     Prepared,
     Refused,
+    Row,
     Secrecy,
     StartTls,
     State,
@@ -102,11 +104,14 @@ class Initiator(EnvelopeReplies, AuthReplies):
         self._stuffer: Stuffer | None = None
         self._tail = b"\r\n"
         """The last two octets of content: the dot needs a CRLF before it."""
-        self._pipelines = False
+        self.pipelines = False
+        """The peer offered PIPELINING: a second message may be prepared behind the first."""
+        self.is_spent = False
+        """The peer's MAILMAX is reached: it takes no further transaction (RFC 9422 4.1)."""
         self._size_limit = 0
         self._limits = PeerLimits()
         self._mails = 0
-        """MAILs said on this association, also those that were refused."""
+        """MAILs said to a peer with MAILMAX, also those that were refused."""
         self.transid = b""
         """What names the transaction that was prepared last; b"" if it was begun anew without."""
 
@@ -133,19 +138,9 @@ class Initiator(EnvelopeReplies, AuthReplies):
         return self._preparing is not None and self._preparing.is_known
 
     @property
-    def pipelines(self) -> bool:
-        """The peer offered PIPELINING: a second message may be prepared behind the first."""
-        return self._pipelines
-
-    @property
     def chunks(self) -> bool:
         """Content may go by BDAT. Without PIPELINING each chunk would cost a round trip."""
-        return self._pipelines and b"CHUNKING" in self.extensions
-
-    @property
-    def is_spent(self) -> bool:
-        """The peer's MAILMAX is reached: it takes no further transaction (RFC 9422 4.1)."""
-        return 0 < self._limits.transactions <= self._mails
+        return self.pipelines and b"CHUNKING" in self.extensions
 
     @property
     def is_idle(self) -> bool:
@@ -331,14 +326,21 @@ class Initiator(EnvelopeReplies, AuthReplies):
         """Octets of the peer."""
         events: list[Event] = []
         reader = self._reader
-        if self.state is not State.ENDED:
-            reader.receive(data)
         try:
+            known = reader.recall(data) if self.state is State.OPEN else None
+            if known is not None:
+                for reply in known:
+                    self._reply(reply, events)
+                    if self.state is State.ENDED:
+                        break
+                return events
+            if self.state is not State.ENDED:
+                reader.receive(data)
             while self.state is not State.ENDED:
-                reply = reader.next_reply()
-                if reply is None:
+                following = reader.next_reply()
+                if following is None:
                     break
-                self._reply(reply, events)
+                self._reply(following, events)
         except RemoteProtocolError as error:
             events += self._lost(str(error))
         return events
@@ -361,9 +363,28 @@ class Initiator(EnvelopeReplies, AuthReplies):
         row = TABLE.get((self.state, klass))
         if row is None:
             raise RemoteProtocolError("the peer's reply fits nothing we said", reply.text)
-        if row.action == "transaction":
-            self._transaction_reply(reply, klass, events)
-            return
+        if row.action != "transaction":
+            self._dialogue_reply(row, reply, events)
+        elif self._owed:
+            wait, index = self._owed.popleft()
+            if wait in ENVELOPE:
+                self._envelope_reply(wait, index, reply, klass, events)
+            elif wait is Wait.DOT:
+                self._dot_reply(reply, klass, events)
+            elif wait is Wait.CHUNK:
+                if klass is not Class.POSITIVE:
+                    self._refused_content(reply, klass, events)
+            elif wait is Wait.RSET and klass is not Class.POSITIVE:
+                raise RemoteProtocolError("the peer refuses RSET", reply.text)
+            # LONE_DOT: nobody was to get anything; whatever it says is right.
+            preparing = self._preparing
+            if preparing is not None and self._said < len(preparing.commands):
+                self._say_more()
+        else:
+            self._unasked(reply, klass, events)
+
+    def _dialogue_reply(self, row: Row, reply: Reply, events: list[Event]) -> None:
+        """To what is said before and after transactions."""
         before, self.state = self.state, row.after
         if row.action == "closing":
             self._closing(reply, events)
@@ -432,30 +453,11 @@ class Initiator(EnvelopeReplies, AuthReplies):
         for line in reply.lines[1:]:
             keyword, _, parameters = line.strip().partition(b" ")
             self.extensions[keyword.upper()] = parameters.strip()
-        self._pipelines = b"PIPELINING" in self.extensions
+        self.pipelines = b"PIPELINING" in self.extensions
         self._size_limit = size_limit(self.extensions)
         self._limits = peer_limits(self.extensions.get(b"LIMITS", b""))
 
     # -- replies inside of transactions
-
-    def _transaction_reply(self, reply: Reply, klass: Class, events: list[Event]) -> None:
-        if not self._owed:
-            self._unasked(reply, klass, events)
-            return
-        wait, index = self._owed.popleft()
-        if wait is Wait.DOT:
-            self._dot_reply(reply, klass, events)
-        elif wait is Wait.CHUNK:
-            if klass is not Class.POSITIVE:
-                self._refused_content(reply, klass, events)
-        elif wait is Wait.LONE_DOT:
-            pass  # nobody was to get anything; whatever it says is right
-        elif wait is Wait.RSET:
-            if klass is not Class.POSITIVE:
-                raise RemoteProtocolError("the peer refuses RSET", reply.text)
-        else:
-            self._envelope_reply(wait, index, reply, klass, events)
-        self._say_more()
 
     def _dot_reply(self, reply: Reply, klass: Class, events: list[Event]) -> None:
         transaction = self._sending
@@ -540,17 +542,18 @@ class Initiator(EnvelopeReplies, AuthReplies):
             return
         commands = transaction.commands
         if self._said == 0 and self._needs_reset:
-            if not self._pipelines and self._owed:
+            if not self.pipelines and self._owed:
                 return
             self._needs_reset = False
             self._output.append(b"RSET\r\n")
             self._owed.append((Wait.RSET, 0))
-        if self._pipelines and not transaction.is_resend:
+        if self.pipelines and not transaction.is_resend:
             if self._said:
                 return
-            self._output.extend(commands)
+            self._output += commands
             self._said = len(commands)
-            self._mails += 1
+            if self._limits.transactions:
+                self._count_mail()
             owed = self._owed
             owed.append((Wait.MAIL, 0))
             for index in transaction.recipients:
@@ -566,10 +569,15 @@ class Initiator(EnvelopeReplies, AuthReplies):
         self._said += 1
         self._output.append(command)
         if self._said == 1:
-            self._mails += 1
+            if self._limits.transactions:
+                self._count_mail()
             self._owed.append((Wait.MAIL, 0))
         elif self._said == len(commands) and transaction.chunks is None:
             transaction.is_data_said = True
             self._owed.append((Wait.DATA, 0))
         else:
             self._owed.append((Wait.RCPT, transaction.recipients[self._said - 2]))
+
+    def _count_mail(self) -> None:
+        self._mails += 1
+        self.is_spent = self._mails >= self._limits.transactions

@@ -22,7 +22,8 @@ _TEXT_LINE = 900
 """Octets of text that we put into one line: with the codes well under 998."""
 _KNOWN = 32
 """Replies remembered by their octets: "250 2.1.0 Ok" comes with every message."""
-_LF = 10
+_KNOWN_OCTETS = 1024
+"""Of replies that came together and are remembered together: MAIL's, RCPT's and DATA's."""
 
 
 def render(reply: Reply) -> bytes:
@@ -61,8 +62,18 @@ class ReplyReader:
         self._code = b""
         self._octets = 0
         self._known: dict[bytes, Reply] = {}
+        self._groups: dict[bytes, tuple[Reply, ...]] = {}
+        self._group: list[Reply] | None = None
+        """The known replies of what was received last, as long as it holds nothing else."""
+
+    def recall(self, data: bytes) -> tuple[Reply, ...] | None:
+        """All replies in `data` when octets like these came before, which need no reading then;
+        None: they are to be received.
+        """
+        return None if self._lines or self._at < len(self._buffer) else self._groups.get(data)
 
     def receive(self, data: bytes) -> None:
+        self._group = None if self._lines or self._at < len(self._buffer) else []
         self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
         self._at = 0
 
@@ -86,6 +97,9 @@ class ReplyReader:
             if end < 0:
                 if len(self._buffer) - self._at > self.line_limit + 1:  # its CR may be here
                     raise RemoteProtocolError("the peer's reply has an over-long line")
+                is_whole = self._at == len(self._buffer) <= _KNOWN_OCTETS
+                if is_whole and self._group and len(self._groups) < _KNOWN:
+                    self._groups[self._buffer] = tuple(self._group)
                 return None
             line = self._buffer[self._at : end]
             self._at = end + 1
@@ -93,7 +107,10 @@ class ReplyReader:
             if not self._lines:
                 known = self._known.get(line)
                 if known is not None:
+                    if self._group is not None:
+                        self._group.append(known)
                     return known
+            self._group = None
             reply = self._line(line)
             if reply is not None:
                 return reply
