@@ -142,6 +142,12 @@ class IDisk(Interface):
 
     def fsync(fd: int) -> None: ...
 
+    def drop_cache(fd: int) -> None:
+        """What is synced is read from the medium from now on. After a failed sync the kernel calls
+        its pages clean and shows what was never written, also to who opens the file later and whose
+        own sync says "done" (Linux, fsync(2)).
+        """
+
     def sync_directory(path: str) -> None:
         """fsync the directory, so that names made or removed in it are durable."""
 

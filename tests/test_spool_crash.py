@@ -333,7 +333,9 @@ class PowerCutTests(SynchronousTestCase):
 class DiskErrorTests(SynchronousTestCase):
     """The same script on a disk that fails."""
 
-    def fails(self, number: int, every: int, kind: str = "any", times: int = 1) -> None:
+    def fails(
+        self, number: int, every: int, kind: str = "any", times: int = 1, *, is_cut: bool = True
+    ) -> None:
         steps = 1
         survived = ended = 0
         while True:
@@ -349,8 +351,10 @@ class DiskErrorTests(SynchronousTestCase):
             reached = not disk._faults[0][1] > 0
             disk.heal()
             keep = ("none", "all", "random")[steps // every % 3]
-            disk.power_cut(keep, steps)
             try:
+                if not is_cut:
+                    verify(disk, script.promises, VirtualClock(NOW + 20))
+                disk.power_cut(keep, steps)
                 verify(disk, script.promises, VirtualClock(NOW + 30))
             except Exception as error:
                 where = f"{errno.errorcode[number]} at {kind} {steps}, keep={keep}"
@@ -375,3 +379,9 @@ class DiskErrorTests(SynchronousTestCase):
     def test_two_failures_in_a_row(self) -> None:
         """When the next segment fails too the tenure ends without a reply, and nothing is lost."""
         self.fails(errno.EIO, 3, "sync", 2)
+
+    def test_a_successor_under_the_same_kernel(self) -> None:
+        """The kernel still shows what it could not write: a successor on the same node relies upon
+        none of it.
+        """
+        self.fails(errno.EIO, 2, "sync", 2, is_cut=False)

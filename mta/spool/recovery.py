@@ -92,11 +92,11 @@ def salvage(directory: Directory) -> Recovered:
     for epoch, number in sorted(_segment_names(directory)):
         fd = disk.open(path_of(directory, epoch, number), os.O_RDONLY)
         try:
+            _face_the_medium(disk, fd)
             segment = read_header(disk, fd, epoch, number)
             if segment is None:
                 made.notes.append(f"seg/{epoch}.{number}: a spare, or its header is damaged")
                 continue
-            disk.fdatasync(fd)
             made.predecessor = max(made.predecessor, epoch)
             _read_link(directory, made, replay, _Link(segment, fd, segment.size, True))
         finally:
@@ -158,18 +158,24 @@ def _predecessor(directory: Directory, epoch: int) -> tuple[Checkpoint, list[str
 
 def _follow(directory: Directory, made: Recovered, sync: bool) -> None:
     replay = Replay(made.ledger)
-    links = _chain(directory, made)
+    links = _chain(directory, made, sync)
     try:
         for link in links:
-            if sync:
-                directory.disk.fdatasync(link.fd)
             _read_link(directory, made, replay, link)
     finally:
         for link in links:
             directory.disk.close(link.fd)
 
 
-def _chain(directory: Directory, made: Recovered) -> list[_Link]:
+def _face_the_medium(disk: Files, fd: int) -> None:
+    """What is read from here on lies on the medium: neither unsynced, nor lost to a sync that
+    failed under a predecessor on this very node.
+    """
+    disk.fdatasync(fd)
+    disk.drop_cache(fd)
+
+
+def _chain(directory: Directory, made: Recovered, sync: bool) -> list[_Link]:
     """The predecessor's segments from its checkpoint's position on, in the order of CONTINUES."""
     disk, epoch = directory.disk, made.predecessor
     start = made.ledger.position.number
@@ -182,6 +188,8 @@ def _chain(directory: Directory, made: Recovered) -> list[_Link]:
             continue
         number = int(text)
         fd = disk.open(path_of(directory, epoch, number), os.O_RDONLY)
+        if sync:
+            _face_the_medium(disk, fd)
         segment = read_header(disk, fd, epoch, number)
         if segment is None:
             disk.close(fd)  # a spare, or its header never became durable

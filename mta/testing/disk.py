@@ -300,6 +300,10 @@ class ForgetfulDisk:
 
     fsync = fdatasync
 
+    def drop_cache(self, fd: int) -> None:
+        file, _ = self._described(fd)
+        file.lose([], list(file.dirty))
+
     def sync_directory(self, path: str) -> None:
         directory = self._directory(path)
         self._step("directory", path)

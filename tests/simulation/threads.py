@@ -224,6 +224,9 @@ class ProcessDisk:
 
     fsync = fdatasync
 
+    def drop_cache(self, fd: int) -> None:
+        self._enter("drop", self._path(fd)).drop_cache(fd)
+
     def sync_directory(self, path: str) -> None:
         self._enter("directory", path).sync_directory(path)
         self.heard(self.process, "directory", path)
