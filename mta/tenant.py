@@ -61,6 +61,7 @@ from mta.transfer.doubts import DoubtLog
 from mta.transfer.hops import domains
 from mta.transfer.intake import Intake
 from mta.transfer.repeats import Repeats
+from mta.transfer.reservation import Reservation
 from mta.transfer.trust import TrustedClock
 
 Network = IPv4Network | IPv6Network
@@ -200,7 +201,7 @@ class Bridgehead:
             self._spool,
             self.routing,
             self._policies,
-            self._offer,
+            self,
             self._clock,
             surroundings.telemetry,
             config.intake,
@@ -242,10 +243,22 @@ class Bridgehead:
             former.stop()
         self._dispatch = dispatch
 
-    def _offer(self, queue_id: str, envelope: Envelope, state: MessageState) -> None:
+    def reserve(self, queue_id: str, envelope: Envelope, state: MessageState) -> Reservation | None:
+        dispatch = self._dispatch
+        return None if dispatch is None else dispatch.reserve(queue_id, envelope, state)
+
+    def offer(
+        self,
+        queue_id: str,
+        envelope: Envelope,
+        state: MessageState,
+        reservation: Reservation | None,
+    ) -> None:
         dispatch = self._dispatch
         if dispatch is not None:
-            dispatch.offer(queue_id, envelope, state)
+            dispatch.offer(queue_id, envelope, state, reservation)
+        elif reservation is not None:
+            reservation.give_back()
 
     def _close_ports(self) -> None:
         for port in self._open:

@@ -13,6 +13,7 @@ from mta.model import (
     AddressSpace,
     Connector,
     Envelope,
+    Intent,
     MessageState,
     PeerInfo,
     VirtualServer,
@@ -48,6 +49,17 @@ def address(text: str) -> Address:
     return Address(octets, octets.rpartition(b"@")[2].lower() if b"@" in octets else b"")
 
 
+class Kept:
+    """An association that is kept for a message, as the queue would keep it."""
+
+    def __init__(self, intent: Intent) -> None:
+        self.intent = intent
+        self.is_given_back = False
+
+    def give_back(self) -> None:
+        self.is_given_back = True
+
+
 class House:
     """An intake with everything around it in the test's hands."""
 
@@ -61,12 +73,15 @@ class House:
         self.telemetry.attach(self.events.append)
         self.offered: list[tuple[str, Envelope, MessageState]] = []
         self.order: list[str] = []
+        self.reserves = False
+        self.reservations: list[Kept] = []
+        self.used: list[Kept] = []
         self.tenure = MemoryTenure("vs1.example.org")
         self.intake = Intake(
             self.spool,
             LeastCostRouting(CONNECTORS),
             policies,
-            self.offer,
+            self,
             self.clock,
             self.telemetry,
             IntakeSettings(**keys),
@@ -77,9 +92,19 @@ class House:
         self.intake.admit = {"smtp": (ip_network("192.0.2.0/24"), ip_network("2001:db8:1::/48"))}
         self.associations = 0
 
-    def offer(self, queue_id: str, envelope: Envelope, state: MessageState) -> None:
+    def reserve(self, queue_id: str, envelope: Envelope, state: MessageState) -> Any:
+        if not self.reserves:
+            return None
+        self.reservations.append(Kept(Intent(queue_id, "smtp/out/1", (0,), "192.0.2.20:25")))
+        return self.reservations[-1]
+
+    def offer(
+        self, queue_id: str, envelope: Envelope, state: MessageState, reservation: Any
+    ) -> None:
         self.order.append(f"offer {queue_id}")
         self.offered.append((queue_id, envelope, state))
+        if reservation is not None:
+            self.used.append(reservation)
 
     def reception(
         self, host: str = FRIEND, *, uid: int | None = None, helo: bytes = b"client.example.net"

@@ -45,6 +45,7 @@ class ScriptedStaging:
         self.envelope: Envelope | None = None
         self.state: MessageState | None = None
         self.prepend = b""
+        self.intent: Intent | None = None
         self.remembered: tuple[str, str, float] | None = None
 
     def write(self, chunk: bytes) -> Deferred[None] | None:
@@ -56,6 +57,7 @@ class ScriptedStaging:
         self, envelope: Envelope, state: MessageState, prepend: bytes, intent: Intent | None
     ) -> Deferred[None]:
         self.envelope, self.state, self.prepend = envelope, state, prepend
+        self.intent = intent
         self.committed = Deferred()
         if self.spool.commits_at_once:
             self.durable()

@@ -366,6 +366,40 @@ class StoreFaultTests(SynchronousTestCase):
         self.failureResultOf(self.commit_fails(Fenced("epoch 2 exists")), Fenced)
         self.assertEqual((self.house.offered, self.house.kinds(Accepted)), ([], []))
 
+    def test_reserved(self) -> None:
+        """The INTENT of an association that is kept for the message is committed with it, and the
+        association is told of the commit's end, whatever that is.
+        """
+        for error in (None, Full("no room"), Fenced("epoch 2 exists"), Unknown("broken")):
+            house = House()
+            house.spool.commits_at_once = False
+            house.reserves = True
+            answered = send(house.reception())
+            (staging,) = house.spool.stagings
+            (reservation,) = house.reservations
+            self.assertIs(staging.intent, reservation.intent)
+            self.assertEqual(staging.intent.queue_id, staging.queue_id)
+            self.assertEqual((house.offered, reservation.is_given_back), ([], False))
+            if error is None:
+                staging.durable()
+                self.assertEqual(house.used, [reservation])
+            else:
+                staging.broken(error)
+                answered.addErrback(lambda _: None)
+                self.assertEqual((house.offered, house.used), ([], []))
+            self.assertEqual(reservation.is_given_back, error is not None)
+
+    def test_reserved_and_the_tenure_ends(self) -> None:
+        house = House()
+        house.spool.commits_at_once = False
+        house.reserves = True
+        answered = send(house.reception())
+        house.tenure.revoke()
+        house.spool.stagings[0].durable()
+        self.failureResultOf(answered, TenureRevoked)
+        self.assertTrue(house.reservations[0].is_given_back)
+        self.assertEqual(house.used, [])
+
     def test_unknown_but_queued(self) -> None:
         """When a commit's result is unknown and the message is there, it is ours."""
         self.house = House()

@@ -350,9 +350,12 @@ class LogPathTests(Path, SynchronousTestCase):
         lab.hub.answer(".", b"451 4.3.0 Later")
         content = b"Subject: x\r\n\r\n" + (b"x" * 70 + b"\r\n") * 7000
         replies = []
-        for _ in range(60):
+        for number in range(100):
             lab.advance(1)
-            replies.append(lab.send(content=content)[:9])
+            # What is left when no large one fits any more is filled with small ones.
+            replies.append(
+                lab.send(content=content if number < 50 else content[: 14 + 72 * 400])[:9]
+            )
         accepted = len([r for r in replies if r[:3] == b"250"])
         self.assertGreater(accepted, 10)
         self.assertEqual(set(replies) - {replies[0]}, {b"452 4.3.1"})

@@ -16,6 +16,7 @@ from mta.model import Envelope, MessageState, Reply
 from mta.policy.transaction import Transaction
 from mta.telemetry import Accepted
 from mta.transfer.desk import UNAVAILABLE, Desk, store_reply
+from mta.transfer.reservation import Reservation
 
 
 class Acceptance:
@@ -23,7 +24,15 @@ class Acceptance:
     has gone. `answered` fires with the reply; it fails when the association must be aborted.
     """
 
-    __slots__ = ("_desk", "_envelope", "_state", "_tenure", "_transaction", "answered")
+    __slots__ = (
+        "_desk",
+        "_envelope",
+        "_reservation",
+        "_state",
+        "_tenure",
+        "_transaction",
+        "answered",
+    )
 
     def __init__(
         self,
@@ -39,11 +48,16 @@ class Acceptance:
         self._transaction = transaction
         self._envelope = envelope
         self._state = state
+        self._reservation: Reservation | None = None
 
     def commit(self, staging: IStaging, prepend: bytes) -> Deferred[Reply]:
         """Begin; `prepend` goes before the staged content."""
+        envelope, state = self._envelope, self._state
+        reservation = self._desk.queue.reserve(staging.queue_id, envelope, state)
+        intent = None if reservation is None else reservation.intent
+        self._reservation = reservation
         try:
-            durable = staging.commit(self._envelope, self._state, prepend, None)
+            durable = staging.commit(envelope, state, prepend, intent)
         except SpoolError:
             self._not_durable(Failure())
         else:
@@ -56,6 +70,7 @@ class Acceptance:
         if not self._tenure.is_live:
             # No reply: the association is gone, its client will come again. What was written is
             # found by whoever owns the spool next; should that be us, it must be due again.
+            self._unreserve()
             self._give_back()
             self.answered.errback(
                 TenureRevoked(f"{queue_id} became durable after its tenure had ended")
@@ -87,10 +102,11 @@ class Acceptance:
             desk.telemetry.notice("info", "intake", f"held by policy: {transaction.held}", queue_id)
             self._give_back()
         else:
-            desk.offer(queue_id, envelope, self._state)
+            desk.queue.offer(queue_id, envelope, self._state, self._reservation)
         desk.chain.tell("queued", transaction)
 
     def _not_durable(self, failure: Failure) -> None:
+        self._unreserve()
         error = failure.value
         reply = store_reply(error)
         if reply is not None:
@@ -139,6 +155,11 @@ class Acceptance:
         self._desk.refused(reply, "END-OF-MESSAGE", transaction.association, transaction)
         self.answered.callback(reply)
         self._desk.chain.tell("abort", transaction)
+
+    def _unreserve(self) -> None:
+        reservation, self._reservation = self._reservation, None
+        if reservation is not None:
+            reservation.give_back()
 
     def _give_back(self) -> None:
         try:

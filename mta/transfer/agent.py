@@ -12,7 +12,6 @@ the next message overlaps `commit` of the last one where the association can.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 
@@ -25,12 +24,11 @@ from mta.errors import (
     TransientFailure,
     Unfit,
 )
-from mta.interfaces import IClock, IContent, IEnds, ILimits, ISender, ISpool, ITenure
-from mta.model import Outcome, Result, Route
-from mta.telemetry import Counter, Telemetry
+from mta.interfaces import IContent, IEnds, ILimits, ISender
+from mta.model import Intent, Outcome, Result, Route
 from mta.transfer.conversion import Fitting
-from mta.transfer.hops import Hop, HopFinder, HopHealth
-from mta.transfer.ledger import Ledger
+from mta.transfer.floor import Floor
+from mta.transfer.hops import Hop
 from mta.transfer.naming import Naming
 from mta.transfer.outcomes import completed, in_doubt, local_problem
 from mta.transfer.schedule import Lane
@@ -47,75 +45,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds between attempts to journal a RESULT while the spool is unavailable."""
 
 
-class Floor(Protocol):
-    """What an agent needs of the dispatch that started it."""
-
-    tenure: ITenure
-    spool: ISpool
-    clock: IClock
-    telemetry: Telemetry
-    ledger: Ledger
-    finder: HopFinder
-    health: HopHealth
-    messages_per_association: int
-    named: Counter
-
-    @property
-    def is_closing(self) -> bool:
-        """Nothing new is begun."""
-
-    def take(self, lane: Lane[Job]) -> Job | None:
-        """The next job of this lane."""
-
-    def requeue(self, job: Job, *, is_next: bool = False) -> None:
-        """It was not attempted: first in its lane again. `is_next`: who says so takes it now."""
-
-    def began(self, lane: Lane[Job]) -> None:
-        """The agent has its first job, or there was none."""
-
-    def must_yield(self) -> bool:
-        """Other lanes wait for an association."""
-
-    def rest(self, agent: Agent) -> None:
-        """Keep it among the idle ones until `wake`."""
-
-    def unrest(self, agent: Agent) -> None: ...
-
-    def reached(self, lane: Lane[Job]) -> None: ...
-
-    def via(self, hop: Hop, sender: ISender, connecting: float) -> Via: ...
-
-    def durable(self, results: Sequence[Result]) -> None: ...
-
-    def finish(
-        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
-    ) -> Result | Deferred[Result]:
-        """End the job: the Result to journal, its reports in it."""
-
-    def finish_now(
-        self, job: Job, outcomes: Sequence[Outcome], via: Via, began_at: float
-    ) -> Result:
-        """The same without waiting; its reports lack the original's header."""
-
-    def recorded(self, journalling: Deferred[None], results: Sequence[Result]) -> None:
-        """Own the end of this journalling; the agent does not wait for it."""
-
-    async def unreachable(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
-        """No association could be opened for `job`."""
-
-    async def unfit(self, job: Job, lane: Lane[Job], failure: Failure) -> None:
-        """No server that was reached can take `job`."""
-
-    async def refuse(self, job: Job, lane: Lane[Job], failure: PermanentFailure) -> None:
-        """Nothing of this lane can ever be sent."""
-
-    def postpone(self, job: Job, seconds: float) -> None:
-        """Not attempted; later."""
-
-    def is_overtaken(self, job: Job) -> bool:
-        """Its sender's time is over, and so is it; no server was told of it."""
-
-
 class Agent:
     """The life of one slot. `run` is the coroutine that dispatch starts and owns."""
 
@@ -125,6 +54,7 @@ class Agent:
         "_hop",
         "_job",
         "_limits",
+        "_naming",
         "_opening_seconds",
         "_recording",
         "_refused",
@@ -154,11 +84,17 @@ class Agent:
         self._job: Job | None = None
         """In hand, and not concluded: what a defect must not swallow."""
         self._opening_seconds = 0.0
+        self._naming: Naming | None = None
 
     @property
     def is_waiting(self) -> bool:
         """It has an open association and no work."""
         return self._waiting is not None and self.sender is not None and self.sender.is_open
+
+    def intent(self, queue_id: str, recipients: tuple[int, ...]) -> Intent | None:
+        """What would be journalled if this idle association carried them; None: not yet known."""
+        naming = self._naming
+        return naming.foretold(queue_id, recipients) if naming and self.is_waiting else None
 
     def wake(self, job: Job | None) -> None:
         """Work for an idle agent; None: close the association."""
@@ -213,10 +149,11 @@ class Agent:
                 floor.spool.open_association(sender.slot, ends, False)
             tenure = floor.tenure
             naming = Naming(sender, hop.peer, tenure.epoch, tenure.network_name, floor.named)
+            self._naming = naming
             try:
                 job, fresh_attempt = await self._serve(job, sender, hop, naming)
             finally:
-                self.sender = None
+                self.sender = self._naming = None
                 # A reset at the tenure's end may never reach the peer: it stays in the journal.
                 if ends is not None and floor.tenure.is_live:
                     floor.spool.close_association(sender.slot)
@@ -304,6 +241,8 @@ class Agent:
                     job = self._more(carried)
                     continue
                 message, recipients = job.message, job.recipients
+                if job.is_intended:
+                    left = recipients
                 try:
                     if preparing is None:
                         began_at = clock.monotonic()
@@ -319,22 +258,26 @@ class Agent:
                 except Unfit as problem:
                     preparing = None
                     self._unfit = problem
+                    left = self._untell(job, slot, results)
                     await self._flush(results)
                     await sender.close()
                     return job, carried > 0
                 except SpoolError as problem:
                     preparing = None
+                    left = self._untell(job, slot, results)
                     self._unreadable(job, problem)
                     job = self._more(carried)
                     continue
                 except KeyError:  # an operator deleted it while it waited here
                     preparing = None
+                    left = self._untell(job, slot, results)
                     message.is_gone = True
                     floor.postpone(job, 0.0)
                     job = self._more(carried)
                     continue
                 except Exception as problem:
                     preparing = None
+                    left = self._untell(job, slot, results)
                     await self._flush(results)
                     if not isinstance(problem, TransientFailure):
                         floor.telemetry.notice(
@@ -355,12 +298,17 @@ class Agent:
                         left = tuple(i for i in recipients if i not in done)
                     handed, results = results, []
                     try:
-                        await spool.journal(handed, (naming.intent(message.queue_id, left),))
+                        if job.is_intended:  # it is durable; the RESULTs before it are as well
+                            spool.check()
+                        else:
+                            intent = naming.intent(message.queue_id, left)
+                            await spool.journal(handed, (intent,))
                     except (Fenced, CancelledError):
                         raise
                     except SpoolError as problem:
                         # Nothing was let go: take it back, keep the results, try all of it later.
-                        results, left = handed, ()
+                        results = handed
+                        left = self._untell(job, slot, results)
                         self._unreadable(job, problem)
                         job = None
                         await self._flush(results)
@@ -420,6 +368,7 @@ class Agent:
                     if sender.is_open and not self._has_served(carried):
                         job = await self._rest()
                 if job is not None and preparing is None and not sender.is_open:
+                    self._untell(job, slot, results)
                     await self._flush(results)
                     return job, True
             await self._flush(results)
@@ -467,6 +416,16 @@ class Agent:
             )
             return job
         return None
+
+    @staticmethod
+    def _untell(job: Job, slot: str, results: list[Result]) -> tuple[int, ...]:
+        """`job` was not let go here: an INTENT that is durable already is answered. Nobody is left
+        in doubt by it.
+        """
+        if job.is_intended:
+            job.is_intended = False
+            results.append(Result(job.message.queue_id, slot, None, not_sent=True))
+        return ()
 
     @staticmethod
     def _prepare(naming: Naming, job: Job, content: IContent) -> Deferred[tuple[Outcome, ...]]:

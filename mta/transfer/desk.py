@@ -5,7 +5,7 @@ Law: no state of any one association or message lives here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from mta.errors import Full, Unavailable
@@ -19,20 +19,19 @@ from mta.interfaces import (
     IRouting,
     ISpool,
 )
-from mta.model import Address, Envelope, MessageState, Reply, VirtualServer
+from mta.model import Address, Reply, VirtualServer
 from mta.policy.chain import Chain
 from mta.policy.new_body import Bounds
 from mta.policy.relay import RelayRule
 from mta.policy.transaction import Association, Transaction
 from mta.telemetry import Rejected, Telemetry
 from mta.transfer.repeats import Repeats
+from mta.transfer.reservation import Queue
 from mta.transfer.settings import IntakeSettings
 from mta.transfer.trace import DateCache
 
 FULL: Final = Reply(452, "4.3.1", (b"Insufficient system storage, try again later",))
 UNAVAILABLE: Final = Reply(451, "4.3.0", (b"Mail storage is not available, try again later",))
-
-Offer = Callable[[str, Envelope, MessageState], None]
 
 
 class Desk:
@@ -43,7 +42,7 @@ class Desk:
         spool: ISpool,
         routing: IRouting,
         policies: Sequence[IPolicy],
-        offer: Offer,
+        queue: Queue,
         clock: IClock,
         telemetry: Telemetry,
         settings: IntakeSettings,
@@ -57,7 +56,7 @@ class Desk:
         self.spool: ISpool = ISpool(spool)
         self.room: IRoom | None = IRoom(spool, None)
         self.associations: IAssociations | None = IAssociations(spool, None)
-        self.offer = offer
+        self.queue = queue
         self.clock: IClock = IClock(clock)
         self.telemetry = telemetry
         self.settings = settings

@@ -50,6 +50,7 @@ from mta.transfer.loading import Loading
 from mta.transfer.outcomes import reply_of
 from mta.transfer.patience import Patience
 from mta.transfer.report import Reporter
+from mta.transfer.reservation import Reservation, Reservations
 from mta.transfer.schedule import LAST_GRADE, Lane, Reach, Schedule, grade_of
 from mta.transfer.settings import QueueSettings
 from mta.transfer.settle import Rules
@@ -118,6 +119,14 @@ class Dispatch:
         self._standing = Standing(
             self._routing, telemetry, [c.name for c, _ in self._connectors.values() if c.by_mx]
         )
+        self._reservations = Reservations(
+            self,
+            self._schedule,
+            self._division,
+            self._standing,
+            connectors=self._connectors,
+            active_limit=settings.active_limit,
+        )
         self._idle: dict[Agent, None] = {}
         self._tasks = Tasks(self._fault, self._idle_now)
         self._patience = Patience(
@@ -125,17 +134,14 @@ class Dispatch:
         )
         self.is_overtaken = self._patience.is_overtaken
         self._loading = Loading(self._tasks, self._begin, self._give_back, self.unreadable)
-        self._is_running = False
-        self._is_draining = False
-        self._is_filling = False
+        self._is_running = self._is_draining = self._is_filling = False
         self._has_more = False
         """There may be due work in the spool that had no room here."""
         self._alarm = Alarm(self.clock, self.pump, _LONGEST_WAIT)
         self._idle_timer: ITimer | None = None
         self._drained: list[Deferred[None]] = []
         self.via = Vias(tenure, self._connectors, self.clock).of
-        gauge = telemetry.gauge
-        active, plan = self.ledger.active, self._schedule
+        gauge, active, plan = telemetry.gauge, self.ledger.active, self._schedule
         gauge("mta_queue_active", "Messages in work.").read = lambda: float(len(active))
         gauge("mta_queue_waiting_jobs", "Jobs without association.").read = lambda: plan.queued
         gauge("mta_outbound_slots", "Outbound associations.").read = lambda: plan.associations
@@ -197,8 +203,20 @@ class Dispatch:
 
     # --- work comes in ----------------------------------------------------------------------
 
-    def offer(self, queue_id: str, envelope: Envelope, state: MessageState) -> None:
+    def reserve(self, queue_id: str, envelope: Envelope, state: MessageState) -> Reservation | None:
+        """For a message about to be committed."""
+        return self._reservations.reserve(queue_id, envelope, state) if self._idle else None
+
+    def offer(
+        self,
+        queue_id: str,
+        envelope: Envelope,
+        state: MessageState,
+        reservation: Reservation | None = None,
+    ) -> None:
         """A message that was just committed, and is taken: send it from memory if possible."""
+        if reservation is not None and self._reservations.use(reservation):
+            return
         wall = self.clock.wall()
         if not self._is_running or self._is_draining or state.held or state.due > wall:
             self._give_back(queue_id, None)

@@ -28,9 +28,10 @@ from mta.policy.submission import SubmissionRule
 from mta.policy.transaction import Association
 from mta.telemetry import Telemetry
 from mta.transfer.certified import CertifiedReception
-from mta.transfer.desk import Desk, Offer
+from mta.transfer.desk import Desk
 from mta.transfer.reception import Reception
 from mta.transfer.repeats import Repeats
+from mta.transfer.reservation import Queue
 from mta.transfer.settings import IntakeSettings
 
 __all__ = ["Intake", "IntakeSettings"]
@@ -43,8 +44,8 @@ class Intake:
     `admit` maps a listener's name to its `relay-from` networks; a listener that is not in it
     admits nobody. `submission` has the rules of those listeners where mail is handed in, `bounds`
     what a message of each may be, `certificates` the rules of those that ask clients for theirs,
-    `priorities` of those that take any. `offer` is told of each message that became ours, after its
-    reply. Intakes that follow one another in one process share `repeats`.
+    `priorities` of those that take any. `queue` is told of each message that becomes ours, before
+    its commit and after its reply. Intakes that follow one another in one process share `repeats`.
     """
 
     def __init__(  # noqa: PLR0917 - one argument a collaborator
@@ -52,7 +53,7 @@ class Intake:
         spool: ISpool,
         routing: IRouting,
         policies: Sequence[IPolicy],
-        offer: Offer,
+        queue: Queue,
         clock: IClock,
         telemetry: Telemetry,
         settings: IntakeSettings,
@@ -69,7 +70,7 @@ class Intake:
             spool,
             routing,
             policies,
-            offer,
+            queue,
             clock,
             telemetry,
             settings,

@@ -158,6 +158,8 @@ class Ledger:
         """
         waiting: list[tuple[str, float, bool]] = []
         for result in results:
+            if result.not_sent:
+                continue  # it is where it was
             queue_id = result.queue_id
             for report in result.reports:
                 size, many = len(report.content), len(report.envelope.recipients)

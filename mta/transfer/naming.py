@@ -81,6 +81,12 @@ class Naming:
         transaction = "" if checkpoints is None else checkpoints.transaction
         return Intent(queue_id, self._slot, recipients, self._peer, transaction)
 
+    def foretold(self, queue_id: str, recipients: tuple[int, ...]) -> Intent | None:
+        """That of what is not prepared yet; None where a name has to be made first."""
+        if self._checkpoints is not None:
+            return None
+        return Intent(queue_id, self._slot, recipients, self._peer)
+
     def end(self) -> bool:
         """Cut off in the midst of it: True when the association was ended here, without a QUIT."""
         if self._checkpoints is None:

@@ -59,6 +59,7 @@ class Job:
         "doubt",
         "grade",
         "is_begun",
+        "is_intended",
         "is_settled",
         "lane",
         "message",
@@ -85,6 +86,8 @@ class Job:
         """They may have it already: the peer that it was let go to is asked first."""
         self.is_begun = False
         """A server has been told of it: it is its agent's until it has an outcome."""
+        self.is_intended = False
+        """Its INTENT on the association that has it is durable, with the message itself."""
         self.is_settled = False
         """Its end is known, though it may stand in a lane or an agent's hand: nobody begins it."""
 
