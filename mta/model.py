@@ -249,6 +249,10 @@ class RecipientState:
     remote: str = ""
 
 
+UNTOUCHED = RecipientState()
+"""Nothing has become of that recipient yet."""
+
+
 @value
 class MessageState:
     """The newest state of a queued message; `recipients` is parallel to the envelope's.
@@ -275,7 +279,7 @@ class MessageState:
 def fresh_state(envelope: Envelope) -> MessageState:
     """The state of a message that was just accepted: all pending, due at once (or when asked)."""
     return MessageState(
-        recipients=(RecipientState(),) * len(envelope.recipients),
+        recipients=(UNTOUCHED,) * len(envelope.recipients),
         due=envelope.deferred_until or envelope.received_at,
     )
 

@@ -309,6 +309,16 @@ class IndexTests(SynchronousTestCase):
             )
         return index
 
+    def test_inserted_twice(self) -> None:
+        """A message that is there already stays as it is, whichever sort of queue id it has."""
+        index = self.index(b"a")
+        for name in ("00010000000007", "0001000000000712345678"):
+            there = index.insert(name, 1, NOWHERE, due=1.0, received=1.0, size=3, domain=b"a")
+            again = index.insert(name, 2, NOWHERE, due=9.0, received=1.0, size=5, domain=b"b")
+            assert (again, index.find(name), index.due[there]) == (-1, there, 1.0)
+        assert len(index) == 3 and index.octets == 16
+        assert index.domains.numbers.keys() == {b"a"}
+
     def test_dump_and_load(self) -> None:
         """The columns that a checkpoint holds make the same queue again."""
         index = self.index(b"a", b"b", b"a", b"c")

@@ -29,7 +29,7 @@ from mta.spool.records import (
     encode_batch,
     encode_continues,
     encode_next,
-    record_octets,
+    records_octets,
 )
 from mta.spool.segment import (
     HEADER_OCTETS,
@@ -70,10 +70,7 @@ class Unit:
         """May not use the reserve."""
         self.source = source
         """Makes the records on the committer's thread: bodies that lie in a file."""
-        octets = 0
-        for record in records:
-            octets += record_octets(record)
-        self.octets = octets
+        self.octets = records_octets(records)
         self.places: list[Place] = []
 
 
@@ -224,8 +221,9 @@ class Committer:
         failed: list[tuple[Unit, SpoolError]] = []
         units = self._read_sources(units, failed)
         opened: list[tuple[Segment, Segment | None]] = []
-        if any(unit.records for unit in units):
-            units = self._write(units, failed, opened)
+        records, octets = _joined(units)
+        if records:
+            units = self._write(units, records, octets, failed, opened)
         # Durable; now re-read, then act (spool.md section 1).
         if not self._own.is_current():
             reason = self._own.superseded()
@@ -233,11 +231,10 @@ class Committer:
             everyone = units + [unit for unit, _ in failed]
             return lambda: self._die(everyone, reason)
         end, segment = self._offset, self._segment
-        octets = sum(unit.octets for unit in units)
         self.groups += 1
         seconds = self._clock.monotonic() - started
         return lambda: self._deliver(
-            units, failed, opened, segment=segment, end=end, octets=octets, seconds=seconds
+            units, failed, opened, segment=segment, end=end, seconds=seconds
         )
 
     def _read_sources(self, units: list[Unit], failed: list[tuple[Unit, SpoolError]]) -> list[Unit]:
@@ -250,34 +247,36 @@ class Committer:
                     failed.append((unit, as_spool_error(error, "a message cannot be read back")))
                     continue
                 unit.source = None
-                unit.octets = sum(map(record_octets, unit.records))
+                unit.octets = records_octets(unit.records)
             kept.append(unit)
         return kept
 
     def _write(
         self,
         units: list[Unit],
+        records: list[Record],
+        octets: int,
         failed: list[tuple[Unit, SpoolError]],
         opened: list[tuple[Segment, Segment | None]],
     ) -> list[Unit]:
         """Put the units' records into one synced batch; answers the units that are in it."""
-        octets = sum(unit.octets for unit in units)
-        need = batch_octets(sum(len(unit.records) for unit in units), octets)
+        need = batch_octets(len(records), octets)
         segment = self._segment
         if segment is not None and self._offset + need + _NEXT_OCTETS <= segment.size:
             try:
-                self._write_batch(units, [])
+                self._write_batch(units, records, 0)
                 return units
             except OSError:
                 # This segment is closed for ever: its dirty pages may be gone, and a second sync
                 # would say "done". Whatever of the batch reached the disk lies behind the good
                 # end that CONTINUES states, so no reader ever takes it.
-                return self._write_into_next(units, need, failed, opened, good=False)
-        return self._write_into_next(units, need, failed, opened, good=True)
+                return self._write_into_next(units, records, need, failed, opened, good=False)
+        return self._write_into_next(units, records, need, failed, opened, good=True)
 
     def _write_into_next(
         self,
         units: list[Unit],
+        records: list[Record],
         need: int,
         failed: list[tuple[Unit, SpoolError]],
         opened: list[tuple[Segment, Segment | None]],
@@ -294,10 +293,10 @@ class Committer:
                 reason = as_spool_error(error, "no new log segment")
                 failed += [(unit, reason) for unit in units if unit.carries_mail]
                 units = [unit for unit in units if not unit.carries_mail]
-                if not any(unit.records for unit in units):
+                records, octets = _joined(units)
+                if not records:
                     return units
-                octets = sum(unit.octets for unit in units)
-                need = batch_octets(sum(len(unit.records) for unit in units), octets)
+                need = batch_octets(len(records), octets)
             # Else the records may have reached the disk: no reply before CONTINUES is durable.
             spare = self._small_file(HEADER_OCTETS + need + 2 * _NEXT_OCTETS)
         segment = Segment(self._own.epoch, spare.number, spare.generation, new_tag(), spare.size)
@@ -313,16 +312,17 @@ class Committer:
         self._offset, self._sequence = HEADER_OCTETS, 0
         opened.append((segment, before))
         try:
-            self._write_batch(units, [(CONTINUES, b"", record, (), 0)])
+            self._write_batch(units, [(CONTINUES, b"", record, (), 0), *records], 1)
         except OSError as error:
             raise _cannot(error) from error
         return units
 
-    def _write_batch(self, units: list[Unit], first: list[Record]) -> None:
-        """@raise OSError: nothing of it may be relied upon."""
+    def _write_batch(self, units: list[Unit], records: list[Record], first: int) -> None:
+        """The units' records stand behind `first` others. @raise OSError: nothing of it may be
+        relied upon.
+        """
         segment = self._segment
         assert segment is not None, "a segment was opened before"
-        records = first + [record for unit in units for record in unit.records]
         self._sequence += 1
         pieces, places, octets = encode_batch(
             records,
@@ -340,7 +340,7 @@ class Committer:
         disk.pwritev(self._fd, pieces, offset)
         disk.fdatasync(self._fd)
         self._offset += octets
-        at = len(first)
+        at = first
         for unit in units:
             until = at + len(unit.records)
             unit.places = places[at:until]
@@ -397,7 +397,6 @@ class Committer:
         *,
         segment: Segment | None,
         end: int,
-        octets: int,
         seconds: float,
     ) -> None:
         if self._ended is not None:
@@ -407,19 +406,22 @@ class Committer:
             for new, before in opened:
                 ref = self._on_segment(new, before)
             # First every fact, then the news: whoever is told may ask about any of them.
+            records = octets = 0
             for unit in units:
+                records += len(unit.places)
+                octets += unit.octets
                 if unit.apply is not None:
                     unit.apply(ref, unit.places)
-            records = sum(len(unit.places) for unit in units)
             self._on_group(end, len(units), records, octets, seconds)
         except Exception as defect:  # half applied: memory no longer says what the log says
             self._die(units, _defect(defect))
             return
         # Whoever is told may find the epoch superseded: then `end` has told all the others.
         for unit in units:
-            if unit.done is not None and not unit.done.called:
+            done = unit.done
+            if done is not None and not done.called:
                 self._forget(unit)
-                unit.done.callback(None)
+                done.callback(None)
         for unit, error in failed:
             if unit.done is not None and not unit.done.called:
                 self._forget(unit)
@@ -442,6 +444,16 @@ class Committer:
             self.end(reason)
             self._on_fatal(reason)
         self._refuse(units, reason)
+
+
+def _joined(units: list[Unit]) -> tuple[list[Record], int]:
+    """All their records, and the octets of these."""
+    records: list[Record] = []
+    octets = 0
+    for unit in units:
+        records += unit.records
+        octets += unit.octets
+    return records, octets
 
 
 def _cannot(error: OSError) -> Fenced:

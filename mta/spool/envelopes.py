@@ -12,6 +12,7 @@ import struct
 from typing import TypeVar
 
 from mta.model import (
+    UNTOUCHED,
     Address,
     AddressKind,
     BodyType,
@@ -44,7 +45,6 @@ _RECIPIENT_STATE = struct.Struct("<BIII")
 
 _HELD, _WARNED, _FRESH = 1, 2, 4
 _NONE = math.nan
-_PENDING = RecipientState()
 T = TypeVar("T")
 
 
@@ -175,7 +175,7 @@ def decode_envelope(octets: bytes) -> Envelope:
 def encode_state(state: MessageState) -> bytes:
     """A state whose recipients are all untouched costs 25 octets, however many they are."""
     recipients = state.recipients
-    fresh = recipients.count(_PENDING) == len(recipients)
+    fresh = recipients.count(UNTOUCHED) == len(recipients)
     head = _STATE.pack(
         state.held * _HELD | state.delay_warned * _WARNED | fresh * _FRESH,
         state.attempts,
@@ -210,7 +210,7 @@ def decode_state(octets: bytes) -> MessageState:
         # A damaged count must not become a giant tuple: an envelope has 2**20 recipients at most.
         if count > 1 << 20:
             raise ValueError(f"a state for {count} recipients")
-        recipients = (_PENDING,) * count
+        recipients = (UNTOUCHED,) * count
     else:
         found = []
         for _ in range(count):

@@ -113,9 +113,16 @@ class Index:
         taken: bool = False,
         big: bool = False,
     ) -> int:
-        """A message that is not there yet; answers its slot."""
+        """Answers its slot, or -1 when it was there already."""
         derived = len(queue_id) > _SERIAL_DIGITS
-        key = 0 if derived else int(queue_id, 16)
+        if derived:
+            key = 0
+            if queue_id in self.derived:
+                return -1
+        else:
+            key = int(queue_id, 16)
+            if self.serials.find(key) >= 0:
+                return -1
         number = self.domains.take(domain)
         level = LEVEL_OF[priority]
         flags = LIVE | taken * TAKEN | held * HELD | big * BIG | level << _LEVEL_SHIFT

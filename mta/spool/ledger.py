@@ -96,10 +96,7 @@ class Ledger:
         self, queue_id: str, ref: int, place: Place, message: Message, taken: bool = False
     ) -> int:
         """MSG: answers its slot, or -1 when it was there already."""
-        index = self.index
-        if index.find(queue_id) >= 0:
-            return -1
-        slot = index.insert(
+        slot = self.index.insert(
             queue_id,
             ref,
             place,
@@ -112,6 +109,8 @@ class Ledger:
             taken=taken,
             big=message.big is not None,
         )
+        if slot < 0:
+            return slot
         if message.big is not None:
             self.bigs[slot] = message.big
         self._count(ref, place.length, 1)

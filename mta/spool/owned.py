@@ -184,7 +184,7 @@ class OwnedLog:
         if self.ended is not None:
             raise self.ended
         upkeep = self.upkeep
-        if upkeep.takes_mail and (octets <= self.settings.big_message or upkeep.takes(octets)):
+        if upkeep.takes(octets if octets > self.settings.big_message else 0):
             return
         upkeep.look_again()
         raise Full(

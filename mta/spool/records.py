@@ -67,6 +67,11 @@ class Place(NamedTuple):
     crc: int
 
 
+_new_tuple = tuple.__new__
+"""What a named tuple's own `__new__` calls: without it a Place takes 1.9 in place of 3.1 thousand
+instructions, and a message has three."""
+
+
 class RecordView(NamedTuple):
     """A record as read back: everything but its body."""
 
@@ -89,9 +94,12 @@ def aligned(octets: int) -> int:
     return -(-octets // ALIGNMENT) * ALIGNMENT
 
 
-def record_octets(record: Record) -> int:
-    """Its length in the segment."""
-    return RECORD_HEAD + len(record[1]) + len(record[2]) + record[4]
+def records_octets(records: Iterable[Record]) -> int:
+    """Their length in the segment."""
+    octets = 0
+    for _, name, payload, _, body_octets in records:
+        octets += RECORD_HEAD + len(name) + len(payload) + body_octets
+    return octets
 
 
 def batch_octets(records: int, octets: int) -> int:
@@ -110,6 +118,8 @@ def encode_batch(
     start = seed(tag)
     pieces: list[bytes] = [b""]
     places: list[Place] = []
+    crcs: list[int] = []
+    lengths: list[int] = []
     at = offset + BATCH_HEAD
     for kind, name, payload, body, body_octets in records:
         body_crc = 0
@@ -121,15 +131,18 @@ def encode_batch(
             + payload
         )
         crc = crc32(rest, start)
-        pieces.append(_CRC.pack(crc) + rest)
-        pieces.extend(body)
+        pieces.append(_CRC.pack(crc))
+        pieces.append(rest)
+        pieces += body
         length = _CRC.size + len(rest) + body_octets
-        places.append(Place(at, length, crc))
+        places.append(_new_tuple(Place, (at, length, crc)))
+        crcs.append(crc)
+        lengths.append(length)
         at += length
     count = len(places)
-    crcs = struct.pack(f"<{count}I", *[place.crc for place in places])
-    payload = _END.pack(wall, crc32(crcs, start)) + struct.pack(
-        f"<{count}I", *[place.length for place in places]
+    numbers = f"<{count}I"
+    payload = _END.pack(wall, crc32(struct.pack(numbers, *crcs), start)) + struct.pack(
+        numbers, *lengths
     )
     rest = _HEAD.pack(END, 0, 0, len(payload), 0, 0, epoch) + payload
     pieces.append(_CRC.pack(crc32(rest, start)) + rest)
@@ -204,6 +217,7 @@ _STATE = struct.Struct("<BdHH")
 _DONE = struct.Struct("<BH")
 _HOLD = struct.Struct("<Bd")
 _INTENT = struct.Struct("<HHHI")
+_NUMBER = struct.Struct("<I")
 _TRANSACTION = struct.Struct("<HHHQd")
 _ASSOCIATION = struct.Struct("<BHHIHI")
 _CONTINUES = struct.Struct("<QQQQ")
@@ -361,9 +375,8 @@ def encode_intent(intent: Intent) -> bytes:
     transaction = intent.transaction.encode("utf-8", "backslashreplace")
     recipients = intent.recipients
     head = _INTENT.pack(len(slot), len(peer), len(transaction), len(recipients))
-    return b"".join(
-        (head, slot, peer, transaction, struct.pack(f"<{len(recipients)}I", *recipients))
-    )
+    numbers = b"".join(map(_NUMBER.pack, recipients))
+    return b"".join((head, slot, peer, transaction, numbers))
 
 
 def decode_intent(queue_id: str, payload: bytes) -> Intent:

@@ -78,8 +78,9 @@ class SortedKeys:
 
     def find(self, key: int) -> int:
         """The value, or -1."""
-        block = bisect_left(self._last, key)
-        if block == len(self._last):
+        last = self._last
+        block = bisect_left(last, key)
+        if block == len(last):
             return -1
         keys = self._keys[block]
         at = bisect_left(keys, key)
@@ -87,8 +88,9 @@ class SortedKeys:
 
     def remove(self, key: int) -> int:
         """Answers its value. @raise KeyError"""
-        block = bisect_left(self._last, key)
-        if block == len(self._last):
+        last = self._last
+        block = bisect_left(last, key)
+        if block == len(last):
             raise KeyError(key)
         keys = self._keys[block]
         at = bisect_left(keys, key)
@@ -98,10 +100,10 @@ class SortedKeys:
         value = self._values[block].pop(at)
         self._count -= 1
         if not keys:
-            del self._keys[block], self._values[block], self._last[block]
+            del self._keys[block], self._values[block], last[block]
         else:
-            self._last[block] = keys[-1]
-            if len(keys) < _BLOCK // 4:
+            last[block] = keys[-1]
+            if len(keys) < _BLOCK // 4 and block + 1 < len(self._keys):
                 self._merge(block)
         return value
 
@@ -119,9 +121,9 @@ class SortedKeys:
         return self._values[0][0] if self._values else -1
 
     def _merge(self, block: int) -> None:
-        """Long-lived stragglers would else keep a block each."""
+        """With the one behind it: long-lived stragglers would else keep a block each."""
         behind = block + 1
-        if behind < len(self._keys) and len(self._keys[block]) + len(self._keys[behind]) < _BLOCK:
+        if len(self._keys[block]) + len(self._keys[behind]) < _BLOCK:
             self._keys[block] += self._keys.pop(behind)
             self._values[block] += self._values.pop(behind)
             del self._last[block]

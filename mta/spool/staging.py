@@ -158,7 +158,8 @@ class LogStaging:
         return (MSG, self.queue_id.encode(), encode_message(self._message), pieces, in_log)
 
     def _submit(self, records: list[Record], done: Deferred[None]) -> Deferred[None]:
-        self._add_riders(records)
+        if self._intent is not None or self._remembered is not None:
+            self._add_riders(records)
         try:
             self._owned.committer.submit(Unit(records, self._applied, done, True))
         except SpoolError as error:

@@ -45,7 +45,7 @@ class Upkeep:
         self._checkpoints: list[tuple[int, int]] = []
         """(number, segment of its position) of the two newest durable ones."""
         self._next_checkpoint = 0
-        self._checkpoint_octets = 0
+        self._checkpoint_took(0)
         self._checkpoint_due = False
         self.current: Segment | None = None
         self.written = 0
@@ -63,16 +63,12 @@ class Upkeep:
 
     # room
 
-    @property
-    def reserve_octets(self) -> int:
+    def _checkpoint_took(self, octets: int) -> None:
         """Room for two checkpoints, a segment, and a takeover's first one: grows with the queue."""
+        self._checkpoint_octets = octets
         settings = self._owned.settings
-        needed = 3 * self._checkpoint_octets + settings.segment_size + settings.first_segment_size
-        return max(settings.reserve, needed)
-
-    @property
-    def takes_mail(self) -> bool:
-        return self.takes(0)
+        needed = 3 * octets + settings.segment_size + settings.first_segment_size
+        self.reserve_octets = max(settings.reserve, needed)
 
     def takes(self, octets: int) -> bool:
         """May mail have so much of the disk, as it was when last measured."""
@@ -87,7 +83,7 @@ class Upkeep:
             self._look()
 
     def _look(self) -> None:
-        if self._owned.ended is not None or self.takes_mail:
+        if self._owned.ended is not None or self.takes(0):
             self._looking = False
             return
         self.kick()
@@ -132,7 +128,7 @@ class Upkeep:
         return checkpoint.encode(owned.ledger, owned.own.epoch, 0, owned.clock.wall(), self._sweep)
 
     def sealed(self, octets: int) -> None:
-        self._checkpoint_octets = octets
+        self._checkpoint_took(octets)
         self._checkpoints = [(0, 0)]
 
     def start(self) -> None:
@@ -236,7 +232,7 @@ class Upkeep:
             self._checkpoint_due |= was_due
             self.written += written
             raise
-        self._checkpoint_octets = octets
+        self._checkpoint_took(octets)
         self._checkpoints.append((number, position))
         # The seal's own name goes like any other: a later checkpoint proves that it was there.
         while len(self._checkpoints) > 2:
