@@ -15,7 +15,9 @@ import re
 END_OF_DATA = b"\r\n.\r\n"
 _BARE = re.compile(rb"(?:(?<=\r\n)\.)?(?:(?<!\r)\n|\r(?!\n))\.?")
 _BARE_NEWLINE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
-_DOT = 46
+# As numbers: `b"\0" in piece` first raises a TypeError, which it then drops (CPython 3.11), and
+# takes 2000 instructions more.
+_NUL, _LF, _CR, _DOT = 0, 10, 13, 46
 
 
 class Fault(enum.Enum):
@@ -98,7 +100,7 @@ class ContentReader:
             piece = self._mend(piece, is_first)
         elif self._after_bare:
             piece = self._mend(piece, is_first)
-        if b"\0" in piece:
+        if _NUL in piece:
             self.fault = Fault.NUL
             return b""
         self.size_octets += len(piece)
@@ -154,7 +156,7 @@ def _has_bare_newline(piece: bytes) -> bool:
     instructions that three counts took (28 for 85 thousand in 4 KiB, 2026-11).
     """
     blanked = piece.replace(b"\r\n", b"  ")
-    return b"\n" in blanked or b"\r" in blanked
+    return _LF in blanked or _CR in blanked
 
 
 def _unfinished(data: bytes) -> int:

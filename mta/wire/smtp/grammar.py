@@ -64,6 +64,7 @@ _HELO_NAME = re.compile(rb"[A-Za-z0-9_.:\[\]+*/=~#%$&'?^`{|}!@-]+")
 # An atom holds no blank, no control and none of MIME's tspecials (RFC 2045 5.1); dots divide atoms.
 _TRANSID_TOKEN = rb"[!#-'*+\-0-9A-Z^-~]+(?:\.[!#-'*+\-0-9A-Z^-~]+)*"
 _TRANSID = re.compile(rb"<" + _TRANSID_TOKEN + rb"@" + _TRANSID_TOKEN + rb">")
+_HYPHEN = 45
 _XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 
 
@@ -145,10 +146,14 @@ def parse_path(argument: bytes, *, is_reverse: bool, utf8: bool = False) -> tupl
     usual = _USUAL_PATH.match(argument)
     if usual is not None:
         text, local, domain = usual.groups()
-        if len(local) <= LOCAL_PART_LIMIT and len(domain) <= LABEL_LIMIT and b".." not in domain:
-            lower = domain.lower()
-            if b".-" not in lower and b"-." not in lower:
-                return Address(text, lower), argument[usual.end() :]
+        # `find`: `in` takes 2000 instructions more for bytes (CPython 3.11; see content.py).
+        if (
+            len(local) <= LOCAL_PART_LIMIT
+            and len(domain) <= LABEL_LIMIT
+            and domain.find(b"..") < 0
+            and (_HYPHEN not in domain or (domain.find(b".-") < 0 and domain.find(b"-.") < 0))
+        ):
+            return Address(text, domain.lower()), argument[usual.end() :]
     return _parse_any_path(argument, is_reverse, utf8)
 
 
