@@ -35,10 +35,9 @@ class Deadline:
     def is_set(self) -> bool:
         return self._at is not None
 
-    def set(self, seconds: float) -> None:
-        """From now, `seconds`. Replaces what was set before."""
-        now = self._clock.monotonic()
-        at = self._at = now + seconds
+    def set(self, seconds: float, now: float | None = None) -> None:
+        """From now, `seconds`. Replaces what was set before. `now`: who has just read the clock."""
+        at = self._at = (self._clock.monotonic() if now is None else now) + seconds
         if self._timer is not None:
             if self._fires_at <= at:
                 return

@@ -65,8 +65,8 @@ BUFFER_OCTETS = 65536
 LINGER_SECONDS = 30.0
 """How long a peer may take to read our last words."""
 
-_AT_REST = (State.START, State.IDLE)
-_IN_CONTENT = (State.CONTENT, State.CHUNK)
+_AT_REST = frozenset((State.START, State.IDLE))
+_IN_CONTENT = frozenset((State.CONTENT, State.CHUNK))
 _LOCAL_ERROR = Reply(451, "4.3.0", (b"Local error, try again later",))
 _FULL = Reply(452, "4.3.1", (b"No room for mail now, try again later",))
 _TIMEOUT = Reply(421, "4.4.2", (b"Timeout, closing the connection",))
@@ -74,6 +74,7 @@ _SHUTTING_DOWN = Reply(421, "4.3.2", (b"Shutting down, try again",))
 
 
 PrivilegesOf = Callable[[IReception], Privileges]
+Answer = Reply | None | Deferred[Reply | None]
 
 # --- the adapter ------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class SmtpResponder(Protocol):
         if self._machine.security is Security.PRESENT:
             self._begin_tls()
             return
-        self._guarded(SmtpResponder._ask_connected, None)
+        self._ask_connected()
         self._pump()
 
     def dataReceived(self, data: bytes) -> None:
@@ -199,7 +200,7 @@ class SmtpResponder(Protocol):
         known = IAuthenticatingReception(reception, None)
         self._machine.secured(relays=known is not None and known.admitted)
         if is_greeting:
-            self._guarded(SmtpResponder._ask_connected, None)
+            self._ask_connected()
         self._pump()
 
     def _not_secured(self, reason: TwistedFailure) -> None:
@@ -259,7 +260,20 @@ class SmtpResponder(Protocol):
                 if event is None:
                     break
                 is_moved = True
-                self._guarded(_HANDLERS[type(event)], event)
+                kind = type(event)
+                try:
+                    ask = _ASKED.get(kind)
+                    if ask is None:
+                        _TOLD[kind](self, event)
+                        continue
+                    answer = ask(self, event)
+                    if isinstance(answer, Deferred):
+                        self._waiting = answer
+                        answer.addCallbacks(self._answered, self._failed)
+                    else:
+                        machine.answer(answer)
+                except Exception as error:
+                    self._failed_with(error)
         finally:
             self._is_pumping = False
         if self._is_lost or self._is_securing:
@@ -269,10 +283,11 @@ class SmtpResponder(Protocol):
             self._is_draining = False
             self._pump()
             return
-        is_moved |= self._flush()
+        if self._flush():
+            is_moved = True
         if self._is_ending:
             return
-        if machine.is_awaiting or self._waiting is not None:
+        if self._waiting is not None or machine.is_awaiting:
             self._deadline.clear()
         elif self._is_deaf and not self._is_choked:
             self._hang_up()
@@ -291,15 +306,15 @@ class SmtpResponder(Protocol):
             self._deadline.set(LINGER_SECONDS)
 
     def _arm(self) -> None:
-        timeouts, state = self._timeouts, self._machine.state
+        timeouts, state, now = self._timeouts, self._machine.state, self._clock.monotonic()
         seconds = timeouts.block if state in _IN_CONTENT else timeouts.command
-        if state is State.CLOSED:
-            seconds = LINGER_SECONDS
-        elif state is not State.IDLE and state is not State.START:
-            left = self._transaction_ends - self._clock.monotonic()
-            if left < seconds:
+        if state not in _AT_REST:
+            left = self._transaction_ends - now
+            if state is State.CLOSED:
+                seconds = LINGER_SECONDS
+            elif left < seconds:
                 seconds = max(left, 0.0)
-        self._deadline.set(seconds)
+        self._deadline.set(seconds, now)
 
     def _expired(self) -> None:
         if self._is_ending or self._is_securing:
@@ -322,19 +337,6 @@ class SmtpResponder(Protocol):
         return bool(data)
 
     # -- hooks
-
-    def _guarded(self, handle: Callable[[SmtpResponder, Any], None], event: Any) -> None:
-        try:
-            handle(self, event)
-        except Exception as error:
-            self._failed_with(error)
-
-    def _ask(self, answer: Reply | None | Deferred[Reply | None]) -> None:
-        if answer is None or not isinstance(answer, Deferred):
-            self._machine.answer(answer)
-        else:
-            self._waiting = answer
-            answer.addCallbacks(self._answered, self._failed)
 
     def _answered(self, reply: Reply | None) -> None:
         self._waiting = None
@@ -387,10 +389,13 @@ class SmtpResponder(Protocol):
         text = f"{self.peer.association}: {what} after {self._machine.stage}"
         self._telemetry.notice(level, "association", text)
 
-    def _ask_connected(self, _: None) -> None:
-        self._greet(self._reception.connected())
+    def _ask_connected(self) -> None:
+        try:
+            self._greet(self._reception.connected())
+        except Exception as error:
+            self._failed_with(error)
 
-    def _greet(self, answer: Reply | None | Deferred[Reply | None]) -> None:
+    def _greet(self, answer: Answer) -> None:
         if isinstance(answer, Deferred):
             self._waiting = answer
             answer.addCallbacks(self._connected, self._failed)
@@ -403,19 +408,19 @@ class SmtpResponder(Protocol):
             self._machine.greet(refusal)
             self._pump()
 
-    def _on_helo(self, event: Helo) -> None:
-        self._ask(self._reception.helo(event.name, event.protocol))
+    def _on_helo(self, event: Helo) -> Answer:
+        return self._reception.helo(event.name, event.protocol)
 
     def _on_starttls(self, event: StartTls) -> None:
         self._machine.answer(None)
         self._flush()
         self._begin_tls()
 
-    def _on_auth(self, event: Auth) -> None:
-        self._ask(IAuthenticatingReception(self._reception).auth(event.mechanism, event.initial))
+    def _on_auth(self, event: Auth) -> Answer:
+        return IAuthenticatingReception(self._reception).auth(event.mechanism, event.initial)
 
-    def _on_auth_response(self, event: AuthResponse) -> None:
-        self._ask(IAuthenticatingReception(self._reception).auth_response(event.response))
+    def _on_auth_response(self, event: AuthResponse) -> Answer:
+        return IAuthenticatingReception(self._reception).auth_response(event.response)
 
     def _on_xclient(self, event: Xclient) -> None:
         assert self._readmit is not None, "the listener offers XCLIENT with what it needs for it"
@@ -433,22 +438,21 @@ class SmtpResponder(Protocol):
         machine.welcome(privileges(reception))
         self._greet(answer)
 
-    def _on_mail(self, event: Mail) -> None:
+    def _on_mail(self, event: Mail) -> Answer:
         if self._is_draining:  # a client that pipelines is never at rest
-            self._machine.answer(_SHUTTING_DOWN)
-            return
+            return _SHUTTING_DOWN
         self._transaction_ends = self._clock.monotonic() + self._timeouts.transaction
-        self._ask(self._reception.mail(event.sender, event.parameters))
+        return self._reception.mail(event.sender, event.parameters)
 
-    def _on_rcpt(self, event: Rcpt) -> None:
-        self._ask(self._reception.rcpt(event.recipient, event.parameters))
+    def _on_rcpt(self, event: Rcpt) -> Answer:
+        return self._reception.rcpt(event.recipient, event.parameters)
 
-    def _on_unknown(self, event: UnknownCommand) -> None:
-        self._ask(IUnknownCommands(self._reception).unknown(event.line))
+    def _on_unknown(self, event: UnknownCommand) -> Answer:
+        return IUnknownCommands(self._reception).unknown(event.line)
 
-    def _on_data(self, event: Data) -> None:
+    def _on_data(self, event: Data) -> Answer:
         reception = self._reception
-        self._ask(IChunkedReception(reception).bdat() if event.is_chunked else reception.data())
+        return IChunkedReception(reception).bdat() if event.is_chunked else reception.data()
 
     def _on_chunk(self, event: Chunk) -> None:
         if self._content_fault is not None:
@@ -506,16 +510,19 @@ class SmtpResponder(Protocol):
         self._deadline.set(LINGER_SECONDS)
 
 
-_HANDLERS: dict[type[Any], Callable[[SmtpResponder, Any], None]] = {
+_ASKED: dict[type[Any], Callable[[SmtpResponder, Any], Answer]] = {
     Helo: SmtpResponder._on_helo,
-    StartTls: SmtpResponder._on_starttls,
     Auth: SmtpResponder._on_auth,
     AuthResponse: SmtpResponder._on_auth_response,
-    Xclient: SmtpResponder._on_xclient,
     Mail: SmtpResponder._on_mail,
     Rcpt: SmtpResponder._on_rcpt,
     UnknownCommand: SmtpResponder._on_unknown,
     Data: SmtpResponder._on_data,
+}
+"""What the reception answers is the machine's answer."""
+_TOLD: dict[type[Any], Callable[[SmtpResponder, Any], None]] = {
+    StartTls: SmtpResponder._on_starttls,
+    Xclient: SmtpResponder._on_xclient,
     Chunk: SmtpResponder._on_chunk,
     End: SmtpResponder._on_end,
     Reset: SmtpResponder._on_reset,

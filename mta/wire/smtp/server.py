@@ -63,6 +63,7 @@ _VERBS = {verb.value.encode(): verb for verb in Verb if verb not in _NO_COMMANDS
 _OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
 """A web page can make a browser send these to port 25, with SMTP commands behind them."""
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t"
+_DATA = Data()
 
 _MAIL: Checks = {**MAIL_PARAMETERS, **NOTIFICATION_MAIL}
 _MAIL_WITH_NAMES: Checks = {**CHECKPOINT_PARAMETERS, **NOTIFICATION_MAIL}
@@ -232,8 +233,8 @@ class Responder(Authentication):
             if verb is not Verb.END:
                 self._answer_chunk(verb, reply)
                 return
-            if reply is None or reply.is_positive:
-                reply = self._fault() or reply
+            if self._content.fault is not None and (reply is None or reply.is_positive):
+                reply = self._fault()
             if self.role is Role.LMTP:
                 self.answer_each([reply] * self.recipients_accepted)
                 return
@@ -246,7 +247,8 @@ class Responder(Authentication):
         self._awaiting = None
         if reply is None:
             self._accepted(verb)
-            self._output.append(self._hello_reply() if verb not in said.USUAL else said.USUAL[verb])
+            usual = said.USUAL.get(verb)
+            self._output.append(self._hello_reply() if usual is None else usual)
         elif reply.is_positive:
             if verb is Verb.MAIL and reply.code == _KNOWN:
                 self._after = TABLE[State.IDLE, Verb.REPEAT].after
@@ -273,17 +275,17 @@ class Responder(Authentication):
     def _accepted(self, verb: Verb) -> None:
         """The table's transition, and what the machine keeps of the transaction."""
         self.state = self._after
+        if verb is Verb.END:
+            self._forget()
+            self._errors = 0
+            return
+        self.counts[verb][0] += 1
         if verb is Verb.RCPT:
             self.recipients_accepted += 1
         elif verb is Verb.DATA:
             self._content.begin()
-        elif verb is Verb.END:
-            self._forget()
-            self._errors = 0
         elif verb is Verb.XCLIENT:
             self._begin_anew()
-        if verb is not Verb.END:
-            self.counts[verb][0] += 1
 
     def _refused(self, verb: Verb, reply: Reply) -> None:
         if verb is Verb.END:
@@ -316,7 +318,8 @@ class Responder(Authentication):
         self._awaiting = Verb.END
         self._after = TABLE[State.CONTENT, Verb.END].after
         self._last = Verb.END
-        end = End(self._fault(), self._content.size_octets)
+        content = self._content
+        end = End(None if content.fault is None else self._fault(), content.size_octets)
         if piece:
             self._queued.append(end)
             return Chunk(piece)
@@ -469,10 +472,11 @@ class Responder(Authentication):
         return f"ESMTP{secure}{'A' if is_authenticated else ''}"
 
     def _do_data(self, verb: Verb, argument: bytes) -> Event | None:
-        self._no_argument(argument)
+        if argument:
+            self._no_argument(argument)
         if self._is_binary:
             raise refusal(said.NEEDS_BDAT)
-        return Data()
+        return _DATA
 
     def _do_bdat(self, verb: Verb, argument: bytes) -> Event | None:
         raise refusal(said.NOT_OFFERED)

@@ -21,8 +21,11 @@ from mta.wire.smtp.reply import render
 from mta.wire.smtp.states import Role, State, Verb
 from mta.wire.text import neutralise
 
-_APART = frozenset((State.CLOSED, State.GREETING, State.HANDSHAKE, State.CHUNK, State.SASL))
+_APART = frozenset((
+    State.CLOSED, State.GREETING, State.HANDSHAKE, State.CONTENT, State.CHUNK, State.SASL
+))  # fmt: skip
 """What is heard then is no command, or nothing is."""
+_DEAF = frozenset((State.CLOSED, State.HANDSHAKE))
 
 
 class Dialogue(ABC):
@@ -52,9 +55,9 @@ class Dialogue(ABC):
 
     def receive(self, data: bytes) -> None:
         """Take octets. Nothing is looked at before `next_event`."""
-        if self.state is State.CLOSED:
-            return
-        if self.state is State.HANDSHAKE:
+        if self.state in _DEAF:
+            if self.state is State.CLOSED:
+                return
             raise LocalProtocolError("octets of a handshake are no SMTP")
         if self._at < len(self._buffer):
             self._buffer = self._buffer[self._at :] + data
@@ -142,26 +145,28 @@ class Dialogue(ABC):
             if self._awaiting is not None:
                 return None
             state = self.state
-            if state is State.CONTENT:
-                return self._content_event()
             if state in _APART:
+                if state is State.CONTENT:
+                    return self._content_event()
                 if state is not State.CHUNK:
                     return self._response_event() if state is State.SASL else None
                 event = self._chunk_event()
                 if event is not None or self.state is State.CHUNK:
                     return event
                 continue
-            at = self._at
-            end = self._buffer.find(b"\n", at)
+            buffer, at = self._buffer, self._at
+            if at == len(buffer):
+                return None
+            end = buffer.find(b"\n", at)
             if end < 0:
                 if self._needs_more():
                     return None
                 continue
             self._at = end + 1
             if self._discarding:
-                self._discarding = self._buffer[end - 1 : end] != b"\r" or end == 0
+                self._discarding = buffer[end - 1 : end] != b"\r" or end == 0
                 continue
-            is_crlf = end > at and self._buffer[end - 1] == 13
+            is_crlf = end > at and buffer[end - 1] == 13
             if end - at >= COMMAND_LIMIT:
                 self._discarding = not is_crlf
                 self._reject("UNKNOWN", said.TOO_LONG)
@@ -172,7 +177,7 @@ class Dialogue(ABC):
                 self._discarding = True
                 self._reject("UNKNOWN", said.NOT_CRLF)
                 continue
-            event = self._command(self._buffer[at : end - 1])
+            event = self._command(buffer[at : end - 1])
             if event is not None:
                 return event
 
