@@ -48,7 +48,7 @@ class ReplyTests(SynchronousTestCase):
             self.assertIsNone(reader.recall(together))
             reader.receive(together)
             first = [reader.next_reply() for _ in range(4)]
-        self.assertEqual(reader.recall(together), tuple(first[:3]))
+        self.assertEqual(reader.recall(together), (tuple(first[:3]), True))
         self.assertIsNone(reader.recall(together[:-1]))
         for before in (b"25", b"250-more\r\n"):
             reader.receive(before)
@@ -56,7 +56,22 @@ class ReplyTests(SynchronousTestCase):
             self.assertIsNone(reader.recall(together))
             reader.receive(b"0 x\r\n" if before == b"25" else b"250 x\r\n")
             self.assertIsNotNone(reader.next_reply())
-            self.assertEqual(reader.recall(together), tuple(first[:3]))
+            self.assertEqual(reader.recall(together), (tuple(first[:3]), True))
+
+    def test_invites(self) -> None:
+        """Only 2yz with a 3yz behind them is what a transaction hears that is wholly accepted."""
+        for data, invites in (
+            (b"250 a\r\n354 b\r\n", True),
+            (b"250 a\r\n250 b\r\n", False),
+            (b"250 a\r\n550 b\r\n354 c\r\n", False),
+            (b"354 a\r\n354 b\r\n", False),
+        ):
+            reader = ReplyReader()
+            for _ in range(2):
+                reader.receive(data)
+                while reader.next_reply() is not None:
+                    pass
+            self.assertIs(reader.recall(data).invites, invites, data)
 
     def test_recalled_in_bounds(self) -> None:
         """What is kept of a peer's replies has a bound, whatever it says."""
@@ -87,7 +102,7 @@ class ReplyTests(SynchronousTestCase):
                     data = b"".join(piece)
                     known = reader.recall(data) if recalls else None
                     if known is not None:
-                        replies += known
+                        replies += known.replies
                         continue
                     reader.receive(data)
                     while (reply := reader.next_reply()) is not None:

@@ -220,7 +220,7 @@ class SmtpSender(Protocol):
             return succeed(tuple(Outcome(i, OutcomeKind.DEFERRED, gone) for i in self._left))
         done = self._committed = Deferred(lambda _: self._abort("cancelled"))
         machine = self._machine
-        if machine.is_content_known:
+        if machine.transid and machine.is_content_known:
             machine.finish()
             self.flush()
             return done
@@ -230,7 +230,7 @@ class SmtpSender(Protocol):
             machine.content(b"")
             self._content = content
             self._octets = 0
-            self._arm()
+            self.flush()
             self._read_on()
             return done
         for piece in resident:
@@ -318,7 +318,7 @@ class SmtpSender(Protocol):
         if self.source:  # a UNIX socket has none
             self.ends = FourTuple(self.source, here.port, there.host, there.port)
         transport.registerProducer(self, True)
-        self._arm()
+        self.flush()
 
     def dataReceived(self, data: bytes) -> None:
         machine = self._machine
@@ -354,7 +354,7 @@ class SmtpSender(Protocol):
         self._is_paused = False
         if self._content is not None:
             self._waited = None  # the peer took something
-            self._arm()
+            self.flush()
             self._read_on()
 
     def stopProducing(self) -> None:
@@ -364,13 +364,11 @@ class SmtpSender(Protocol):
 
     def flush(self) -> None:
         """Send what the machine has said, and keep the deadline of what it waits for."""
-        data = self._machine.take_output()
+        machine = self._machine
+        data = machine.take_output()
         if data and not self._is_lost:
             send_now(self.transport, data)
-        self._arm()
-
-    def _arm(self) -> None:
-        timeout = self._machine.timeout
+        timeout = machine.timeout
         if timeout is None or self._is_lost:
             self._waited = None  # what was set may lie there: `expire` finds nothing owed
         elif timeout[0] is not self._waited:

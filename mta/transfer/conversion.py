@@ -151,7 +151,10 @@ class Fronted:
 
 def envelope_for(content: IContent, envelope: Envelope) -> Envelope:
     """What `content` of a message with this envelope travels under."""
-    return content.envelope if isinstance(content, Converted | Fronted) else envelope
+    return content.envelope if isinstance(content, _REFITTED) else envelope
+
+
+_REFITTED = (Converted, Fronted)
 
 
 async def _all(pieces: tuple[bytes, ...]) -> AsyncIterator[bytes]:

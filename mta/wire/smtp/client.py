@@ -208,12 +208,14 @@ class Initiator(EnvelopeReplies, AuthReplies):
         if self.is_spent:
             return [NotSent(tag, gone("the next server takes no more on this association"))]
         offered = self.extensions
-        refusal = impossible(
-            offered, self._size_limit, size=size_octets, eight_bit=eight_bit, binary=binary
-        )
-        if refusal is not None:
-            failed = tuple(Outcome(i, OutcomeKind.FAILED, refusal) for i in indexes)
-            return [Prepared(tag, failed)]
+        limit = self._size_limit
+        if eight_bit or binary or 0 < limit < size_octets:
+            refusal = impossible(
+                offered, limit, size=size_octets, eight_bit=eight_bit, binary=binary
+            )
+            if refusal is not None:
+                failed = tuple(Outcome(i, OutcomeKind.FAILED, refusal) for i in indexes)
+                return [Prepared(tag, failed)]
         lines = commands(
             offered, sender, recipients, envelope, size_octets, eight_bit=eight_bit,
             transid=transid, binary=binary, chunked=chunked, verified=self._is_verified,
@@ -221,12 +223,13 @@ class Initiator(EnvelopeReplies, AuthReplies):
         )  # fmt: skip
         if isinstance(lines, Reply):
             return [Unfit(tag, lines)]
-        self._preparing = Transaction(tag, indexes, lines, size_octets)
-        self._preparing.is_resend = is_resend
+        preparing = self._preparing = Transaction(tag, indexes, lines, size_octets)
+        preparing.is_resend = is_resend
         if chunked:
-            self._preparing.chunks = ChunkWriter()
-        if not is_resend:  # what the peer may have already, it has with all its recipients
-            self._heed_limit(self._preparing)
+            preparing.chunks = ChunkWriter()
+        # What the peer may have already, it has with all its recipients.
+        if not is_resend and self._limits.recipients:
+            self._heed_limit(preparing)
         self.transid = transid
         self._said = 0
         self._say_more()
@@ -282,7 +285,8 @@ class Initiator(EnvelopeReplies, AuthReplies):
         transaction.phase = Phase.IN_DOUBT
         replies = len(transaction.accepted) if self.role is Role.LMTP else 1
         self._owed.extend([(Wait.DOT, 0)] * replies)
-        self._say_more()
+        if self._preparing is not None:
+            self._say_more()
 
     def withdraw(self) -> list[Event]:
         """Do not send what was prepared. Withdrawn comes now or with the replies under way; Ended
@@ -329,7 +333,9 @@ class Initiator(EnvelopeReplies, AuthReplies):
         try:
             known = reader.recall(data) if self.state is State.OPEN else None
             if known is not None:
-                for reply in known:
+                if known.invites and self._all_accepted(len(known.replies), events):
+                    return events
+                for reply in known.replies:
                     self._reply(reply, events)
                     if self.state is State.ENDED:
                         break

@@ -30,10 +30,32 @@ class EnvelopeReplies(Dialogue):
     """That part of an Initiator (client.py)."""
 
     transid: bytes
+    replies_read: int
     _limits: PeerLimits
     _needs_reset: bool
     _preparing: Transaction | None
     _said: int
+
+    def _all_accepted(self, count: int, events: list[Event]) -> bool:
+        """So many replies came together, each 2yz but the last, which is 3yz. If they are those to
+        MAIL, every RCPT and DATA, all of it was accepted, and that is what `_envelope_reply` would
+        find: nearly every transaction goes this way (2 % of a relayed message's time, 2026-11).
+        """
+        transaction, owed = self._preparing, self._owed
+        if (
+            transaction is None
+            or transaction.is_withdrawn
+            or not transaction.is_data_said
+            or not len(owed) == count == len(transaction.recipients) + 2
+            or owed[0][0] is not Wait.MAIL
+        ):
+            return False
+        owed.clear()
+        self.replies_read += count
+        transaction.accepted = list(transaction.recipients)
+        transaction.phase = Phase.PREPARED
+        events.append(Prepared(transaction.tag, tuple(transaction.outcomes)))
+        return True
 
     def _envelope_reply(
         self, wait: Wait, index: int, reply: Reply, klass: Class, events: list[Event]

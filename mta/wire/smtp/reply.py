@@ -8,6 +8,8 @@ RFC 5321 4.2 (replies), 4.5.3.1.5 (512 octets a line), RFC 2034 and RFC 3463 (en
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mta.errors import RemoteProtocolError
 from mta.model import Reply
 from mta.wire.text import neutralise
@@ -44,6 +46,14 @@ def make_reply(code: int, enhanced: str, text: bytes | str) -> Reply:
     return Reply(code, enhanced, (neutralise(raw, _TEXT_LINE),))
 
 
+class Replies(NamedTuple):
+    """Replies that came together."""
+
+    replies: tuple[Reply, ...]
+    invites: bool
+    """Each is 2yz but the last, which is 3yz: so a peer answers a transaction that it takes."""
+
+
 class ReplyReader:
     """Reads replies out of a stream, whatever its pieces are.
 
@@ -62,11 +72,11 @@ class ReplyReader:
         self._code = b""
         self._octets = 0
         self._known: dict[bytes, Reply] = {}
-        self._groups: dict[bytes, tuple[Reply, ...]] = {}
+        self._groups: dict[bytes, Replies] = {}
         self._group: list[Reply] | None = None
         """The known replies of what was received last, as long as it holds nothing else."""
 
-    def recall(self, data: bytes) -> tuple[Reply, ...] | None:
+    def recall(self, data: bytes) -> Replies | None:
         """All replies in `data` when octets like these came before, which need no reading then;
         None: they are to be received.
         """
@@ -99,7 +109,7 @@ class ReplyReader:
                     raise RemoteProtocolError("the peer's reply has an over-long line")
                 is_whole = self._at == len(self._buffer) <= _KNOWN_OCTETS
                 if is_whole and self._group and len(self._groups) < _KNOWN:
-                    self._groups[self._buffer] = tuple(self._group)
+                    self._groups[self._buffer] = _together(self._group)
                 return None
             line = self._buffer[self._at : end]
             self._at = end + 1
@@ -144,6 +154,11 @@ class ReplyReader:
         self._lines = []
         self._octets = 0
         return reply
+
+
+def _together(replies: list[Reply]) -> Replies:
+    *others, last = [reply.code // 100 for reply in replies]
+    return Replies(tuple(replies), last == 3 and others.count(2) == len(others))
 
 
 def parse_lines(code: int, lines: list[bytes]) -> Reply:
