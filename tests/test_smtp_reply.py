@@ -25,7 +25,9 @@ class ReplyTests(SynchronousTestCase):
         (reply,) = self.read(b"550-5.1.1 No\r\n550 5.1.1 such user\r\n")
         self.assertEqual(reply, Reply(550, "5.1.1", (b"No", b"such user")))
         self.assertEqual(self.read(b"250 5.1.1 odd\r\n")[0].enhanced, "")
-        self.assertEqual(self.read(b"250 1.2.3.4 is you\r\n")[0].enhanced, "")
+        for text in (b"250 1.2.3.4 is you\r\n", b"250 25.1.1 a class has one digit\r\n"):
+            self.assertEqual(self.read(text)[0].enhanced, "")
+        self.assertEqual(self.read(b"250 2.1.0\r\n"), [Reply(250, "2.1.0", (b"",))])
 
     def test_forms(self) -> None:
         """A code alone, a code with a blank and bare LF are replies."""

@@ -8,6 +8,7 @@ RFC 5321 4.2 (replies), 4.5.3.1.5 (512 octets a line), RFC 2034 and RFC 3463 (en
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from mta.errors import RemoteProtocolError
@@ -24,6 +25,8 @@ _TEXT_LINE = 900
 """Octets of text that we put into one line: with the codes well under 998."""
 _KNOWN = 32
 """Replies remembered by their octets: "250 2.1.0 Ok" comes with every message."""
+_ENHANCED = re.compile(rb"(\d\.\d{1,3}\.\d{1,3})(?: |\Z)")
+"""RFC 3463 section 2: the class has one digit."""
 _KNOWN_OCTETS = 1024
 """Of replies that came together and are remembered together: MAIL's, RCPT's and DATA's."""
 
@@ -163,18 +166,16 @@ def _together(replies: list[Reply]) -> Replies:
 
 def parse_lines(code: int, lines: list[bytes]) -> Reply:
     """Split the enhanced code off (each line may repeat it) and neutralise the text."""
-    enhanced, _ = _split_enhanced(code, lines[0])
-    texts = []
-    for line in lines:
+    enhanced, text = _split_enhanced(code, lines[0])
+    texts = [neutralise(text)]
+    for line in lines[1:]:
         own, text = _split_enhanced(code, line)
         texts.append(neutralise(text if own == enhanced else line))
     return Reply(code, enhanced, tuple(texts))
 
 
 def _split_enhanced(code: int, line: bytes) -> tuple[str, bytes]:
-    word, _, rest = line.partition(b" ")
-    if 5 <= len(word) <= 9 and word[0] == 48 + code // 100 and code >= 200:
-        parts = word.split(b".")
-        if len(parts) == 3 and all(p.isdigit() and len(p) <= 3 for p in parts):
-            return word.decode(), rest
-    return "", line
+    found = _ENHANCED.match(line)
+    if found is None or line[0] != 48 + code // 100:
+        return "", line
+    return found[1].decode(), line[found.end() :]
