@@ -104,7 +104,7 @@ class Committer:
         self._has_room = has_room
         self._inbox: deque[Unit] = deque()
         self._lazy: deque[Unit] = deque()
-        self._outstanding: deque[Unit] = deque()
+        self._outstanding: dict[Unit, None] = {}
         self._spares: deque[Spare] = deque()
         self._numbers = itertools.count(1)
         self._loop: ILoop | None = None
@@ -130,7 +130,7 @@ class Committer:
             raise self._ended
         self._inbox.append(unit)
         if unit.done is not None:
-            self._outstanding.append(unit)
+            self._outstanding[unit] = None
         assert self._loop is not None, "sealed before anything is accepted"
         self._loop.wake()
 
@@ -154,7 +154,7 @@ class Committer:
         """Accept no more; every open unit fails now, whatever its thread is doing."""
         if self._ended is None:
             self._ended = self._dead = reason
-            waiting, self._outstanding = self._outstanding, deque()
+            waiting, self._outstanding = self._outstanding, {}
             for unit in waiting:
                 if unit.done is not None and not unit.done.called:
                     unit.done.errback(reason)
@@ -420,23 +420,17 @@ class Committer:
         for unit in units:
             done = unit.done
             if done is not None and not done.called:
-                self._forget(unit)
+                self._outstanding.pop(unit, None)
                 done.callback(None)
         for unit, error in failed:
             if unit.done is not None and not unit.done.called:
-                self._forget(unit)
+                self._outstanding.pop(unit, None)
                 unit.done.errback(error)
-
-    def _forget(self, unit: Unit) -> None:
-        if self._outstanding and self._outstanding[0] is unit:
-            self._outstanding.popleft()
-        elif unit in self._outstanding:
-            self._outstanding.remove(unit)
 
     def _refuse(self, units: list[Unit], reason: MTAError) -> None:
         for unit in units:
             if unit.done is not None and not unit.done.called:
-                self._forget(unit)
+                self._outstanding.pop(unit, None)
                 unit.done.errback(reason)
 
     def _die(self, units: list[Unit], reason: SpoolError) -> None:

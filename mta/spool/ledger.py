@@ -96,31 +96,32 @@ class Ledger:
         self, queue_id: str, ref: int, place: Place, message: Message, taken: bool = False
     ) -> int:
         """MSG: answers its slot, or -1 when it was there already."""
+        due, received, size, held, priority, domain, association, _, big, envelope, _ = message
         slot = self.index.insert(
             queue_id,
             ref,
             place,
-            due=message.due,
-            received=message.received_at,
-            size=message.size_octets,
-            domain=message.domain,
-            priority=message.priority,
-            held=message.held,
+            due=due,
+            received=received,
+            size=size,
+            domain=domain,
+            priority=priority,
+            held=held,
             taken=taken,
-            big=message.big is not None,
+            big=big is not None,
         )
         if slot < 0:
             return slot
-        if message.big is not None:
-            self.bigs[slot] = message.big
+        if big is not None:
+            self.bigs[slot] = big
         self._count(ref, place.length, 1)
-        if message.association:
-            opened = self.associations.get(message.association)
+        if association:
+            opened = self.associations.get(association)
             if opened is not None:
                 opened.last = queue_id
-                opened.ordinal, opened.client = origin_of(message.envelope)
+                opened.ordinal, opened.client = origin_of(envelope)
                 if opened.left_in:
-                    self.doubts.unread(message.association, opened, opened.left_in)
+                    self.doubts.unread(association, opened, opened.left_in)
         return slot
 
     def copied(self, queue_id: str, ref: int, place: Place) -> None:

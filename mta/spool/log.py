@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
@@ -358,16 +358,11 @@ class LogSpool:
 
     # --- under a sealed epoch ---
 
-    def _sealed(self) -> OwnedLog:
-        if self._log is None:
-            raise Fenced("the spool is not owned", "no epoch is sealed")
-        return self._log
-
     def check_room(self, octets: int) -> None:
-        self._sealed().check_room(octets)
+        (self._log or _not_sealed()).check_room(octets)
 
     def stage(self, association: str) -> IStaging:
-        return self._sealed().stage(association)
+        return (self._log or _not_sealed()).stage(association)
 
     def open_association(self, slot: str, ends: FourTuple, inbound: bool) -> None:
         if self._log is not None:
@@ -398,13 +393,13 @@ class LogSpool:
     def load(
         self, queue_id: str
     ) -> tuple[Envelope, MessageState] | Deferred[tuple[Envelope, MessageState]]:
-        return self._sealed().load(queue_id)
+        return (self._log or _not_sealed()).load(queue_id)
 
     def content(self, queue_id: str) -> IContent | Deferred[IContent]:
-        return self._sealed().content(queue_id)
+        return (self._log or _not_sealed()).content(queue_id)
 
     def due(self, now: float, limit: int, avoid: Collection[bytes]) -> list[DueWork]:
-        return self._sealed().due(now, limit, avoid)
+        return (self._log or _not_sealed()).due(now, limit, avoid)
 
     def next_due(self, avoid: Collection[bytes]) -> float | None:
         if self._log is None:
@@ -464,3 +459,7 @@ class LogSpool:
             return failure
 
         return self._executor.submit(call).addErrback(failed)
+
+
+def _not_sealed() -> NoReturn:
+    raise Fenced("the spool is not owned", "no epoch is sealed")

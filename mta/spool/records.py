@@ -24,6 +24,7 @@ from mta.model import FourTuple, Intent, Remembered, value
 from mta.spool.priorities import LEVEL_OF, LEVELS
 
 ALIGNMENT = 4096
+_ZEROS = bytes(ALIGNMENT)
 
 
 class Kind(enum.IntEnum):
@@ -152,7 +153,7 @@ def encode_batch(
     pieces[0] = head + _CRC.pack(crc32(head, start))
     padding = -octets % ALIGNMENT
     if padding:
-        pieces.append(bytes(padding))
+        pieces.append(_ZEROS[:padding])
     return pieces, places, octets + padding
 
 
@@ -260,25 +261,24 @@ class Message(NamedTuple):
 
 
 def encode_message(message: Message) -> bytes:
-    slot = message.association.encode("utf-8", "backslashreplace")
-    big = message.big
-    domain, envelope = message.domain, message.envelope
+    due, received_at, size, held, priority, domain, association, prepend, big, envelope, state = (
+        message
+    )
+    slot = association.encode("utf-8", "backslashreplace")
     head = _MESSAGE.pack(
-        message.due,
-        message.received_at,
-        message.size_octets,
-        message.held * _MESSAGE_HELD
-        | (big is not None) * _MESSAGE_BIG
-        | LEVEL_OF[message.priority] << 4,
+        due,
+        received_at,
+        size,
+        held * _MESSAGE_HELD | (big is not None) * _MESSAGE_BIG | LEVEL_OF[priority] << 4,
         len(domain),
         len(slot),
-        message.prepend_octets,
+        prepend,
         big.epoch if big is not None else 0,
         big.number if big is not None else 0,
         big.crc if big is not None else 0,
         len(envelope),
     )
-    return b"".join((head, domain, slot, envelope, message.state))
+    return b"".join((head, domain, slot, envelope, state))
 
 
 def decode_message(payload: bytes) -> Message:

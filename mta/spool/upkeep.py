@@ -146,10 +146,10 @@ class Upkeep:
         """
         self.written += octets
         self._records += records
+        if self._records < _REPLAY_RECORDS or self._replay is not None:
+            return
         owned = self._owned
-        if self._replay is None and self._records >= max(
-            _REPLAY_RECORDS, len(owned.ledger.index) // _REPLAY_SHARE
-        ):
+        if self._records >= len(owned.ledger.index) // _REPLAY_SHARE:
             wait = self._checkpoint_at + _CHECKPOINT_SECONDS - owned.clock.monotonic()
             self._replay = owned.clock.call_later(max(0.0, wait), self._replay_is_long)
 
