@@ -319,7 +319,7 @@ class RulesTests(SynchronousTestCase):
         for handed_on in HandedOn:
             envelope = message(deliver_by=None, requires=Requires.NOTHING)
             found = self.settle(envelope, OutcomeKind.DELIVERED, handed_on=handed_on)
-            self.assertIs(found, GONE)
+            self.assertEqual(found, GONE)
 
     def test_excused(self) -> None:
         """R with NOTIFY=NEVER goes without a word; of a null sender the postmaster hears."""

@@ -24,7 +24,7 @@ from mta.model import (
     fresh_state,
 )
 from mta.transfer.settings import QueueSettings
-from mta.transfer.settle import GONE, Rules
+from mta.transfer.settle import GONE, Rules, at_once
 
 BOSS = Address(b"postmaster@example.org", b"example.org")
 REPLY = {
@@ -47,7 +47,7 @@ def message(*notifies, sender=b"alice@example.org", received=1000.0, kind=Envelo
 def settle(envelope, *kinds, now=1000.0, state=None, rules=None, attempts=1, **more):
     rules = rules or Rules(QueueSettings(), BOSS)
     outcomes = [Outcome(i, k, REPLY[k]) for i, k in enumerate(kinds) if k is not None]
-    return rules.settle(
+    settled = rules.settle(
         envelope,
         state or fresh_state(envelope),
         outcomes,
@@ -57,12 +57,19 @@ def settle(envelope, *kinds, now=1000.0, state=None, rules=None, attempts=1, **m
         remote="mx[192.0.2.1]:25",
         **more,
     )
+    assert at_once(envelope, outcomes) in {None, settled}, (envelope, outcomes)
+    return settled
 
 
 class SettleTests(SynchronousTestCase):
     def test_usual(self):
-        """Delivered to its only recipient: it is gone."""
-        self.assertIs(settle(message(Notify.UNSET), OutcomeKind.DELIVERED), GONE)
+        """Delivered to its only recipient: it is gone, whatever clock and chance say."""
+        only = message(Notify.UNSET)
+        self.assertEqual(settle(only, OutcomeKind.DELIVERED), GONE)
+        for kind in OutcomeKind:
+            outcomes = [Outcome(0, kind, REPLY[kind])]
+            is_gone = at_once(only, outcomes) is GONE
+            self.assertEqual(is_gone, kind is OutcomeKind.DELIVERED, kind)
 
     def test_every_combination(self):
         """For every outcome, NOTIFY, sender and age: the state and the report are what RFC 3461

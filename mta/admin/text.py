@@ -22,9 +22,7 @@ def mailbox(value: bytes | str, limit: int = LINE_LIMIT) -> str:
     r"""An address between `<` and `>`: angle brackets inside it would end the field early for
     whoever parses the line, so they become `\x3c` and `\x3e`.
     """
-    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    if not text.isprintable() or len(text) > limit:
-        text = _neutralise(text, limit)
+    text = neutral(value, limit)
     if "<" in text or ">" in text:
         return text.replace("<", r"\x3c").replace(">", r"\x3e")
     return text

@@ -12,7 +12,7 @@ from dataclasses import replace
 from mta.interfaces import IClock
 from mta.model import Doubt, Outcome, OutcomeKind, Recipient, Report, Result
 from mta.telemetry import Counter, Removed, Reported, Telemetry, Transferred
-from mta.transfer.settle import Rules, Settlement
+from mta.transfer.settle import Rules, Settlement, at_once
 from mta.transfer.via import Via
 from mta.transfer.work import Job, Message
 from mta.wire.dsn import decoded_original
@@ -46,6 +46,9 @@ class Ledger:
     def settle(self, job: Job, outcomes: Sequence[Outcome], via: Via) -> Settlement:
         """What these outcomes would make of the job's message as it stands now."""
         message = job.message
+        usual = at_once(message.envelope, outcomes)
+        if usual is not None:
+            return usual
         return self.rules.settle(
             message.envelope,
             message.state,
@@ -79,19 +82,16 @@ class Ledger:
         message.is_journalled = True
         state = settled.state
         retry_in = None
+        unknown = False  # a message that leaves the queue is in doubt no longer
         if state is not None:
             if message.is_gone and not via.slot:
                 # The spool keeps an operator's hold over a transfer's result, and over no other.
                 state = replace(state, held=True)
             message.state = state
             retry_in = state.due - self._clock.wall()
-        unknown = False
-        if state is not None:  # a message that leaves the queue is in doubt no longer
-            for outcome in outcomes:
-                if outcome.kind is OutcomeKind.UNKNOWN:
-                    unknown = True
-        if unknown and via.hold_unknown:
-            self.held.add(message.queue_id)
+            unknown = any(outcome.kind is OutcomeKind.UNKNOWN for outcome in outcomes)
+            if unknown and via.hold_unknown:
+                self.held.add(message.queue_id)
         self._tell(job, outcomes, settled.statuses, via=via, began_at=began_at, retry_in=retry_in)
         if settled.dropped:
             self._telemetry.notice(

@@ -72,7 +72,22 @@ class Settlement:
 
 
 GONE = Settlement(None, ("sent",))
-"""The usual case: one recipient, delivered, nobody asked to be told."""
+
+
+def at_once(envelope: Envelope, outcomes: Sequence[Outcome]) -> Settlement | None:
+    """What `Rules.settle` says in the usual case, without a look at clock and chance: one
+    recipient, delivered, nobody asked to be told. None: it is another case.
+    """
+    recipients = envelope.recipients
+    if (
+        len(outcomes) == 1
+        and len(recipients) == 1
+        and outcomes[0].kind is OutcomeKind.DELIVERED
+        and not recipients[0].notify & Notify.SUCCESS
+        and envelope.deliver_by is None
+    ):
+        return GONE
+    return None
 
 
 class Rules:
@@ -178,14 +193,6 @@ class Rules:
         `success` the kind of report for those who asked to be told of it, "" when the far end tells
         them; `handed_on` to whom; `hold_unknown` the connector's `in-doubt: hold`.
         """
-        if len(outcomes) == 1 and len(envelope.recipients) == 1:
-            only = outcomes[0]
-            if (
-                only.kind is OutcomeKind.DELIVERED
-                and not envelope.recipients[0].notify & Notify.SUCCESS
-                and envelope.deliver_by is None
-            ):
-                return GONE
         recipients = list(state.recipients)
         statuses: list[str] = []
         sent: list[int] = []
