@@ -9,7 +9,10 @@ import inspect
 import os
 import select
 import socket
+import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet import _newtls, abstract, base, epollreactor, error, main, tcp
@@ -24,6 +27,7 @@ from mta.association.transport import (
     TCP_USER_TIMEOUT,
     AssociationServer,
     SocketOptions,
+    Turns,
     abort_now,
     do_poll,
     hand_over,
@@ -125,6 +129,9 @@ class TwistedAsWeKnowIt(SynchronousTestCase):
         for word in ("self._poller.poll(timeout, len(self._selectables))", "self._selectables[fd]",
                      "log.callWithLogger(selectable, _drdw, selectable, fd, event)"):  # fmt: skip
             self.assertIn(word, source(epoll.doPoll))
+        from_thread = source(base.ReactorBase.callFromThread)
+        self.assertLess(from_thread.index("self.threadCallQueue.append("),
+                        from_thread.index("self.wakeUp()"))  # fmt: skip
         self.assertIn(
             "self._disconnectSelectable(selectable, why, inRead)", source(epoll._doReadOrWrite)
         )
@@ -163,6 +170,9 @@ class PaperReactor:
     def __init__(self, *selectables: object) -> None:
         self._selectables = dict(enumerate(selectables))
         self._poller = self
+        self.threadCallQueue: list[object] = []
+        self.woken = 0
+        self.while_asleep: Callable[[], object] | None = None
         self.ready: list[tuple[int, int]] | OSError = []
         self.asked: list[tuple[float, int]] = []
         self.ended: list[tuple[object, object, bool]] = []
@@ -170,9 +180,14 @@ class PaperReactor:
 
     def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
         self.asked.append((timeout, most))
+        if self.while_asleep is not None:
+            self.while_asleep()
         if isinstance(self.ready, OSError):
             raise self.ready
         return self.ready
+
+    def wakeUp(self) -> None:
+        self.woken += 1
 
     def _disconnectSelectable(self, selectable: object, why: object, in_read: bool) -> None:
         self.ended.append((selectable, why, in_read))
@@ -192,10 +207,11 @@ class Turning(SynchronousTestCase):
         )
         self.other = abstract.FileDescriptor(MemoryReactorClock())
         self.reactor = PaperReactor(self.server, self.other)
+        self.turns = Turns(self.reactor)
 
     def turn(self, *ready: tuple[int, int]) -> None:
         self.reactor.ready = list(ready)
-        do_poll(self.reactor, None)
+        do_poll(self.reactor, self.turns, None)
 
     def test_what_is_read(self) -> None:
         """Octets reach the protocol; the end of them ends the reading side."""
@@ -241,11 +257,46 @@ class Turning(SynchronousTestCase):
     def test_interrupted(self) -> None:
         """A signal is no fault; whatever else the poller says is."""
         self.reactor.ready = InterruptedError(errno.EINTR, "")
-        do_poll(self.reactor, 1.5)
+        do_poll(self.reactor, self.turns, 1.5)
         self.assertEqual(self.reactor.asked, [(1.5, 2)])
         self.reactor.ready = OSError(errno.EBADF, "")
         with self.assertRaises(OSError):
-            do_poll(self.reactor, 1.5)
+            do_poll(self.reactor, self.turns, 1.5)
+
+    def test_woken_when_asleep(self) -> None:
+        """A thread wakes a reactor that sleeps, or has not begun, and no other."""
+        self.turns.wake()
+        self.assertEqual(self.reactor.woken, 1)
+        self.reactor.while_asleep = self.turns.wake
+        self.turn()
+        self.assertEqual(self.reactor.woken, 2)
+        self.reactor.while_asleep = None
+        self.turns.wake()  # in the turn: it looks into the queue before it sleeps
+        self.assertEqual(self.reactor.woken, 2)
+        self.reactor.threadCallQueue.append("a result")
+        self.turn()
+        self.assertEqual(self.reactor.asked, [(-1, 2), (0.0, 2)])
+
+    def test_handed_over_while_awake(self) -> None:
+        """With the true reactor: what a thread hands over in the middle of a turn is taken in the
+        next one, though nobody wrote to the pipe and nothing else is due."""
+        reactor: Any = epollreactor.EPollReactor()
+        self.addCleanup(reactor._poller.close)
+        for descriptor in (reactor.waker.i, reactor.waker.o):
+            self.addCleanup(os.close, descriptor)
+        reactor._poller = self.reactor
+        hasten(reactor)
+        taken: list[str] = []
+        reactor.doIteration(None)  # nothing is due: until somebody wakes it
+        thread = threading.Thread(target=reactor.callFromThread, args=(taken.append, "it"))
+        thread.start()
+        thread.join()
+        self.assertRaises(BlockingIOError, os.read, reactor.waker.i, 1)
+        reactor.doIteration(None)
+        reactor.runUntilCurrent()
+        self.assertEqual(
+            ([timeout for timeout, _ in self.reactor.asked], taken), ([-1, 0.0], ["it"])
+        )
 
     def test_other_reactors(self) -> None:
         """They keep their own loop."""

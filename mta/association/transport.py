@@ -249,19 +249,49 @@ def hasten(reactor: Any) -> None:
 
     Nothing of ours reads that context, and it was 8 % of the instructions of a relayed message
     (benchmarks/instructions.py, 2026-11). Other descriptors and other reactors go on as they did.
+    And let threads wake it only when it sleeps: see Turns.
     """
     if isinstance(reactor, epollreactor.EPollReactor):
         turning: Any = reactor
-        turning.doIteration = partial(do_poll, reactor)
+        turns = Turns(reactor)
+        turning.doIteration = partial(do_poll, reactor, turns)
+        turning.wakeUp = turns.wake
 
 
-def do_poll(reactor: Any, timeout: float | None) -> None:
+class Turns:
+    """Whether the reactor sleeps, or may be about to.
+
+    A thread that hands over a result (`callFromThread`) puts it into the queue and then asks; the
+    reactor says that it sleeps and then looks into the queue: one of them sees the other. An awake
+    reactor takes the queue at the end of its turn, so the octet in its pipe would only cost both
+    a system call and the interpreter's lock.
+    """
+
+    __slots__ = ("_wake", "is_asleep")
+
+    def __init__(self, reactor: Any) -> None:
+        self._wake: Callable[[], None] = reactor.wakeUp
+        self.is_asleep = True
+        """Also before the first turn."""
+
+    def wake(self) -> None:
+        """On any thread."""
+        if self.is_asleep:
+            self._wake()
+
+
+def do_poll(reactor: Any, turns: Turns, timeout: float | None) -> None:
     """EPollReactor.doPoll, with a shorter way for what associations read."""
     selectables = reactor._selectables
+    turns.is_asleep = True
+    if reactor.threadCallQueue:
+        timeout = 0.0
     try:
         ready = reactor._poller.poll(-1 if timeout is None else timeout, len(selectables))
     except InterruptedError:
         return
+    finally:
+        turns.is_asleep = False
     for fd, event in ready:
         selectable = selectables.get(fd)
         if event == _READABLE and isinstance(selectable, _AssociationTransport):
