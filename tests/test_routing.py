@@ -145,6 +145,22 @@ class LeastCostTests(SynchronousTestCase):
             routing.route(Address(b"x", b"%d.test" % number), None)
         self.assertLess(len(routing._cache), 20_001)
 
+    def test_who_may_send_is_remembered_by_domain(self):
+        """Asked again it is the same, other domains and users apart; and memory is bounded."""
+        routing = build(
+            Connector("hub", "smtp", (AddressSpace(b"example.com", accept_anyone=True),)),
+            Connector("boss", "smtp", (AddressSpace(b"boss@example.net"),)),
+            Connector("all", "smtp", (AddressSpace(b"example.net", accept_anyone=True),)),
+        )
+        for _ in range(2):
+            self.assertTrue(routing.accepts_anyone(mailbox("bob@example.com")))
+            self.assertFalse(routing.accepts_anyone(mailbox("bob@example.org")))
+            self.assertFalse(routing.accepts_anyone(mailbox("boss@example.net")))
+            self.assertTrue(routing.accepts_anyone(mailbox("bob@example.net")))
+        for number in range(20_010):
+            routing.accepts_anyone(mailbox(f"bob@{number}.example.com"))
+        self.assertLess(len(routing._takes_anyone), 20_001)
+
     DOMAINS = st.sampled_from(["a.test", "b.a.test", "c.b.a.test", "test", "x.y", "y"])
     PATTERNS = st.sampled_from(
         ["*", "a.test", "*.test", "*.a.test", "u@a.test", "v@b.a.test", "*.b.a.test", "x.y", "*.y"]

@@ -49,6 +49,8 @@ class LeastCostRouting:
         self._users = self._tables[AddressKind.SMTP].domains_with_users
         self._down: set[str] = set()
         self._cache: dict[object, Route | Unroutable] = {}
+        self._takes_anyone: dict[bytes, bool] = {}
+        """Of domains for which the local part does not matter; no connector's state changes it."""
 
     def route(self, recipient: Address, envelope: Envelope | None) -> Route | Unroutable:
         """The best connector with all that was looked at, or why there is none."""
@@ -74,6 +76,17 @@ class LeastCostRouting:
 
         Whether a connector is down does not matter: who may relay must not depend on the weather.
         """
+        if recipient.kind is not AddressKind.SMTP or recipient.domain in self._users:
+            return self._accepts(recipient)
+        known = self._takes_anyone
+        found = known.get(recipient.domain)
+        if found is None:
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            found = known[recipient.domain] = self._accepts(recipient)
+        return found
+
+    def _accepts(self, recipient: Address) -> bool:
         matches = self._tables[recipient.kind].matches(recipient)
         if not matches:
             return False
