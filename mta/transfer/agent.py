@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.python.failure import Failure as TwistedFailure
 
 from mta.errors import (
     Failure,
@@ -508,15 +509,33 @@ class Agent:
 
     def _record_now(self, results: list[Result]) -> None:
         """Hand RESULTs to the spool in this moment; they are durable before the next dot."""
-        self._recording = Deferred.fromCoroutine(self._record(results, self._recording))
+        floor, former = self._floor, self._recording
+        journalling = floor.spool.journal(results, ())
+        if former is not None:
+            self._recording = Deferred.fromCoroutine(self._record(results, journalling, former))
+        else:  # for every message: callbacks cost half of what a coroutine does
+            self._recording = journalling.addCallbacks(
+                self._durable, self._not_recorded, (results,), errbackArgs=(results,)
+            )
 
-    async def _record(self, results: list[Result], former: Deferred[None] | None) -> None:
+    def _durable(self, _: None, results: list[Result]) -> None:
+        self._floor.durable(results)
+
+    def _not_recorded(
+        self, failure: TwistedFailure, results: list[Result]
+    ) -> TwistedFailure | Deferred[None]:
+        if failure.check(SpoolError) is None or failure.check(Fenced) is not None:
+            return failure
+        return Deferred.fromCoroutine(self._record(results, fail(failure), None))
+
+    async def _record(
+        self, results: list[Result], journalling: Deferred[None], former: Deferred[None] | None
+    ) -> None:
         """RESULTs without an INTENT. A transfer that happened is recorded however long it takes:
         the slot has no next commit point before. @raise Fenced.
         """
         floor = self._floor
         pause = _FIRST_PAUSE
-        journalling = floor.spool.journal(results, ())
         if former is not None:
             try:
                 await former
