@@ -81,12 +81,37 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / TICKS
 
 
+class _Yard:
+    __slots__ = ("inches",)
+
+    def __init__(self, inches: int) -> None:
+        self.inches = inches
+
+    def more(self, inches: int) -> int:
+        return self.inches + inches
+
+
+def pace() -> float:
+    """Milliseconds for 100 000 objects, calls and look-ups, the least of five: what this
+    interpreter, which is the MTA's too, does on this host at this time. CPython 3.11 as Debian
+    builds it took 12, one built from its source without --enable-optimizations 21.
+    """
+    least = float("inf")
+    for _ in range(5):
+        began, seen = time.perf_counter(), {}
+        for number in range(100_000):
+            seen[number & 255] = _Yard(number).more(3)
+        least = min(least, time.perf_counter() - began)
+    return least * 1000.0
+
+
 def say_load(when: str) -> str:
     """How busy the machine is beside us, printed and answered: no figure means much without it."""
     one, five, fifteen = os.getloadavg()
+    version = ".".join(map(str, sys.version_info[:3]))
     said = (
         f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} processors, "
-        f"load average {one:.1f} {five:.1f} {fifteen:.1f}"
+        f"load average {one:.1f} {five:.1f} {fifteen:.1f}, Python {version} at {pace():.0f} ms"
     )
     print(f"{when}: {said}", flush=True)
     return said
