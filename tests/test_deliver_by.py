@@ -26,6 +26,7 @@ from mta.transfer.settings import QueueSettings
 from mta.transfer.settle import GONE, HandedOn, Rules
 from mta.transfer.wishes import TOO_LATE
 from mta.wire.dsn import Action, RecipientStatus, build_report
+from mta.wire.smtp.client_envelope import commands
 from mta.wire.smtp.deliver_by import MOST_SECONDS, DeliverBy, by_words, least_of, parse_by
 from mta.wire.smtp.grammar import Refused
 from mta.wire.smtp.server import Responder
@@ -143,6 +144,46 @@ class InitiatorTests(SynchronousTestCase):
     def test_least_time(self, parameters: bytes) -> None:
         """Whatever a server says behind DELIVERBY is a time or none."""
         self.assertTrue(0 <= least_of(parameters) <= MOST_SECONDS)
+
+
+class WatchedTests(SynchronousTestCase):
+    """RFC 2852 4.1.4.2: a server that knows no time is asked to tell of delays."""
+
+    def said(self, *notifies: Notify, seconds: float = 60.0, offered: str = "DSN", **more: object):
+        envelope = message(*notifies, requires=Requires.NOTHING)
+        numbered = list(enumerate(r.address for r in envelope.recipients))
+        lines = commands(
+            dict.fromkeys(offered.encode().split(), b""),
+            envelope.sender,
+            numbered,
+            envelope,
+            100,
+            eight_bit=False,
+            seconds_left=seconds,
+            **more,
+        )
+        assert isinstance(lines, list)
+        return [line.strip().partition(b"> ")[2].decode() for line in lines[1:-1]]
+
+    def test_asked_to_tell(self) -> None:
+        """Besides what the sender wants to hear; who wants to hear nothing is left alone."""
+        self.assertEqual(
+            self.said(Notify.UNSET, Notify.SUCCESS, Notify.NEVER, Notify.FAILURE | Notify.DELAY),
+            [
+                "NOTIFY=FAILURE,DELAY",
+                "NOTIFY=SUCCESS,DELAY",
+                "NOTIFY=NEVER",
+                "NOTIFY=FAILURE,DELAY",
+            ],
+        )
+
+    def test_left_as_it_is(self) -> None:
+        """A server that keeps to the time, a time that is over, a last station, no DSN."""
+        self.assertEqual(self.said(Notify.SUCCESS, offered="DSN DELIVERBY"), ["NOTIFY=SUCCESS"])
+        self.assertEqual(self.said(Notify.SUCCESS, seconds=0.0), ["NOTIFY=SUCCESS"])
+        self.assertEqual(self.said(Notify.SUCCESS, relays=False), ["NOTIFY=SUCCESS"])
+        self.assertEqual(self.said(Notify.SUCCESS, offered="SIZE"), [""])
+        self.assertEqual(self.said(Notify.UNSET, seconds=-1.0), [""])
 
 
 class AcceptedTests(SynchronousTestCase):

@@ -125,17 +125,23 @@ def commands(
         words += b" SMTPUTF8"
     if needs_tls:
         words += b" REQUIRETLS"
+    tells_delay = False
     if envelope is not None and envelope.deliver_by is not None:
         by = by_words(extensions, envelope, seconds_left, relays=relays)
         if isinstance(by, Reply):
             return by
         words += by
+        # The peer does not keep to the time: it is asked to tell of delays, as any does.
+        tells_delay = not by and relays and seconds_left > 0.0
     if envelope is not None and b"MT-PRIORITY" in extensions:
         words += b" MT-PRIORITY=%d" % envelope.priority
-    if envelope is not None and b"DSN" in extensions and asks(envelope):
+    if envelope is not None and b"DSN" in extensions and (tells_delay or asks(envelope)):
         everyone = envelope.recipients
         words += mail_words(envelope)
-        said = [b"RCPT TO:<%b>%b\r\n" % (a.text, rcpt_words(everyone[i])) for i, a in recipients]
+        said = [
+            b"RCPT TO:<%b>%b\r\n" % (address.text, rcpt_words(everyone[index], tells_delay))
+            for index, address in recipients
+        ]
     else:
         said = [b"RCPT TO:<%b>\r\n" % address.text for _, address in recipients]
     if transid:

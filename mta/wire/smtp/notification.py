@@ -115,11 +115,15 @@ def mail_words(envelope: Envelope) -> bytes:
     return words
 
 
-def rcpt_words(recipient: Recipient) -> bytes:
-    """What goes behind RCPT TO:<...>, with a blank before each."""
-    words = b""
-    if recipient.notify:
-        flags = [word for word, flag in _WORDS.items() if flag & recipient.notify]
+def rcpt_words(recipient: Recipient, tells_delay: bool = False) -> bytes:
+    """What goes behind RCPT TO:<...>, with a blank before each. With `tells_delay` the sender is to
+    hear of a delay unless he wants to hear nothing (RFC 2852 4.1.4.2 over RFC 3461 5.2.1 c).
+    """
+    words, notify = b"", recipient.notify
+    if tells_delay and not notify & Notify.NEVER:
+        notify = (notify or Notify.FAILURE) | Notify.DELAY
+    if notify:
+        flags = [word for word, flag in _WORDS.items() if flag & notify]
         words = b" NOTIFY=" + b",".join(flags)
     if recipient.original:
         words += b" ORCPT=" + recipient.original
