@@ -252,6 +252,7 @@ class HardDetail07DowngradeTests(SynchronousTestCase):
     def test_unconvertible(self) -> None:
         """What cannot be converted without harm is refused, with the reason."""
         mixed = b"MIME-Version: 1.0\r\nContent-Type: multipart/%b; boundary=b\r\n%b\r\n--b\r\n%b\r\n--b--\r\n"
+        inner = b"Content-Type: message/rfc822\r\n\r\nContent-Type: multipart/mixed; boundary=%b\r\n\r\n--%b\r\n\r\n\xff\r\n--%b--"
         for content, reason in (
             (b"Subject: Gr\xfc\xdfe\r\n\r\nx\r\n", "8-bit"),
             (b"Subject: " + b"x" * 1000 + b"\r\n\r\n\xff\r\n", "over-long"),
@@ -267,6 +268,8 @@ class HardDetail07DowngradeTests(SynchronousTestCase):
             (mixed % (b"mixed", b"\r\npre\xffamble", b"\r\nx"), "outside"),
             (mixed % (b"mixed", b"", b"\r\nx") + b"epi\xfflogue\r\n", "outside"),
             (mixed % (b"mixed", b"", b"Content-Type: multipart/mixed\r\n\r\n\xff"), "boundary"),
+            (mixed % (b"mixed", b"", inner % (b"b", b"b", b"b")), "one around it"),
+            (mixed % (b"mixed", b"", inner % (b"b--", b"b--", b"b--")), "one around it"),
             (mixed % (b"mixed", b"", b"Content-Type: text\r\n\r\n\xff"), "is none"),
             (mixed % (b"mixed", b"", b"Content-Type: a/b\r\nContent-Type: a/c\r\n\r\n\xff"), "two"),
             (mixed % (b"mixed", b"", b"A: b\r\n--b\r\n\r\n\xff"), "within a header"),

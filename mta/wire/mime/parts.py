@@ -132,6 +132,8 @@ class PartReader:
         self._is_leaf = is_leaf
         if is_multipart:
             self._deeper()
+            if any(_look_alike(header.boundary, level.boundary) for level in self._open):
+                raise Malformed("a multipart with the boundary of one around it")
             self._open.append(_Open(header.boundary, content_type))
 
     def _deeper(self) -> None:
@@ -213,6 +215,11 @@ class PartReader:
             self.on_body(octets)
         else:
             self.on_between(octets)
+
+
+def _look_alike(one: bytes, other: bytes) -> bool:
+    """Some line delimits both: readers differ in whose it is (RFC 2046 5.1.2 forbids it)."""
+    return one == other or one == other + b"--" or one + b"--" == other
 
 
 def _beginning(buffer: bytes) -> int:
