@@ -270,6 +270,7 @@ class HardDetail07DowngradeTests(SynchronousTestCase):
             (mixed % (b"mixed", b"", b"Content-Type: multipart/mixed\r\n\r\n\xff"), "boundary"),
             (mixed % (b"mixed", b"", inner % (b"b", b"b", b"b")), "one around it"),
             (mixed % (b"mixed", b"", inner % (b"b--", b"b--", b"b--")), "one around it"),
+            (mixed.replace(b"; b", b";\xa0b") % (b"mixed", b"", b"\r\n\xff"), "boundary"),
             (mixed % (b"mixed", b"", b"Content-Type: text\r\n\r\n\xff"), "is none"),
             (mixed % (b"mixed", b"", b"Content-Type: a/b\r\nContent-Type: a/c\r\n\r\n\xff"), "two"),
             (mixed % (b"mixed", b"", b"A: b\r\n--b\r\n\r\n\xff"), "within a header"),

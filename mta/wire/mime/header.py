@@ -84,14 +84,15 @@ def _content_type(value: bytes) -> tuple[str, bytes]:
     if value.count(b";") > _PARAMETERS_LIMIT:
         raise Malformed("a Content-Type with more than 50 parameters")
     message = Message()
-    message["Content-Type"] = value.decode("latin-1")
+    # As another reader of octets has it: latin-1 has blanks (0xA0, 0x85) that are none.
+    message["Content-Type"] = value.decode("ascii", "surrogateescape")
     content_type = value.partition(b";")[0].strip().lower().decode("latin-1")
     if not _TYPE.fullmatch(content_type):
         raise Malformed("a Content-Type that is none")
     if not content_type.startswith("multipart/"):
         return content_type, b""
     try:
-        boundary = (message.get_boundary() or "").encode("latin-1")
+        boundary = (message.get_boundary() or "").encode("ascii")
     except Exception:  # the standard library raises many kinds for damaged parameters
         boundary = b""
     if not 0 < len(boundary) <= _BOUNDARY_LIMIT:
