@@ -298,6 +298,20 @@ class EndTests(Riding):
         [doubt] = self.bench.spool.doubts
         self.assertEqual((doubt.queue_id, doubt.slot), (name, SLOT))
 
+    def test_stopped_while_a_refusal_is_reported(self):
+        """Its outcome is known, and no doubt is added to it."""
+        refused = Outcome(0, OutcomeKind.FAILED, Reply(550, "5.1.1", (b"nobody",)))
+        self.bench.kind.on_prepare = lambda *a: succeed((refused,))
+        self.bench.dispatch.finish = lambda *a: Deferred()  # the original's header is being read
+        name, *rest, reservation = self.reserve()
+        self.offer(name, *rest, reservation)
+        self.bench.dispatch.stop("the address went")
+        [(results, _)] = self.bench.spool.batches
+        self.assertEqual(
+            [(r.queue_id, r.unknown, r.not_sent) for r in results], [(name, False, False)]
+        )
+        self.assertEqual([e.status for e in self.bench.transferred(name)], ["bounced"])
+
     def test_superseded_before_the_dot(self):
         """A successor published while MAIL and RCPT were said: no dot goes."""
         preparing = Deferred()

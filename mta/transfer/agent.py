@@ -297,18 +297,19 @@ class Agent:
                     if settled:
                         done = {outcome.recipient for outcome in settled}
                         left = tuple(i for i in recipients if i not in done)
-                    handed, results = results, []
+                    handed: list[Result] = []
                     try:
                         if job.is_intended:  # it is durable; the RESULTs before it are as well
                             spool.check()
                         else:
+                            handed, results = results, []
                             intent = naming.intent(message.queue_id, left)
                             await spool.journal(handed, (intent,))
                     except (Fenced, CancelledError):
                         raise
                     except SpoolError as problem:
                         # Nothing was let go: take it back, keep the results, try all of it later.
-                        results = handed
+                        results = [*handed, *results]
                         left = self._untell(job, slot, results)
                         self._unreadable(job, problem)
                         job = None
@@ -347,7 +348,7 @@ class Agent:
                     left = ()
                     content, next_content = next_content, None
                 else:
-                    is_let_go = True  # all of it is settled, without content
+                    is_let_go, left = True, ()  # all of it is settled, without content
                     content.close()
                     content = None
                     next_began = 0.0

@@ -83,9 +83,7 @@ class Naming:
 
     def foretold(self, queue_id: str, recipients: tuple[int, ...]) -> Intent | None:
         """That of what is not prepared yet; None where a name has to be made first."""
-        if self._checkpoints is not None:
-            return None
-        return Intent(queue_id, self._slot, recipients, self._peer)
+        return None if self._checkpoints is not None else self.intent(queue_id, recipients)
 
     def end(self) -> bool:
         """Cut off in the midst of it: True when the association was ended here, without a QUIT."""

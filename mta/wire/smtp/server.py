@@ -56,9 +56,9 @@ from mta.wire.smtp.server_auth import NO_AUTH, Authentication, AuthTerms, check_
 from mta.wire.smtp.states import TABLE, Role, Security, State, Verb, out_of_place
 from mta.wire.smtp.xclient import ANNOUNCEMENT, parse_xclient
 
-_NO_COMMANDS = {
-    *(Verb.END, Verb.CHUNK, Verb.REPEAT, Verb.CHALLENGE, Verb.RESPONSE, Verb.UNKNOWN),
-}
+_NO_COMMANDS = frozenset(
+    (Verb.END, Verb.CHUNK, Verb.REPEAT, Verb.CHALLENGE, Verb.RESPONSE, Verb.UNKNOWN)
+)
 _VERBS = {verb.value.encode(): verb for verb in Verb if verb not in _NO_COMMANDS}
 _OF_BROWSERS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"HTTP/1.1"))
 """A web page can make a browser send these to port 25, with SMTP commands behind them."""
